@@ -1,0 +1,17 @@
+"""AdvFilter in notebooks: predictive filtering against adversarial attacks, measured.
+
+`study` says what is to be run, `artefacts` makes and keeps everything expensive, `evaluation`
+measures, `claims` judges, `plots`, `widgets` and `figures` show. Each module imports only from those
+above it in this list: study, store, data, classifiers, attacks, filtering, unet, denoisers,
+baselines, losses, training, artefacts, evaluation, claims, plots, figures, widgets.
+"""
+
+import torch
+
+__version__ = "0.1.0"
+
+# Small weights and gradients become denormal numbers, on which a CPU is several times slower.
+torch.set_flush_denormal(True)
+# Attacks and their evaluation compare perturbations of 1e-4, which TF32's ten bits would swallow.
+torch.backends.cuda.matmul.allow_tf32 = False
+torch.backends.cudnn.allow_tf32 = False

@@ -1,0 +1,139 @@
+"""Images in [0, 1] with their labels, and the refusal of anything else."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from .study import Study
+
+DIGITS_TEST = 500  # of the 1,797 digits; the remaining 1,297 are for training
+SPLIT_SEED = 0  # the split never changes with a study's seed: no test image is ever trained on
+
+
+@dataclass(frozen=True)
+class Split:
+    """One part of a data set.
+
+    Attributes
+    ----------
+    images
+        Values in [0, 1].
+    labels
+        Class numbers from 0.
+    classes
+        The names of the classes; their number is the number of logits.
+    specification
+        Where the images come from, for keys and provenance.
+    """
+
+    images: Float[Tensor, "n c h w"]
+    labels: Int[Tensor, "n"]
+    classes: tuple[str, ...]
+    specification: dict[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def check_images(images: Tensor, *, caller: str, channels: int | None = 3) -> None:
+    """Refuse what is not a batch of images in [0, 1].
+
+    Parameters
+    ----------
+    images
+        What came.
+    caller
+        Who asks; opens the message.
+    channels
+        The number of colour channels, or None for any.
+
+    Raises
+    ------
+    TypeError
+        If it is not a tensor of floating-point numbers.
+    ValueError
+        If the shape is not (b, channels, h, w) with h and w above 0, or a value is not finite or
+        outside of [0, 1].
+    """
+    if not isinstance(images, Tensor):
+        raise TypeError(f"{caller}: expected a torch tensor of images, got {type(images).__name__}")
+    if not images.is_floating_point():
+        raise TypeError(
+            f"{caller}: expected floating-point images in [0, 1], got {images.dtype}; 8-bit images become "
+            "such with images.float() / 255"
+        )
+    if images.ndim != 4:
+        hint = "; add the batch dimension with images[None]" if images.ndim == 3 else ""
+        raise ValueError(f"{caller}: expected images of shape (b, c, h, w), got {tuple(images.shape)}{hint}")
+    if channels is not None and images.shape[1] != channels:
+        hint = "; a grayscale image becomes RGB with images.expand(-1, 3, -1, -1)" if images.shape[1] == 1 else ""
+        hint = "; move the channels with images.permute(0, 3, 1, 2)" if images.shape[3] == channels else hint
+        raise ValueError(f"{caller}: expected {channels} colour channels, got images of {tuple(images.shape)}{hint}")
+    if 0 in images.shape:
+        raise ValueError(f"{caller}: expected at least one image and one pixel, got {tuple(images.shape)}")
+    low, high = (float(value) for value in torch.aminmax(images.detach()))
+    if not (0 <= low and high <= 1):  # also refuses NaN, which compares with nothing
+        hint = "; divide by 255" if high > 2 else ""
+        hint = "; do not normalise, the classifier does" if low < 0 else hint
+        raise ValueError(f"{caller}: expected finite values in [0, 1], got values from {low:g} to {high:g}{hint}")
+
+
+def check_labels(labels: Tensor, *, images: Tensor, classes: int | None, caller: str) -> None:
+    """Refuse labels that do not fit the images or the classifier.
+
+    Raises
+    ------
+    ValueError
+        If there is not one integer per image, or one lies outside of 0 … classes − 1.
+    """
+    if labels.shape != images.shape[:1] or labels.is_floating_point():
+        raise ValueError(
+            f"{caller}: expected {len(images)} integer labels for {len(images)} images, got {labels.dtype} of "
+            f"shape {tuple(labels.shape)}"
+        )
+    low, high = (int(value) for value in torch.aminmax(labels))
+    if low < 0 or (classes is not None and high >= classes):
+        hint = "; labels that start at 1 need labels - 1" if low == 1 and high == classes else ""
+        raise ValueError(f"{caller}: expected labels from 0 to {(classes or 0) - 1}, got {low} to {high}{hint}")
+
+
+def load(study: Study, split: str, number: int | None = None) -> Split:
+    """The first `number` images of a split (all where None) at the study's image size.
+
+    Images of a split are shuffled once and for all, so its first images are a fair sample.
+
+    Raises
+    ------
+    ValueError
+        If `split` is neither ``train`` nor ``test``, or holds fewer than `number` images.
+    """
+    if split not in ("train", "test"):
+        raise ValueError(f"load: expected the split 'train' or 'test', got {split!r}")
+    whole = LOADERS[study.name](split, study.image_size)
+    if number is not None and not 0 < number <= len(whole):
+        raise ValueError(f"load: {study.name} has {len(whole)} {split} images, but {number} were asked for")
+    specification = whole.specification | {"images": number or len(whole)}
+    return Split(whole.images[:number], whole.labels[:number], whole.classes, specification)
+
+
+def _digits(split: str, image_size: int) -> Split:
+    """scikit-learn's 8×8 digits, embedded there, resized (bilinear) and repeated to RGB."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    parts = train_test_split(
+        digits.images / 16, digits.target, test_size=DIGITS_TEST, random_state=SPLIT_SEED, stratify=digits.target
+    )
+    pixels, labels = parts[split == "test"], parts[2 + (split == "test")]
+    images = torch.tensor(pixels, dtype=torch.float32)[:, None]
+    images = F.interpolate(images, (image_size, image_size), mode="bilinear").clamp(0, 1).repeat(1, 3, 1, 1)
+    specification = {"data": "digits", "source": "sklearn.datasets.load_digits", "split": split, "size": image_size}
+    return Split(images, torch.tensor(labels), tuple("0123456789"), specification)
+
+
+LOADERS = {"digits": _digits}

@@ -1,0 +1,93 @@
+"""The rows of the paper's tables: how each denoiser is made, and where it stands."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .baselines import BASELINES
+from .classifiers import Classifier
+from .denoisers import HEADS, Additive, Denoiser, Filtering, MultiHead, PAFilter, View, YNet
+from .losses import fusion_loss, image_loss, semantic_loss
+from .study import STRONG_EPS
+
+Objective = Callable[[Denoiser, Classifier, Tensor, Tensor, Tensor], Tensor]
+
+
+def _image(denoiser: Denoiser, classifier: Classifier, images: Tensor, clean: Tensor, eps: Tensor) -> Tensor:
+    return image_loss(denoiser(images), clean)
+
+
+def _semantic(denoiser: Denoiser, classifier: Classifier, images: Tensor, clean: Tensor, eps: Tensor) -> Tensor:
+    return semantic_loss(classifier, denoiser(images), clean)
+
+
+def _heads(denoiser: Denoiser, classifier: Classifier, images: Tensor, clean: Tensor, eps: Tensor) -> Tensor:
+    """Every image teaches the head of its strength's band (section 3.4)."""
+    assert isinstance(denoiser, MultiHead)
+    bands = torch.tensor([MultiHead.band(strength) for strength in eps.tolist()], device=images.device)
+    parts = [(View(denoiser, head), bands == head) for head in range(1, HEADS + 1)]
+    return torch.stack(
+        [image_loss(head(images[mine]), clean[mine]) * mine.sum() / len(images) for head, mine in parts if mine.any()]
+    ).sum()
+
+
+def _branches(denoiser: Denoiser, classifier: Classifier, images: Tensor, clean: Tensor, eps: Tensor) -> Tensor:
+    """All strengths teach φ_sl, the strong ones φ_m (section 4.2)."""
+    assert isinstance(denoiser, YNet)
+    loss = image_loss(View(denoiser, "sl")(images), clean)
+    strong = torch.isin(eps, torch.tensor(STRONG_EPS)).to(images.device)
+    return loss + image_loss(View(denoiser, "m")(images[strong]), clean[strong]) if strong.any() else loss
+
+
+def _fusion(denoiser: Denoiser, classifier: Classifier, images: Tensor, clean: Tensor, eps: Tensor) -> Tensor:
+    return fusion_loss(classifier, denoiser(images), clean)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a denoiser is made.
+
+    Attributes
+    ----------
+    build
+        Its class; takes ``width`` and ``kernel_size``.
+    objective
+        From (denoiser, classifier, attacked images, clean images, ε of each) to the loss.
+    strong_only
+        Whether it sees only the attacks of `nbsupport.study.STRONG_EPS`.
+    base
+        The denoiser that must be trained before and is frozen in it.
+    """
+
+    build: Callable[..., Denoiser]
+    objective: Objective
+    strong_only: bool = False
+    base: str | None = None
+
+
+RECIPES = {
+    "Add(L_img)": Recipe(Additive, _image),
+    "Add(L_sem)": Recipe(Additive, _semantic),
+    "Filt(L_img)": Recipe(Filtering, _image),
+    "Filt(L_sem)": Recipe(Filtering, _semantic),
+    "Filt(L_img*)": Recipe(Filtering, _image, strong_only=True),
+    "Multi-head-Filt(L_img)": Recipe(MultiHead, _heads),
+    "Y-Net": Recipe(YNet, _branches),
+    "PA-Filt(L_img)": Recipe(PAFilter, _fusion, base="Y-Net"),
+}
+VIEWS: dict[str, tuple[str, int | str]] = {
+    **{f"head_{head}": ("Multi-head-Filt(L_img)", head) for head in range(1, HEADS + 1)},
+    "PA-Filt(L_img)_sl": ("Y-Net", "sl"),
+    "PA-Filt(L_img)_m": ("Y-Net", "m"),
+}
+"""Rows that are one output of a denoiser with several."""
+
+TABLES = {
+    1: ("attacked", "Add(L_sem)", "Filt(L_sem)", "Add(L_img)", "Filt(L_img)", "Filt(L_img*)", *BASELINES),
+    2: ("attacked", "Add(L_sem)", "Filt(L_sem)", "Add(L_img)", "Filt(L_img)", *BASELINES),
+    3: ("attacked", *(f"head_{head}" for head in range(1, HEADS + 1)), *BASELINES),
+    4: ("attacked", "PA-Filt(L_img)_sl", "PA-Filt(L_img)_m", "PA-Filt(L_img)", "Filt(L_img)", *BASELINES),
+}
+"""The methods of the paper's tables, named as there, and the simple baselines."""
