@@ -1,9 +1,11 @@
 """PGD(n, ε), the paper's attack, on Foolbox; all strengths at once."""
 
+import contextlib
 import copy
 import hashlib
 import struct
 from dataclasses import dataclass
+from typing import Any
 
 import eagerpy as ep
 import foolbox
@@ -26,7 +28,7 @@ class _PGD(foolbox.attacks.LinfPGD):
         super().__init__(**options)  # type: ignore[arg-type]
         self.starts = starts
 
-    def get_random_start(self, x0: ep.Tensor, epsilon: ep.Tensor) -> ep.Tensor:
+    def get_random_start(self, x0: ep.Tensor, epsilon: Any) -> ep.Tensor:
         return ep.astensor(self.starts)
 
 
@@ -46,9 +48,9 @@ def random_starts(images: Float[Tensor, "b c h w"], eps: Float[Tensor, "b"], see
 
 
 def prepare(classifier: nn.Module) -> nn.Module:
-    """A copy made for attacking: frozen, so that no gradient of the weights is computed, batch norm
-    folded into the convolutions, and laid out for speed. Its logits are those of the classifier up
-    to rounding.
+    """A copy made for attacking: frozen, so that no gradient of the weights is computed, laid out
+    channels last, and with batch norm folded into the convolutions where the network's graph can be
+    traced. Its logits are those of the classifier up to rounding.
 
     Raises
     ------
@@ -59,9 +61,10 @@ def prepare(classifier: nn.Module) -> nn.Module:
         raise ValueError("attack: the classifier is in training mode; call classifier.eval() first")
     frozen = copy.deepcopy(classifier).requires_grad_(False)
     if isinstance(frozen, Classifier):
-        frozen.network = fuse(frozen.network)
+        with contextlib.suppress(torch.fx.proxy.TraceError, NotImplementedError):
+            frozen.network = fuse(frozen.network)
         frozen.forward = frozen.unchecked  # type: ignore[method-assign]
-    return frozen.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return frozen.to(memory_format=torch.channels_last)
 
 
 def pgd(
@@ -108,7 +111,7 @@ def pgd(
     """
     check_images(images, caller="pgd", channels=None)
     strengths = torch.as_tensor(eps, dtype=images.dtype, device=images.device).expand(len(images))
-    if not (torch.isfinite(strengths).all() and 0 <= strengths.min() and strengths.max() <= 1):
+    if not (torch.isfinite(strengths).all() and strengths.min() >= 0 and strengths.max() <= 1):
         raise ValueError(f"pgd: expected ε from 0 to 1, for images in [0, 1], got {eps}; 8/255 is written 8 / 255")
     if steps < 1 or rel_step <= 0:
         raise ValueError(f"pgd: expected at least one step of positive size, got steps={steps}, rel_step={rel_step}")
@@ -124,7 +127,8 @@ def pgd(
         clean, radius = images[part].contiguous(memory_format=torch.channels_last), strengths[part]
         attack = _PGD(random_starts(clean, radius, seed), **options)
         criterion = foolbox.criteria.Misclassification(labels[part])
-        attacked.append(attack.run(model, clean, criterion, epsilon=radius.view(-1, 1, 1, 1)).contiguous())
+        radii: Any = radius.view(-1, 1, 1, 1)  # Foolbox's own arithmetic takes one radius per image
+        attacked.append(attack.run(model, clean, criterion, epsilon=radii).contiguous())
     return torch.cat(attacked)
 
 

@@ -4,6 +4,7 @@ Pure functions of tensors. Every pixel and colour channel is filtered by a kerne
 is one entry of a kernel, and taps are stored row by row.
 """
 
+from collections.abc import Iterator
 from math import isqrt
 from typing import Any
 
@@ -61,7 +62,7 @@ def _padded(images: Tensor, kernels: Tensor) -> Tensor:
     return F.pad(images, (isqrt(kernels.shape[2]) // 2,) * 4)
 
 
-def _windows(padded: Tensor, kernels: Tensor):
+def _windows(padded: Tensor, kernels: Tensor) -> Iterator[tuple[int, Tensor]]:
     """For every tap its number and the view of the padded images that it weighs."""
     size, (height, width) = isqrt(kernels.shape[2]), kernels.shape[-2:]
     for tap in range(size * size):

@@ -6,7 +6,8 @@ integration), ``quick`` (minutes on a CPU) and ``paper`` (a GPU). A scale change
 
 import os
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Self
+from itertools import pairwise
+from typing import Any
 
 EPS = (0.0, 1e-4, 3e-4, 5e-4, 1e-3, 3e-3, 5e-3, 1e-2, 3e-2, 5e-2, 1e-1, 3e-1, 5e-1)
 """The attack strengths of the paper, for images in [0, 1]: the 13 columns of its tables."""
@@ -72,7 +73,7 @@ class Study:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.eps[0] != 0 or any(a >= b for a, b in zip(self.eps, self.eps[1:], strict=False)) or self.eps[-1] > 1:
+        if self.eps[0] != 0 or any(a >= b for a, b in pairwise(self.eps)) or self.eps[-1] > 1:
             raise ValueError(f"Study.eps: expected strengths that rise from 0 and stay within 1, got {self.eps}")
         for field in fields(self):
             value = getattr(self, field.name)
@@ -82,7 +83,7 @@ class Study:
             raise ValueError(f"Study.kernel_size: expected an odd number, got {self.kernel_size}")
 
     @classmethod
-    def named(cls, name: str = "digits", scale: str = "quick", **changes: Any) -> Self:
+    def named(cls, name: str = "digits", scale: str = "quick", **changes: Any) -> "Study":
         """The study `name` at `scale`, with single attributes replaced by `changes`.
 
         Raises
@@ -99,7 +100,7 @@ class Study:
         return replace(cls(name=name, scale=scale, **STUDIES[name][scale]), **changes)
 
     @classmethod
-    def chosen(cls, name: str = "digits", scale: str = "quick", **changes: Any) -> Self:
+    def chosen(cls, name: str = "digits", scale: str = "quick", **changes: Any) -> "Study":
         """As `named`, but ``NBSUPPORT_STUDY`` and ``NBSUPPORT_SCALE`` override `name` and `scale`.
 
         This is what the first cell of each notebook calls, so that one command can run them all
@@ -125,7 +126,7 @@ STUDIES: dict[str, dict[str, dict[str, Any]]] = {
         ),
         "quick": dict(
             classifier="small_resnet", train_images=1000, test_images=500, image_size=16, width=8, kernel_size=5,
-            epochs=10, batch_size=120, classifier_epochs=15, fusion_epochs=4,
+            epochs=5, batch_size=120, classifier_epochs=15, fusion_epochs=3,
         ),
         "paper": dict(
             classifier="small_resnet", train_images=1200, test_images=500, image_size=16, width=64, kernel_size=5,

@@ -3,6 +3,7 @@
 import pickle
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def fit(
             history.append(total / examples)
             bar.set_postfix(loss=f"{history[-1]:.4f}")
             state = {name: part.state_dict() for name, part in parts.items()} | {"history": history}
-            write_atomically(checkpoint, lambda path, state=state: torch.save(state, path))
+            write_atomically(checkpoint, partial(torch.save, state))
     return history
 
 

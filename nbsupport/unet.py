@@ -4,6 +4,8 @@ The paper gives its blocks and no code. What it leaves open follows the kernel p
 EfficientDerain, with which it shares an author. `width` scales all of it; 64 is the paper's.
 """
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -32,7 +34,7 @@ class Encoder(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         channels = [3, *(width * factor for factor in (1, 2, 4, 8, 8))]
-        self.blocks = nn.ModuleList(_block(a, b) for a, b in zip(channels, channels[1:], strict=False))
+        self.blocks = nn.ModuleList(_block(a, b) for a, b in pairwise(channels))
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
         outputs = [self.blocks[0](images)]

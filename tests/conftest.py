@@ -1,0 +1,25 @@
+"""Shapes are checked in every call of the package while its tests run, and nothing leaves the test's folder."""
+
+from jaxtyping import install_import_hook
+
+hook = install_import_hook("nbsupport", "numeric_tower.check")
+hook.__enter__()
+
+import pytest  # noqa: E402
+
+from nbsupport.artefacts import Artefacts  # noqa: E402
+from nbsupport.store import Store  # noqa: E402
+from nbsupport.study import Study  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _own_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("NBSUPPORT_HOME", str(tmp_path / "home"))
+    for name in ("NBSUPPORT_STUDY", "NBSUPPORT_SCALE", "NBSUPPORT_FIGURES"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session")
+def artefacts(tmp_path_factory):
+    """The artefacts of the smallest study, made once for all tests."""
+    return Artefacts(Study.named("digits", "smoke"), Store(tmp_path_factory.mktemp("store")))
