@@ -134,6 +134,12 @@ class Artefacts:
         }
         return specification | ({"base": self.denoiser_specification(base)} if base else {})
 
+    def specification(self, method: str) -> dict[str, Any]:
+        """What the denoiser of a table's row is a function of."""
+        name, output = VIEWS.get(method, (method, None))
+        trained = self.denoiser_specification(name) if name in RECIPES else None
+        return {"name": method, "output": output, "trained": trained}
+
     def denoiser(self, method: str) -> nn.Module:
         """The denoiser of a table's row, trained and frozen; the identity for ``attacked``.
 

@@ -50,7 +50,7 @@ def random_starts(images: Float[Tensor, "b c h w"], eps: Float[Tensor, "b"], see
 def prepare(classifier: nn.Module) -> nn.Module:
     """A copy made for attacking: frozen, so that no gradient of the weights is computed, laid out
     channels last, and with batch norm folded into the convolutions where the network's graph can be
-    traced. Its logits are those of the classifier up to rounding.
+    traced and calls each layer once. Its logits are those of the classifier up to rounding.
 
     Raises
     ------
@@ -62,11 +62,16 @@ def prepare(classifier: nn.Module) -> nn.Module:
     frozen = copy.deepcopy(classifier).requires_grad_(False)
     if isinstance(frozen, Classifier):
         with contextlib.suppress(torch.fx.proxy.TraceError, NotImplementedError):
-            frozen.network = fuse(frozen.network)
+            called = [
+                node.target for node in torch.fx.symbolic_trace(frozen.network).graph.nodes if node.op == "call_module"
+            ]
+            if len(called) == len(set(called)):  # a layer that is called twice would be folded twice
+                frozen.network = fuse(frozen.network)
         frozen.forward = frozen.unchecked  # type: ignore[method-assign]
     return frozen.to(memory_format=torch.channels_last)
 
 
+@torch.enable_grad()
 def pgd(
     classifier: nn.Module,
     images: Float[Tensor, "b c h w"],

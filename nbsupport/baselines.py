@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -49,7 +50,7 @@ def blur(images: Images) -> Images:
 def total_variation(images: Images) -> Images:
     """Chambolle's total-variation denoising of weight 0.1, over all channels at once."""
     denoised = [denoise_tv_chambolle(i, weight=TV_WEIGHT, channel_axis=0) for i in images.detach().cpu().numpy()]
-    return torch.tensor(denoised).to(images)
+    return torch.from_numpy(np.stack(denoised)).to(images)
 
 
 class Baseline(Denoiser):

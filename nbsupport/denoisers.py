@@ -26,14 +26,14 @@ from .unet import Decoder, Encoder, OutputLayer, initialise, resize
 HEADS = 4
 FUSION_WIDTH = 32
 Images = Float[Tensor, "b 3 h w"]
-Kernels = Float[Tensor, "b 3kk h w"]
+Kernels = Float[Tensor, "b taps h w"]
 Map = Float[Tensor, "b 1 h w"]
 
 
-def _centre_taps(size: int) -> Tensor:
-    kernel = torch.zeros(3, size * size)
-    kernel[:, size * size // 2] = 1
-    return kernel.flatten()
+def _kernel_layer(size: int, literal: bool) -> OutputLayer:
+    """The 1×1 layer that says kernels: at the start the identity's, unless `literal`."""
+    identity = torch.eye(size**2)[size**2 // 2].repeat(3)
+    return OutputLayer(3 * size**2, 3 * size**2, None if literal else identity)
 
 
 class Denoiser(nn.Module):
@@ -53,6 +53,17 @@ class Denoiser(nn.Module):
         raise NotImplementedError
 
 
+class KernelDenoiser(Denoiser):
+    """A denoiser that predicts `kernels` and filters with them (eq. 7)."""
+
+    def kernels(self, images: Images) -> Kernels:
+        """φ(Î): taps row by row, see `nbsupport.filtering.filter_pixels`."""
+        raise NotImplementedError
+
+    def denoise(self, images: Images) -> Images:
+        return filter_pixels(images, self.kernels(images))
+
+
 class Additive(Denoiser):
     """Ĩ = Î + φ(Î) (eq. 6).
 
@@ -63,51 +74,39 @@ class Additive(Denoiser):
     kernel_size
         Of the filtering denoiser it is compared with, whose last block it shares the width of.
     literal
-        The paper's literal reading: the last block has three rectified channels, so φ is often dead.
+        The last block has three rectified channels, so φ is often dead.
     """
 
     def __init__(self, width: int = 64, kernel_size: int = 5, *, literal: bool = False) -> None:
         super().__init__()
         channels = 3 if literal else 3 * kernel_size**2
-        self.encoder, self.decoder = Encoder(width), Decoder(width, channels)
-        if not literal:
-            initialise(self)
+        self.encoder, self.decoder = Encoder(width, literal=literal), Decoder(width, channels, literal=literal)
         self.output = OutputLayer(channels, 3, None if literal else torch.zeros(3))
 
     def denoise(self, images: Images) -> Images:
         return images + resize(self.output(self.decoder(self.encoder(images))), images)
 
 
-class Filtering(Denoiser):
+class Filtering(KernelDenoiser):
     """Ĩ = Î ⊗ φ(Î) (eq. 7): one K×K kernel for every pixel and colour channel.
 
     Parameters
     ----------
-    width
-        Channels of the first block of φ; 64 in the paper.
-    kernel_size
-        K, odd.
-    literal
-        The paper's literal reading: no initialisation at the identity.
+    width, kernel_size, literal
+        Channels of the first block of φ, 64 in the paper; K, odd; no initialisation at the identity.
     """
 
     def __init__(self, width: int = 64, kernel_size: int = 5, *, literal: bool = False) -> None:
         super().__init__()
         taps = 3 * kernel_size**2
-        self.encoder, self.decoder = Encoder(width), Decoder(width, taps)
-        if not literal:
-            initialise(self)
-        self.output = OutputLayer(taps, taps, None if literal else _centre_taps(kernel_size))
+        self.encoder, self.decoder = Encoder(width, literal=literal), Decoder(width, taps, literal=literal)
+        self.output = _kernel_layer(kernel_size, literal)
 
     def kernels(self, images: Images) -> Kernels:
-        """φ(Î): taps row by row, see `nbsupport.filtering.filter_pixels`."""
         return resize(self.output(self.decoder(self.encoder(images))), images)
 
-    def denoise(self, images: Images) -> Images:
-        return filter_pixels(images, self.kernels(images))
 
-
-class View(Denoiser):
+class View(KernelDenoiser):
     """One output of a denoiser that has several, as a denoiser of its own.
 
     Parameters
@@ -123,28 +122,20 @@ class View(Denoiser):
         self.whole, self.output = whole, output
 
     def kernels(self, images: Images) -> Kernels:
-        """The kernels of this output."""
         return self.whole.kernels(images, self.output)
 
-    def denoise(self, images: Images) -> Images:
-        return filter_pixels(images, self.kernels(images))
 
-
-class MultiHead(Denoiser):
+class MultiHead(KernelDenoiser):
     """One φ with four output layers; head i learns from the strengths {1, 3, 5}·10^(i−5) (section 3.4).
 
-    Called as it is, it answers with its last head; ``View(multi_head, 3)`` is the third.
-    Parameters as for `Filtering`.
+    Called as it is, it answers with its last head; ``View(heads, 3)`` is the third. Parameters as for `Filtering`.
     """
 
     def __init__(self, width: int = 64, kernel_size: int = 5, *, literal: bool = False) -> None:
         super().__init__()
         taps = 3 * kernel_size**2
-        self.encoder, self.decoder = Encoder(width), Decoder(width, taps)
-        if not literal:
-            initialise(self)
-        start = None if literal else _centre_taps(kernel_size)
-        self.outputs = nn.ModuleList(OutputLayer(taps, taps, start) for _ in range(HEADS))
+        self.encoder, self.decoder = Encoder(width, literal=literal), Decoder(width, taps, literal=literal)
+        self.outputs = nn.ModuleList(_kernel_layer(kernel_size, literal) for _ in range(HEADS))
 
     def kernels(self, images: Images, head: int | str = HEADS) -> Kernels:
         """The kernels of one head, 1 to 4.
@@ -158,31 +149,24 @@ class MultiHead(Denoiser):
             raise ValueError(f"MultiHead: expected a head from 1 to {HEADS}, got {head!r}")
         return resize(self.outputs[int(head) - 1](self.decoder(self.encoder(images))), images)
 
-    def denoise(self, images: Images) -> Images:
-        return filter_pixels(images, self.kernels(images))
-
     @staticmethod
     def band(eps: float) -> int:
         """The head that learns from `eps`: 1 for 1e-4 … 5e-4, 4 for 1e-1 … 5e-1."""
         return int(f"{eps:e}".split("e")[1]) + HEADS + 1
 
 
-class YNet(Denoiser):
+class YNet(KernelDenoiser):
     """One encoder and two decoders: φ_sl for small and large, φ_m for middle strengths (section 4.1).
 
-    Called as it is, it answers with Ĩ_sl; ``View(ynet, "m")`` is the other.
-    Parameters as for `Filtering`.
+    Called as it is, it answers with Ĩ_sl; ``View(ynet, "m")`` is the other. Parameters as for `Filtering`.
     """
 
     def __init__(self, width: int = 64, kernel_size: int = 5, *, literal: bool = False) -> None:
         super().__init__()
         taps = 3 * kernel_size**2
-        self.encoder = Encoder(width)
-        self.decoders = nn.ModuleDict({name: Decoder(width, taps) for name in ("sl", "m")})
-        if not literal:
-            initialise(self)
-        start = None if literal else _centre_taps(kernel_size)
-        self.outputs = nn.ModuleDict({name: OutputLayer(taps, taps, start) for name in ("sl", "m")})
+        self.encoder = Encoder(width, literal=literal)
+        self.decoders = nn.ModuleDict({name: Decoder(width, taps, literal=literal) for name in ("sl", "m")})
+        self.outputs = nn.ModuleDict({name: _kernel_layer(kernel_size, literal) for name in ("sl", "m")})
 
     def kernels(self, images: Images, branch: int | str = "sl") -> Kernels:
         """φ_sl(Î) or φ_m(Î).
@@ -203,9 +187,6 @@ class YNet(Denoiser):
 
     def _decode(self, outputs: list[Tensor], branch: str, images: Tensor) -> Tensor:
         return resize(self.outputs[branch](self.decoders[branch](outputs)), images)
-
-    def denoise(self, images: Images) -> Images:
-        return filter_pixels(images, self.kernels(images))
 
 
 class Parts(NamedTuple):
@@ -232,8 +213,8 @@ class PAFilter(Denoiser):
     width, kernel_size
         Of the new one, as for `Filtering`.
     literal
-        The paper's literal reading: the maps enter as they are, and nothing is initialised.
-        Otherwise they enter as differences from the identity's 1, and W starts at ½.
+        The maps enter as they are, and nothing is initialised. Otherwise they enter as differences
+        from the identity's 1, and W starts at ½.
     """
 
     def __init__(
@@ -254,10 +235,7 @@ class PAFilter(Denoiser):
     def parts(self, images: Images) -> Parts:
         """Ĩ_sl, Ĩ_m, both kernels, both uncertainty maps (eq. 9) and W (eq. 10).
 
-        Raises
-        ------
-        TypeError, ValueError
-            As when called.
+        Refuses what calling the denoiser refuses.
         """
         check_images(images, caller=type(self).__name__)
         kernels_sl, kernels_m = self.ynet.both_kernels(images)

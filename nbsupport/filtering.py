@@ -70,7 +70,7 @@ def _windows(padded: Tensor, kernels: Tensor) -> Iterator[tuple[int, Tensor]]:
         yield tap, padded[..., row : row + height, column : column + width]
 
 
-def filter_pixels(images: Float[Tensor, "b c h w"], kernels: Float[Tensor, "b ckk h w"]) -> Float[Tensor, "b c h w"]:
+def filter_pixels(images: Float[Tensor, "b c h w"], kernels: Float[Tensor, "b taps h w"]) -> Float[Tensor, "b c h w"]:
     """Filter every pixel of every colour channel with its own kernel (eq. 7).
 
     Parameters
@@ -106,7 +106,7 @@ def filter_pixels(images: Float[Tensor, "b c h w"], kernels: Float[Tensor, "b ck
     return _FilterPixels.apply(images, kernels.reshape(b, c, taps, h, w))
 
 
-def identity_kernels(images: Float[Tensor, "b c h w"], size: int = 5) -> Float[Tensor, "b ckk h w"]:
+def identity_kernels(images: Float[Tensor, "b c h w"], size: int = 5) -> Float[Tensor, "b taps h w"]:
     """Kernels that leave `images` as they are: the centre tap 1, the others 0.
 
     Raises
@@ -122,12 +122,12 @@ def identity_kernels(images: Float[Tensor, "b c h w"], size: int = 5) -> Float[T
     return kernels.reshape(b, -1, h, w)
 
 
-def uncertainty_map(kernels: Float[Tensor, "b ckk h w"]) -> Float[Tensor, "b 1 h w"]:
+def uncertainty_map(kernels: Float[Tensor, "b taps h w"]) -> Float[Tensor, "b 1 h w"]:
     """The largest entry of all kernels of a pixel, sign included (eq. 9): 1 for the identity."""
     return kernels.amax(dim=1, keepdim=True)
 
 
-def distance_from_identity(kernels: Float[Tensor, "b ckk h w"], channels: int = 3) -> Float[Tensor, "b 1 h w"]:
+def distance_from_identity(kernels: Float[Tensor, "b taps h w"], channels: int = 3) -> Float[Tensor, "b 1 h w"]:
     """How far the kernels of a pixel are from the identity: the mean over channels of their L1 distance.
 
     Raises

@@ -86,7 +86,7 @@ VIEWS: dict[str, tuple[str, int | str]] = {
 
 TABLES = {
     1: ("attacked", "Add(L_sem)", "Filt(L_sem)", "Add(L_img)", "Filt(L_img)", "Filt(L_img*)", *BASELINES),
-    2: ("attacked", "Add(L_sem)", "Filt(L_sem)", "Add(L_img)", "Filt(L_img)", *BASELINES),
+    2: ("attacked", "Add(L_sem)", "Filt(L_sem)", "Add(L_img)", "Filt(L_img)", "Filt(L_img*)", *BASELINES),
     3: ("attacked", *(f"head_{head}" for head in range(1, HEADS + 1)), *BASELINES),
     4: ("attacked", "PA-Filt(L_img)_sl", "PA-Filt(L_img)_m", "PA-Filt(L_img)", "Filt(L_img)", *BASELINES),
 }

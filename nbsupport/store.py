@@ -1,8 +1,7 @@
 """Artefacts on disk: everything expensive, addressed by the specification it was made from.
 
 An artefact is a folder ``<home>/<kind>/<name>-<key>`` with its data and an ``artefact.json``; the key
-is a hash of the whole specification, which names what the artefact was made from, down to the data.
-There are two forms:
+is a hash of the whole specification, which names what it was made from, down to the data. Two forms:
 
 `Store.tensors`   named tensors in one safetensors file, made by a function that may leave
                   checkpoints in a scratch folder and goes on from them after an interruption.
@@ -14,7 +13,6 @@ What does not match is reported as a `CorruptArtefact` warning and made again.
 """
 
 import contextlib
-import hashlib
 import json
 import logging
 import os
@@ -22,6 +20,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +28,15 @@ import numpy as np
 import torch
 import zarr
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from torch import Tensor
 from tqdm.auto import tqdm
 from zarr.codecs import BytesCodec, Crc32cCodec
+from zarr.errors import ContainsArrayError
 
 BLOCK = 64  # images per chunk of an array
 Specification = Mapping[str, Any]
-log = logging.getLogger(__name__)
+Tensors = tuple[dict[str, Tensor], dict[str, Any]]
 
 
 class CorruptArtefact(UserWarning):
@@ -46,24 +45,18 @@ class CorruptArtefact(UserWarning):
 
 def default_home() -> Path:
     """``NBSUPPORT_HOME``, or else a folder in the user's cache folder."""
-    if home := os.environ.get("NBSUPPORT_HOME"):
-        return Path(home).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nbsupport"
+    home = os.environ.get("NBSUPPORT_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "nbsupport")
+    return Path(home).expanduser()
 
 
 def canonical(specification: Specification) -> str:
     """The specification as JSON with sorted keys: equal if and only if the content is."""
-    return json.dumps(specification, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    return json.dumps(specification, sort_keys=True, allow_nan=False)
 
 
 def key(specification: Specification) -> str:
     """Sixteen hexadecimal digits that stand for the specification."""
-    return hashlib.sha256(canonical(specification).encode()).hexdigest()[:16]
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256(canonical(specification).encode()).hexdigest()[:16]
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -78,6 +71,12 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def _report(reason: str, *discarded: Path) -> None:
+    for path in discarded:  # first, because warnings may be errors
+        path.unlink(missing_ok=True)
+    warnings.warn(f"{reason}; making it again", CorruptArtefact, stacklevel=2)
+
+
 class Store:
     """All artefacts under one folder.
 
@@ -88,20 +87,18 @@ class Store:
     """
 
     def __init__(self, home: str | Path | None = None) -> None:
-        self.home = Path(home) if home is not None else default_home()
+        self.home = Path(home).expanduser() if home is not None else default_home()
 
     def folder(self, specification: Specification) -> Path:
         """Where the artefact of `specification` is or would be; the specification has a ``kind`` and a ``name``."""
-        name = "".join(c if c.isalnum() or c in "-+" else "_" for c in str(specification["name"]))
+        name = "".join(c if c.isalnum() or c in "-+" else "_" for c in str(specification["name"]))[:40]
         return self.home / str(specification["kind"]) / f"{name}-{key(specification)}"
 
     def has(self, specification: Specification) -> bool:
         """Whether the artefact was finished; its content is verified when it is used."""
         return (self.folder(specification) / "artefact.json").is_file()
 
-    def tensors(
-        self, specification: Specification, make: Callable[[Path], tuple[Mapping[str, Tensor], Mapping[str, Any]]]
-    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def tensors(self, specification: Specification, make: Callable[[Path], Tensors]) -> Tensors:
         """Named tensors and a report: the stored ones, or those that `make` returns.
 
         Parameters
@@ -109,35 +106,35 @@ class Store:
         specification
             What the tensors are a function of.
         make
-            Gets a scratch folder of its own, which survives interruptions and is removed at the end.
-
-        Returns
-        -------
-        The tensors, and the report as it reads back from JSON.
+            Gets a scratch folder, which survives interruptions. Its report comes back as it reads from JSON.
         """
         folder = self.folder(specification)
         with self._locked(folder):
-            with contextlib.suppress(FileNotFoundError):
-                return self._read_tensors(folder, specification)
+            if stored := self._read_tensors(folder, specification):
+                return stored
             scratch = folder / "scratch"
-            scratch.mkdir(parents=True, exist_ok=True)
+            scratch.mkdir(exist_ok=True)
             made, report = make(scratch)
-            tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in made.items()}
-            path = folder / "tensors.safetensors"
-            write_atomically(path, lambda temporary: save_file(tensors, temporary))
-            self._finish(folder, specification, {"report": dict(report), "sha256": _sha256(path)})
+            # cloned, because safetensors refuses tensors that share memory
+            content = save({name: tensor.detach().cpu().clone().contiguous() for name, tensor in made.items()})
+            write_atomically(folder / "tensors.safetensors", lambda temporary: temporary.write_bytes(content))
+            record = self._finish(folder, specification, {"report": report, "sha256": sha256(content).hexdigest()})
             shutil.rmtree(scratch)
-            return self._read_tensors(folder, specification)
+            return load(content), record["report"]
 
-    def _read_tensors(self, folder: Path, specification: Specification) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        record, path = self._record(folder, specification), folder / "tensors.safetensors"
+    def _read_tensors(self, folder: Path, specification: Specification) -> Tensors | None:
+        if (record := self._record(folder, specification)) is None:
+            return None
+        path = folder / "tensors.safetensors"
         try:
-            if _sha256(path) != record["sha256"]:
-                raise SafetensorError("its checksum differs from the recorded one")
-            return load_file(path), record["report"]
-        except (FileNotFoundError, SafetensorError) as error:
-            self._reject(folder / "artefact.json", f"{path}: {error}")
-            raise FileNotFoundError(path) from error
+            content = path.read_bytes()  # once: what is used is what was verified
+            if sha256(content).hexdigest() == record["sha256"]:
+                return load(content), record["report"]
+            reason = "its checksum differs from the recorded one"
+        except OSError as error:
+            reason = str(error)
+        _report(f"{path}: {reason}", folder / "artefact.json")
+        return None
 
     def array(
         self,
@@ -150,59 +147,58 @@ class Store:
 
         Parameters
         ----------
-        specification
-            What the array is a function of.
-        shape
-            Its shape; a chunk holds one strength and 64 images.
+        specification, shape
+            What the array is a function of, and its shape; a chunk holds one strength and 64 images.
         make
             From a slice of images and the numbers of the strengths that are missing there to
-            an array of shape (strengths, images, …) without NaN.
+            an array of shape (strengths, images, …).
         label
             For the progress bar.
 
-        Returns
-        -------
-        The array, in memory.
+        Raises
+        ------
+        ValueError
+            If `make` returns NaN, which marks what is missing, or another shape.
         """
         folder = self.folder(specification)
         with self._locked(folder):
+            finished = self._record(folder, specification) is not None
             stored = self._open_array(folder / "array.zarr", shape)
             result = torch.empty(shape, dtype=torch.float16)
-            blocks = [slice(start, min(start + BLOCK, shape[1])) for start in range(0, shape[1], BLOCK)]
-            finished = self.has(specification)
             with tqdm(total=shape[0] * shape[1], desc=label, unit="image", disable=finished or not label) as bar:
-                for block in blocks:
+                for start in range(0, shape[1], BLOCK):
+                    block = slice(start, min(start + BLOCK, shape[1]))
                     missing = [row for row in range(shape[0]) if not self._read_chunk(stored, row, block, result)]
-                    bar.update((shape[0] - len(missing)) * (block.stop - block.start))
-                    if missing:
-                        made = make(block, missing)
-                        for row, values in zip(missing, made, strict=True):
-                            stored[row, block] = values
-                            self._read_chunk(stored, row, block, result)
-                        bar.update(len(missing) * (block.stop - block.start))
+                    bar.update((shape[0] - len(missing)) * (block.stop - start))
+                    for row, values in zip(missing, make(block, missing) if missing else (), strict=True):
+                        stored[row, block] = values
+                        if not self._read_chunk(stored, row, block, result):
+                            raise ValueError(f"{folder.name}: NaN was made for strength {row} and {block}")
+                        bar.update(block.stop - start)
             if not finished:
-                self._finish(folder, specification, {"shape": list(shape)})
+                self._finish(folder, specification, {"shape": shape})
             return result
 
-    def _open_array(self, path: Path, shape: tuple[int, ...]) -> zarr.Array:
+    @staticmethod
+    def _open_array(path: Path, shape: tuple[int, ...]) -> zarr.Array:
         # NaN marks what is missing, so empty chunks must be written like any other
         options: dict[str, Any] = dict(
             shape=shape, chunks=(1, min(BLOCK, shape[1]), *shape[2:]), dtype="float16", fill_value=float("nan"),
             serializer=BytesCodec(), compressors=[Crc32cCodec()], config={"write_empty_chunks": True},
         )  # fmt: skip
-        wanted = zarr.create_array(zarr.storage.MemoryStore(), **options).metadata
-        if path.exists():
+        wanted = zarr.create_array({}, **options).metadata.to_dict()  # a dictionary, because NaN differs from itself
+        if (description := path / "zarr.json").exists():
             try:
-                stored = zarr.open_array(path, mode="r+", config={"write_empty_chunks": True})
-                if stored.metadata == wanted:
-                    return stored
-                reason = "its description differs from the specified one"
-            except Exception as error:  # whatever zarr meets in a damaged description, it is made again
-                reason = str(error)
-            warnings.warn(f"{path}: {reason}; making it again", CorruptArtefact, stacklevel=4)
-            shutil.rmtree(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return zarr.create_array(path, **options)
+                found = zarr.open_array(path, mode="r").metadata.to_dict()
+            except Exception as error:  # whatever zarr meets there; the chunks have checksums of their own
+                _report(f"{description}: {error}", description)
+            else:
+                if found != wanted:
+                    shutil.rmtree(path)
+                    _report(f"{path}: its description differs from the specified one")
+        with contextlib.suppress(ContainsArrayError):  # it is there, or zarr's thread still wrote it when interrupted
+            zarr.create_array(path, **options)
+        return zarr.open_array(path, mode="r+", config=options["config"])
 
     @staticmethod
     def _read_chunk(stored: zarr.Array, row: int, block: slice, result: Tensor) -> bool:
@@ -210,14 +206,14 @@ class Store:
         try:
             values = np.asarray(stored[row, block])
         except ValueError as error:
-            warnings.warn(f"{stored.store_path}, strength {row}, images from {block.start}: {error}; making it again",
-                          CorruptArtefact, stacklevel=3)  # fmt: skip
+            _report(f"{stored.store_path}, strength {row}, images from {block.start}: {error}")
             return False
         result[row, block] = torch.from_numpy(values)
         return not np.isnan(values).any()
 
-    def _record(self, folder: Path, specification: Specification) -> dict[str, Any]:
-        """The content of ``artefact.json``; FileNotFoundError where it is absent or damaged."""
+    @staticmethod
+    def _record(folder: Path, specification: Specification) -> dict[str, Any] | None:
+        """The content of ``artefact.json``; None where it is absent or damaged."""
         path = folder / "artefact.json"
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
@@ -225,22 +221,20 @@ class Store:
             if record["digest"] == key(content) and record["specification"] == json.loads(canonical(specification)):
                 return record
             reason = "its content differs from what was written"
-        except (ValueError, KeyError, TypeError) as error:
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             reason = f"it cannot be read ({error})"
-        self._reject(path, f"{path}: {reason}")
-        raise FileNotFoundError(path)
+        _report(f"{path}: {reason}", path)
+        return None
 
     @staticmethod
-    def _finish(folder: Path, specification: Specification, rest: dict[str, Any]) -> None:
-        record = {"specification": json.loads(canonical(specification)), "made": datetime.now(UTC).isoformat()}
-        record |= {"torch": torch.__version__} | rest
-        text = json.dumps(record | {"digest": key(record)}, indent=1, ensure_ascii=False)
-        write_atomically(folder / "artefact.json", lambda path: path.write_text(text, encoding="utf-8"))
-
-    @staticmethod
-    def _reject(record: Path, reason: str) -> None:
-        warnings.warn(f"{reason}; making it again", CorruptArtefact, stacklevel=5)
-        record.unlink(missing_ok=True)
+    def _finish(folder: Path, specification: Specification, rest: Mapping[str, Any]) -> dict[str, Any]:
+        about = {"specification": specification, "made": datetime.now(UTC).isoformat(), "torch": torch.__version__}
+        record = json.loads(canonical({**about, **rest}))  # as it reads back, so that the digest will be the same
+        text = json.dumps(record | {"digest": key(record)}, indent=1)
+        write_atomically(folder / "artefact.json", lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        return record
 
     @contextlib.contextmanager
     def _locked(self, folder: Path) -> Iterator[None]:
@@ -248,11 +242,9 @@ class Store:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / "lock")
         try:
-            lock.acquire(timeout=0)
+            held = lock.acquire(timeout=0)
         except Timeout:
-            log.warning("waiting for another process that makes %s", folder.name)
-            lock.acquire()
-        try:
+            logging.getLogger(__name__).warning("waiting for another process that makes %s", folder.name)
+            held = lock.acquire()
+        with held:
             yield
-        finally:
-            lock.release()

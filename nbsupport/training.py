@@ -1,9 +1,10 @@
 """One training loop for everything that learns, resumable after every epoch."""
 
-import pickle
+import hashlib
+import io
+import math
 import warnings
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from .store import CorruptArtefact, write_atomically
 Loss = Callable[[Int[Tensor, "b"], torch.Generator], Tensor]
 
 
+@torch.enable_grad()  # an artefact may be asked for where gradients are switched off
 def fit(
     trained: nn.Module,
     loss: Loss,
@@ -70,33 +72,45 @@ def fit(
         history = saved["history"]
         for name, part in parts.items():
             part.load_state_dict(saved[name])
-    with tqdm(total=epochs * steps, initial=len(history) * steps, desc=label, unit="batch") as bar:
+    undisturbed = torch.random.fork_rng(range(torch.cuda.device_count()))
+    with tqdm(total=epochs * steps, initial=len(history) * steps, desc=label, unit="batch") as bar, undisturbed:
         for epoch in range(len(history), epochs):
             generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+            torch.manual_seed(generator.initial_seed())  # dropout draws from the global state
             total = 0.0
             for batch in torch.randperm(examples, generator=generator).split(batch_size):
                 optimiser.zero_grad(set_to_none=True)
                 value = loss(batch, generator)
+                total += float(value.detach()) * len(batch)
+                if not math.isfinite(total):
+                    raise FloatingPointError(
+                        f"{label}: the loss is {total} in epoch {epoch + 1}; lower the learning rate"
+                    )
                 value.backward()
                 optimiser.step()
                 schedule.step()
-                total += float(value.detach()) * len(batch)
                 bar.update()
-            if not total == total or total == float("inf"):
-                raise FloatingPointError(f"{label}: the loss of epoch {epoch + 1} is {total}; lower the learning rate")
             history.append(total / examples)
             bar.set_postfix(loss=f"{history[-1]:.4f}")
-            state = {name: part.state_dict() for name, part in parts.items()} | {"history": history}
-            write_atomically(checkpoint, partial(torch.save, state))
+            _write(checkpoint, {name: part.state_dict() for name, part in parts.items()} | {"history": history})
     return history
+
+
+def _write(checkpoint: Path, state: dict[str, Any]) -> None:
+    """The checkpoint and before it its SHA-256: `torch.load` itself overlooks altered weights."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    content = file.getvalue()
+    write_atomically(checkpoint, lambda path: path.write_bytes(hashlib.sha256(content).digest() + content))
 
 
 def _read(checkpoint: Path) -> dict[str, Any]:
     """The checkpoint, empty where there is none or it is damaged."""
-    try:
-        return torch.load(checkpoint, weights_only=True, map_location="cpu")
-    except FileNotFoundError:
+    if not checkpoint.exists():
         return {}
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        warnings.warn(f"{checkpoint}: {error}; starting this training again", CorruptArtefact, stacklevel=3)
+    stored = checkpoint.read_bytes()
+    checksum, content = stored[:32], stored[32:]
+    if hashlib.sha256(content).digest() != checksum:
+        warnings.warn(f"{checkpoint}: damaged; starting this training again", CorruptArtefact, stacklevel=3)
         return {}
+    return torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")

@@ -31,10 +31,12 @@ def initialise(module: nn.Module) -> None:
 class Encoder(nn.Module):
     """Five blocks of `width` · (1, 2, 4, 8, 8) channels, average pooling by 2 between them."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, *, literal: bool = False) -> None:
         super().__init__()
         channels = [3, *(width * factor for factor in (1, 2, 4, 8, 8))]
         self.blocks = nn.ModuleList(_block(a, b) for a, b in pairwise(channels))
+        if not literal:
+            initialise(self)
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
         outputs = [self.blocks[0](images)]
@@ -47,10 +49,12 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Three blocks of `width` · 8, `width` · 4 and `channels` channels with skips from encoder blocks 4, 3, 2."""
 
-    def __init__(self, width: int, channels: int) -> None:
+    def __init__(self, width: int, channels: int, *, literal: bool = False) -> None:
         super().__init__()
         before = (16 * width, 12 * width, 6 * width)
         self.blocks = nn.ModuleList(_block(a, b) for a, b in zip(before, (8 * width, 4 * width, channels), strict=True))
+        if not literal:
+            initialise(self)
 
     def forward(self, outputs: list[Tensor]) -> Float[Tensor, "b channels h w"]:
         x = outputs[4]

@@ -1,0 +1,55 @@
+# Everything from a bare clone: `make study`, `make lab`, `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+# What an activated environment or a user's settings would mix into ours stays outside.
+unexport PYTHONPATH PYTHONHOME
+export PIP_USER := 0
+export PYTHONNOUSERSITE := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help install study lab test bench report doctor links clean
+help:
+	@echo "make study    run the whole study on this machine (notebooks, tables, figures)"
+	@echo "make lab      open JupyterLab on notebooks/00_start_here.ipynb"
+	@echo "make test     check everything: style, types, unit tests, every notebook"
+	@echo "make bench    how fast, beside the usual ways of doing it"
+	@echo "make report   tables and claims on the terminal"
+	@echo "make doctor   what is installed, what is there, what is missing"
+	@echo "make clean    remove the virtual environment and the pages (not the store)"
+
+install: $(READY)
+$(READY): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: install Python 3.11 or newer, or name one: make $(or $(MAKECMDGOALS),study) PYTHON=/path/to/python"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed, $(PYTHON) is $$($(PYTHON) -V 2>&1); name another: make $(or $(MAKECMDGOALS),study) PYTHON=/path/to/python"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "$(PYTHON) lacks venv: install it (Debian, Ubuntu: apt install python3-venv), or name another Python: make $(or $(MAKECMDGOALS),study) PYTHON=/path/to/python"; exit 1; }
+	@echo "Installing into .venv (once; PyTorch is large, this takes minutes)"
+	@$(PYTHON) -m venv --clear .venv
+	@$(BIN)/python -m pip install --quiet --editable '.[lab,dev]' --constraint constraints.txt
+	@touch $@
+
+study: $(READY)
+	@$(BIN)/python -m nbsupport run
+	@$(BIN)/python -m nbsupport report
+	@echo; echo "Now walk through it: make lab"
+
+lab: $(READY)
+	@$(BIN)/python -m jupyterlab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/00_start_here.ipynb
+
+test: $(READY)
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+	$(BIN)/python -m pytest
+
+bench: $(READY)
+	$(BIN)/python -m pytest tests/benchmarks -o addopts= --benchmark-only --benchmark-disable-gc
+
+report doctor: $(READY)
+	@$(BIN)/python -m nbsupport $@
+
+links: $(READY)
+	@$(BIN)/python -m nbsupport.navigation
+
+clean:
+	rm -rf .venv build

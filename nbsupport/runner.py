@@ -1,0 +1,104 @@
+"""Notebooks executed as a person would: each in a fresh kernel, every cell, every slider moved."""
+
+import os
+import time
+from pathlib import Path
+
+import nbformat
+from nbconvert import HTMLExporter
+from nbconvert.preprocessors import ExecutePreprocessor
+from nbformat import NotebookNode
+from tqdm import tqdm
+
+from .figures import REPOSITORY
+
+NOTEBOOKS = REPOSITORY / "notebooks"
+RESULTS = REPOSITORY / "build"
+EXERCISE = "from nbsupport import widgets\nprint(widgets.exercise(), 'sliders moved to both ends')"
+
+
+class NotebookError(RuntimeError):
+    """A notebook that did not do what it promises."""
+
+
+def find(names: list[str]) -> list[Path]:
+    """The notebooks whose names begin with one of `names`; all of them where that is empty.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a name fits no notebook.
+    """
+    every = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+    stems = [Path(name).stem for name in names]
+    for stem in stems:
+        if not any(path.stem.startswith(stem) for path in every):
+            there = ", ".join(path.stem for path in every)
+            raise FileNotFoundError(f"no notebook in {NOTEBOOKS} begins with {stem!r}; there are: {there}")
+    return [path for path in every if not stems or any(path.stem.startswith(stem) for stem in stems)]
+
+
+def execute(path: Path, study: str, scale: str) -> NotebookNode:
+    """Run a notebook at a scale and move its sliders.
+
+    Returns
+    -------
+    The executed notebook, with outputs and the state of its widgets.
+
+    Raises
+    ------
+    NotebookError
+        If a cell fails or is left out, or an error hides in a widget.
+    """
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells.append(nbformat.v4.new_code_cell(EXERCISE))
+    with tqdm(total=len(notebook.cells), desc=path.stem, unit="cell", leave=False) as bar:
+        processor = ExecutePreprocessor(timeout=None, kernel_name="python3", on_cell_executed=lambda **_: bar.update(1))
+        overrides = {"NBSUPPORT_STUDY": study, "NBSUPPORT_SCALE": scale}
+        before = {name: os.environ.get(name) for name in overrides}
+        os.environ.update(overrides)  # the kernel inherits them
+        try:
+            processor.preprocess(notebook, {"metadata": {"path": str(path.parent)}})
+        except Exception as error:
+            raise NotebookError(f"{path.name}: {error}") from error
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
+    _inspect(notebook, path.name)
+    notebook.cells.pop()
+    return notebook
+
+
+def _inspect(notebook: NotebookNode, name: str) -> None:
+    for number, cell in enumerate(notebook.cells):
+        if cell.cell_type == "code" and cell.source.strip() and cell.execution_count is None:
+            raise NotebookError(f"{name}: cell {number} was not executed")
+    states = notebook.metadata.get("widgets", {}).get("application/vnd.jupyter.widget-state+json", {}).get("state", {})
+    for widget in states.values():
+        for output in widget["state"].get("outputs", ()):
+            if output["output_type"] == "error":
+                raise NotebookError(f"{name}: an error hides in a widget: {output['ename']}: {output['evalue']}")
+
+
+def run(names: list[str], study: str, scale: str) -> Path:
+    """Execute notebooks one after the other and keep a web page of each.
+
+    Returns
+    -------
+    The folder of the pages, ``build/<study>-<scale>``, which git ignores.
+    """
+    folder = RESULTS / f"{study}-{scale}"
+    folder.mkdir(parents=True, exist_ok=True)
+    exporter, total = HTMLExporter(), time.monotonic()
+    for path in find(names):
+        start = time.monotonic()
+        notebook = execute(path, study, scale)
+        page, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": path.stem, "path": str(path.parent)}})
+        page = page.replace("../figures/", "../../figures/")
+        (folder / f"{path.stem}.html").write_text(page, encoding="utf-8")
+        print(f"{path.stem:30} {time.monotonic() - start:6.0f} s", flush=True)
+    print(f"{'all':30} {time.monotonic() - total:6.0f} s", flush=True)
+    return folder

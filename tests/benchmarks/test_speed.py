@@ -1,0 +1,142 @@
+"""`make bench`: ours beside the usual ways, on the same inputs. Not part of `make test`."""
+
+import re
+import subprocess
+import sys
+
+import foolbox
+import pytest
+import torch
+import torch.nn.functional as F
+
+from nbsupport.attacks import pgd
+from nbsupport.classifiers import Classifier, SmallResNet
+from nbsupport.filtering import filter_pixels
+
+SHAPES = [(64, 3, 32, 32), (4, 3, 224, 224)]
+
+
+def unfold(images, kernels):
+    b, c, h, w = images.shape
+    size = round((kernels.shape[1] / c) ** 0.5)
+    windows = F.unfold(images, size, padding=size // 2).view(b, c, -1, h, w)
+    return (windows * kernels.view(b, c, -1, h, w)).sum(dim=2)
+
+
+def stack_of_shifts(images, kernels):
+    b, c, h, w = images.shape
+    size = round((kernels.shape[1] / c) ** 0.5)
+    padded = F.pad(images, (size // 2,) * 4)
+    shifts = [padded[..., y : y + h, x : x + w] for y in range(size) for x in range(size)]
+    return (torch.stack(shifts, dim=2) * kernels.view(b, c, -1, h, w)).sum(dim=2)
+
+
+WAYS = {"ours": filter_pixels, "F.unfold": unfold, "stack of shifts": stack_of_shifts}
+
+
+@pytest.fixture(params=SHAPES, ids=lambda shape: "x".join(map(str, shape)))
+def shape(request):
+    return request.param
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("size", [3, 5])
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward+backward"])
+def test_filter_pixels(benchmark, shape, size, backward, way):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(shape, generator=generator).requires_grad_(backward)
+    kernels = torch.randn(shape[0], 3 * size**2, *shape[2:], generator=generator).requires_grad_(backward)
+    assert torch.allclose(WAYS[way](images, kernels), unfold(images, kernels), atol=1e-4)
+
+    def run():
+        images.grad = kernels.grad = None
+        filtered = WAYS[way](images, kernels)
+        if backward:
+            filtered.sum().backward()
+
+    benchmark.group = f"filter_pixels {shape[-1]} K={size} {'forward+backward' if backward else 'forward'}"
+    benchmark.pedantic(run, rounds=15, warmup_rounds=3)
+
+
+PEAK = """
+import torch
+from pathlib import Path
+from nbsupport.filtering import filter_pixels
+def kilobytes(name):
+    return int(next(l for l in Path("/proc/self/status").read_text().splitlines() if l.startswith(name)).split()[1])
+images, kernels = torch.rand(16, 3, 224, 224), torch.rand(16, 3 * {size} ** 2, 224, 224)
+small = [t[:1, :, :8, :8].clone().requires_grad_() for t in (images, kernels)]
+filter_pixels(*small).sum().backward()
+images.requires_grad_({backward}), kernels.requires_grad_({backward})
+Path("/proc/self/clear_refs").write_text("5")
+before = kilobytes("VmRSS")
+filtered = filter_pixels(images, kernels)
+if {backward}:
+    filtered.sum().backward()
+print("ratio", (kilobytes("VmHWM") - before) * 1024 / (kernels.numel() * 4))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize("size", [3, 5])
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward+backward"])
+@pytest.mark.parametrize("way", ["ours"])
+def test_memory_of_filter_pixels(benchmark, size, backward, way):
+    """The peak of extra memory, relative to the kernels'."""
+    code = PEAK.format(size=size, backward=backward)
+
+    def peak():
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        return float(re.search(r"ratio (\S+)", done.stdout)[1])
+
+    benchmark.group = f"memory K={size} {'forward+backward' if backward else 'forward'}"
+    ratio = benchmark.pedantic(peak, rounds=1)
+    benchmark.extra_info["memory / kernels"] = ratio
+    print(f"\n{benchmark.group}: extra memory {ratio:.2f} × the kernels'")
+    assert ratio < 1.2
+
+
+EPS = (1e-3, 3e-3, 1e-2, 3e-2)
+
+
+@pytest.fixture(scope="module")
+def cifar_resnet20():
+    """A CIFAR ResNet-20 and images, trained for a moment so that attacks have something to do."""
+    torch.manual_seed(0)
+    classifier = Classifier(SmallResNet(10, width=16, blocks=3)).train()
+    labels = torch.randint(10, (128,))
+    images = (torch.rand(10, 3, 32, 32)[labels] * 0.3 + 0.35 + 0.1 * torch.randn(128, 3, 32, 32)).clamp(0, 1)
+    optimiser = torch.optim.Adam(classifier.parameters(), 3e-3)
+    for _ in range(15):
+        optimiser.zero_grad()
+        F.cross_entropy(classifier(images), labels).backward()
+        optimiser.step()
+    return classifier.eval(), images, labels
+
+
+def stock(classifier, images, labels):
+    """Foolbox as its documentation uses it: one call per ε."""
+    model = foolbox.PyTorchModel(classifier, bounds=(0, 1))
+    attack, criterion = foolbox.attacks.LinfPGD(), foolbox.criteria.Misclassification(labels)
+    return [attack.run(model, images, criterion, epsilon=eps) for eps in EPS]
+
+
+def ours(classifier, images, labels):
+    strengths = torch.tensor(EPS).repeat_interleave(len(images))
+    repeated = images.repeat(len(EPS), 1, 1, 1)
+    return pgd(classifier, repeated, labels.repeat(len(EPS)), strengths).split(len(images))
+
+
+@pytest.mark.parametrize("way", ["ours", "stock Foolbox, once per ε"])
+def test_pgd(benchmark, cifar_resnet20, way):
+    """Image-steps per second; the success rates agree within two standard errors."""
+    classifier, images, labels = cifar_resnet20
+    attack = ours if way == "ours" else stock
+    benchmark.group = "pgd, ResNet-20, 32x32"
+    attacked = benchmark.pedantic(attack, args=(classifier, images, labels), rounds=3, warmup_rounds=1)
+    benchmark.extra_info["image-steps"] = len(EPS) * len(images) * 40
+    if way != "ours":
+        for theirs, mine in zip(attacked, ours(classifier, images, labels), strict=True):
+            rates = [(classifier(x).argmax(dim=1) != labels).float().mean().item() for x in (theirs, mine)]
+            mean = sum(rates) / 2
+            assert abs(rates[0] - rates[1]) <= 2 * (2 * mean * (1 - mean) / len(images)) ** 0.5 + 1e-9

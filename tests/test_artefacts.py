@@ -1,0 +1,415 @@
+"""The artefacts of a study: their specifications name all they are made from, and their trainings see what they should."""
+
+import dataclasses
+import shutil
+
+import pytest
+import torch
+
+from nbsupport import artefacts as module
+from nbsupport.artefacts import CONSTANT, Artefacts
+from nbsupport.denoisers import Additive, Filtering, MultiHead, PAFilter, YNet
+from nbsupport.losses import fusion_loss, image_loss, semantic_loss
+from nbsupport.recipes import RECIPES, TABLES, VIEWS
+from nbsupport.store import Store
+from nbsupport.study import STRONG_EPS, Study
+
+METHODS = sorted({method for methods in TABLES.values() for method in methods})
+BANDS = {1: (1e-4, 3e-4, 5e-4), 2: (1e-3, 3e-3, 5e-3), 3: (1e-2, 3e-2, 5e-2), 4: (1e-1, 3e-1, 5e-1)}
+
+
+def of(**changes):
+    return Artefacts(Study.named("digits", "smoke", **changes))
+
+
+@pytest.fixture
+def untrained(artefacts, tmp_path):
+    """The artefacts with classifier and attacked images, but no denoiser yet."""
+    artefacts.attacked("train")
+    for kind in ("classifier", "attacked"):
+        shutil.copytree(artefacts.store.home / kind, tmp_path / "store" / kind)
+    return Artefacts(artefacts.study, Store(tmp_path / "store"))
+
+
+# -- specifications --------------------------------------------------------------------------
+
+OTHER = dict(classifier_epochs=3, image_size=20, classifier="resnet18", seed=1)
+ATTACK = dict(steps=5, train_images=49, eps=(0.0, 0.1, 0.3, 0.5))
+TRAINING = dict(width=5, kernel_size=5, epochs=2, batch_size=47, learning_rate=1e-3)
+
+
+@pytest.mark.parametrize("change", OTHER.items(), ids=str)
+def test_a_classifier_changes_with(change):
+    assert of(**dict([change])).classifier_specification() != of().classifier_specification()
+
+
+@pytest.mark.parametrize("change", (ATTACK | TRAINING | dict(test_images=25, fusion_epochs=2)).items(), ids=str)
+def test_a_classifier_does_not_change_with(change):
+    assert of(**dict([change])).classifier_specification() == of().classifier_specification()
+
+
+@pytest.mark.parametrize("change", (OTHER | ATTACK).items(), ids=str)
+def test_attacked_images_change_with(change):
+    assert of(**dict([change])).attacked_specification("train") != of().attacked_specification("train")
+
+
+@pytest.mark.parametrize("change", (TRAINING | dict(test_images=25, fusion_epochs=2)).items(), ids=str)
+def test_attacked_images_do_not_change_with(change):
+    assert of(**dict([change])).attacked_specification("train") == of().attacked_specification("train")
+
+
+def test_attacked_test_images_change_with_their_number():
+    assert of(test_images=25).attacked_specification("test") != of().attacked_specification("test")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("change", (OTHER | ATTACK | TRAINING).items(), ids=str)
+def test_every_denoiser_changes_with(name, change):
+    assert of(**dict([change])).denoiser_specification(name) != of().denoiser_specification(name)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("change", dict(test_images=25, scale="quick").items(), ids=str)
+def test_no_denoiser_changes_with(name, change):
+    assert of(**dict([change])).denoiser_specification(name) == of().denoiser_specification(name)
+
+
+def test_only_a_fused_denoiser_changes_with_the_epochs_of_the_fusion():
+    changed = {
+        name
+        for name in RECIPES
+        if of(fusion_epochs=2).denoiser_specification(name) != of().denoiser_specification(name)
+    }
+    assert changed == {"PA-Filt(L_img)"}
+
+
+def test_a_specification_holds_those_of_all_it_is_made_from():
+    fused = of().denoiser_specification("PA-Filt(L_img)")
+    assert fused["base"] == of().denoiser_specification("Y-Net")
+    assert fused["attacked"] == of().attacked_specification("train")
+    assert fused["attacked"]["classifier"] == of().classifier_specification()
+    assert fused["attacked"]["classifier"]["data"]["data"] == "digits"
+
+
+def test_no_two_artefacts_share_a_folder():
+    all_of = [of().classifier_specification(), *(of().attacked_specification(split) for split in ("train", "test"))]
+    all_of += [of().denoiser_specification(name) for name in RECIPES]
+    assert len({Store("home").folder(each) for each in all_of}) == len(all_of)
+
+
+# -- made once -------------------------------------------------------------------------------
+
+
+def test_asking_twice_gives_the_same_object(artefacts):
+    assert artefacts.classifier() is artefacts.classifier()
+    assert artefacts.attacked("train") is artefacts.attacked("train")
+    assert artefacts.denoiser("Filt(L_img)") is artefacts.denoiser("Filt(L_img)")
+
+
+def test_views_share_the_weights_of_their_whole(artefacts):
+    assert (
+        artefacts.denoiser("head_1").whole
+        is artefacts.denoiser("head_4").whole
+        is artefacts.trained("Multi-head-Filt(L_img)")[0]
+    )
+
+
+@pytest.fixture
+def second_session(artefacts, monkeypatch):
+    """Another session over the same store, which may make nothing, once the first has made everything."""
+    for name in RECIPES:
+        artefacts.trained(name)
+    for split in ("train", "test"):
+        artefacts.attacked(split)
+
+    def make(*arguments, **options):
+        raise AssertionError("made again")
+
+    monkeypatch.setattr(module, "fit", make)
+    monkeypatch.setattr(module, "ratios", make)
+    return Artefacts(artefacts.study, Store(artefacts.store.home))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_second_session_loads_the_same_denoiser(artefacts, second_session, name):
+    (first, report), (second, again) = artefacts.trained(name), second_session.trained(name)
+    assert first is not second
+    torch.testing.assert_close(dict(second.state_dict()), dict(first.state_dict()), rtol=0, atol=0)
+    assert again == report
+
+
+def test_a_second_session_loads_the_same_classifier(artefacts, second_session):
+    first, second = artefacts.classifier().state_dict(), second_session.classifier().state_dict()
+    torch.testing.assert_close(dict(second), dict(first), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_second_session_loads_the_same_attacked_images(artefacts, second_session, split):
+    assert torch.equal(second_session.attacked(split).ratios, artefacts.attacked(split).ratios)
+
+
+def test_training_twice_gives_equal_weights(artefacts, untrained):
+    torch.manual_seed(7)  # of the session, which does not matter
+    first, second = artefacts.denoiser("Filt(L_img)"), untrained.denoiser("Filt(L_img)")
+    torch.testing.assert_close(dict(second.state_dict()), dict(first.state_dict()), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["classifier", *RECIPES])
+def test_what_is_handed_out_is_frozen(artefacts, name):
+    made = artefacts.classifier() if name == "classifier" else artefacts.trained(name)[0]
+    assert not any(each.training for each in made.modules())
+    assert not any(parameter.requires_grad for parameter in made.parameters())
+
+
+# -- attacked images -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def asked(untrained, monkeypatch):
+    """What `ratios` was asked for, in an empty store of attacked images; it answers with ε itself."""
+    shutil.rmtree(untrained.store.home / "attacked")
+    calls = []
+
+    def spy(classifier, images, labels, eps, **options):
+        calls.append((images, labels, eps, options))
+        return torch.tensor(eps).view(-1, 1, 1, 1, 1).expand(-1, *images.shape).half()
+
+    monkeypatch.setattr(module, "ratios", spy)
+    return calls
+
+
+def test_every_strength_has_its_row(untrained, asked):
+    attacked = untrained.attacked("test")
+    assert attacked.ratios.dtype == torch.float16
+    assert torch.equal(attacked.ratios[:, 0, 0, 0, 0], torch.tensor(untrained.study.eps[1:]).half())
+
+
+def test_the_attack_is_that_of_the_study(untrained, asked):
+    untrained.attacked("test")
+    ((images, labels, eps, options),) = asked
+    assert torch.equal(images, untrained.images("test").images)
+    assert torch.equal(labels, untrained.images("test").labels)
+    assert eps == untrained.study.eps[1:]
+    assert options == {"steps": untrained.study.steps, "seed": untrained.study.seed}
+
+
+def test_only_a_missing_strength_is_attacked_again(untrained, asked):
+    untrained.attacked("test")
+    folder = untrained.store.folder(untrained.attacked_specification("test"))
+    shutil.rmtree(folder / "array.zarr/c/3")
+    Artefacts(untrained.study, untrained.store).attacked("test")
+    assert [eps for _, _, eps, _ in asked] == [untrained.study.eps[1:], (untrained.study.eps[4],)]
+
+
+# -- what a training sees --------------------------------------------------------------------
+
+
+@pytest.fixture
+def seen(untrained, monkeypatch):
+    """From a denoiser's name to all that its objective got in training."""
+
+    def train(name):
+        calls = []
+
+        def spy(denoiser, classifier, *tensors):
+            calls.append(tensors)
+            return objective(denoiser, classifier, *tensors)
+
+        objective = RECIPES[name].objective
+        monkeypatch.setitem(RECIPES, name, dataclasses.replace(RECIPES[name], objective=spy))
+        untrained.trained(name)
+        return [torch.cat(parts) for parts in zip(*calls, strict=True)]
+
+    return train
+
+
+@pytest.mark.parametrize(("name", "strengths"), [("Filt(L_img)", Study.eps[1:]), ("Filt(L_img*)", STRONG_EPS)])
+def test_every_image_is_seen_equally_often_at_each_strength(untrained, seen, name, strengths):
+    _, clean, eps = seen(name)
+    pairs = torch.cat([clean.flatten(1), eps[:, None]], dim=1)
+    distinct, times = pairs.unique(dim=0, return_counts=True)
+    assert torch.equal(distinct[:, -1].unique(), torch.tensor(strengths))
+    assert len(distinct) == len(strengths) * len(untrained.images("train").images.unique(dim=0))
+    assert set(times.tolist()) == {len(pairs) // (untrained.study.train_images * len(strengths))}
+    assert len(pairs) == untrained.study.train_images * len(untrained.study.attacked_eps)
+
+
+def test_the_attacked_image_belongs_to_its_clean_one_and_its_strength(untrained, seen):
+    images, clean, eps = seen("Filt(L_img*)")
+    attacked, numbers = untrained.attacked("train"), range(0, len(eps), 17)
+    for number in numbers:
+        (row,) = (attacked.images == clean[number]).flatten(1).all(dim=1).nonzero()[:, 0]
+        strength = min(STRONG_EPS, key=lambda each: abs(each - eps[number]))
+        assert torch.equal(images[number], attacked.at(strength)[row])
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_report_has_the_loss_of_every_epoch(artefacts, name):
+    study = artefacts.study
+    losses = artefacts.report(name)["loss"]
+    assert len(losses) == (study.fusion_epochs if name.startswith("PA-") else study.epochs)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_report_has_the_change_at_every_strength(artefacts, name):
+    denoiser, attacked = artefacts.denoiser(name), artefacts.attacked("train")
+    expected = [float((denoiser(attacked.at(eps)) - attacked.at(eps)).abs().mean()) for eps in artefacts.study.eps]
+    assert artefacts.report(name)["change"] == pytest.approx(expected)
+
+
+def test_the_report_of_pa_filt_has_mean_and_spread_of_its_weight(artefacts):
+    denoiser, attacked = artefacts.denoiser("PA-Filt(L_img)"), artefacts.attacked("train")
+    weights = torch.stack([denoiser.parts(attacked.at(eps)).weight for eps in artefacts.study.eps])
+    report = artefacts.report("PA-Filt(L_img)")
+    assert report["weight_mean"] == pytest.approx([float(each.mean()) for each in weights])
+    assert report["weight_std"] == pytest.approx(float(weights.std()))
+
+
+@pytest.mark.parametrize("name", set(RECIPES) - {"PA-Filt(L_img)"})
+def test_only_the_report_of_pa_filt_has_a_weight(artefacts, name):
+    assert artefacts.report(name).keys() == {"loss", "change"}
+
+
+def test_the_report_of_a_view_is_that_of_its_whole(artefacts):
+    assert artefacts.report("head_2") == artefacts.report("Multi-head-Filt(L_img)")
+
+
+@pytest.mark.parametrize("spread", [0.0, CONSTANT / 2, float("nan")])
+def test_a_constant_weight_is_a_failure(artefacts, monkeypatch, spread):
+    monkeypatch.setattr(artefacts, "report", lambda method: {"weight_std": spread})
+    assert "PA-Filt(L_img): training failed. Its W is the same everywhere" in artefacts.failure("PA-Filt(L_img)")
+
+
+def test_a_weight_that_varies_is_none(artefacts, monkeypatch):
+    monkeypatch.setattr(artefacts, "report", lambda method: {"weight_std": CONSTANT})
+    assert artefacts.failure("PA-Filt(L_img)") is None
+
+
+@pytest.mark.parametrize("method", set(METHODS) - {"PA-Filt(L_img)"})
+def test_no_other_method_fails_by_its_weight(artefacts, monkeypatch, method):
+    monkeypatch.setattr(artefacts, "report", lambda method: {"weight_std": 0.0})
+    assert artefacts.failure(method) is None
+
+
+# -- recipes ---------------------------------------------------------------------------------
+
+
+def test_pa_filt_is_made_of_the_trained_y_net(artefacts):
+    ynet, fused = artefacts.denoiser("Y-Net"), artefacts.denoiser("PA-Filt(L_img)")
+    assert isinstance(ynet, YNet) and isinstance(fused, PAFilter)
+    torch.testing.assert_close(dict(fused.ynet.state_dict()), dict(ynet.state_dict()), rtol=0, atol=0)
+
+
+def test_the_fusion_of_pa_filt_learns(artefacts):
+    fresh = artefacts._seeded(lambda: PAFilter(width=artefacts.study.width, kernel_size=artefacts.study.kernel_size))
+    learnt = artefacts.denoiser("PA-Filt(L_img)")
+    assert not torch.equal(learnt.fusion[-2].weight, fresh.fusion[-2].weight)
+
+
+@pytest.fixture
+def batch():
+    """Attacked and clean images that differ everywhere, four of them."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(4, 3, 16, 16, generator=generator), torch.rand(4, 3, 16, 16, generator=generator)
+
+
+def loss(name, denoiser, classifier, batch, eps):
+    return RECIPES[name].objective(denoiser, classifier, *batch, torch.tensor(eps))
+
+
+def taught(parts):
+    """The names of the parts that have a gradient."""
+    return {name for name, part in parts if any(p.grad is not None and p.grad.any() for p in part.parameters())}
+
+
+@pytest.mark.parametrize(("head", "eps"), [(head, eps) for head in BANDS for eps in BANDS[head]])
+def test_a_strength_teaches_the_head_of_its_band(artefacts, batch, head, eps):
+    heads = MultiHead(4, 3)
+    loss("Multi-head-Filt(L_img)", heads, artefacts.classifier(), batch, [eps] * 4).backward()
+    assert taught(enumerate(heads.outputs, 1)) == {head}
+
+
+def test_each_head_gets_its_own_images(artefacts, batch):
+    heads = MultiHead(4, 3)
+    for number, output in enumerate(heads.outputs, 1):
+        output.bias.data *= number  # head i multiplies the image by i
+    expected = sum(
+        image_loss((number * image).clamp(0, 1), clean)
+        for number, image, clean in zip((4, 1, 3, 2), *batch, strict=True)
+    )
+    value = loss("Multi-head-Filt(L_img)", heads, artefacts.classifier(), batch, [0.5, 1e-4, 0.01, 0.003])
+    torch.testing.assert_close(value, expected / 4)
+
+
+@pytest.mark.parametrize(
+    ("eps", "branches"), [((1e-4, 1e-3, 0.01, 0.05), {"sl"}), ((1e-4, 0.1, 0.01, 0.05), {"sl", "m"})], ids=str
+)
+def test_only_strong_attacks_teach_the_branch_for_middle_strengths(artefacts, batch, eps, branches):
+    ynet = YNet(4, 3)
+    loss("Y-Net", ynet, artefacts.classifier(), batch, eps).backward()
+    assert taught(ynet.outputs.items()) == branches
+
+
+def test_the_branches_get_their_own_images(artefacts, batch):
+    ynet = YNet(4, 3)
+    ynet.outputs["m"].bias.data *= 2
+    (images, clean), eps = batch, [0.1, 0.05, 0.5, 1e-4]
+    expected = image_loss(images, clean) + image_loss((2 * images[[0, 2]]).clamp(0, 1), clean[[0, 2]])
+    torch.testing.assert_close(loss("Y-Net", ynet, artefacts.classifier(), batch, eps), expected)
+
+
+@pytest.mark.parametrize("name", ["Add(L_img)", "Filt(L_img)", "Filt(L_img*)"])
+def test_image_losses_compare_images(artefacts, batch, name):
+    denoiser = RECIPES[name].build(width=4, kernel_size=3)  # starts as the identity
+    torch.testing.assert_close(loss(name, denoiser, artefacts.classifier(), batch, [0.1] * 4), image_loss(*batch))
+
+
+@pytest.mark.parametrize("name", ["Add(L_sem)", "Filt(L_sem)"])
+def test_semantic_losses_compare_logits(artefacts, batch, name):
+    denoiser, classifier = RECIPES[name].build(width=4, kernel_size=3), artefacts.classifier()
+    torch.testing.assert_close(loss(name, denoiser, classifier, batch, [0.1] * 4), semantic_loss(classifier, *batch))
+
+
+def test_the_fusion_compares_classes(artefacts, batch):
+    classifier, denoiser = artefacts.classifier(), PAFilter(None, 4, 3)  # its two parts start as the identity
+    torch.testing.assert_close(
+        loss("PA-Filt(L_img)", denoiser, classifier, batch, [0.1] * 4), fusion_loss(classifier, *batch)
+    )
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_builds_what_its_name_says(artefacts, name):
+    kinds = {"Add": Additive, "Filt": Filtering, "Multi": MultiHead, "Y": YNet, "PA": PAFilter}
+    assert type(artefacts.denoiser(name)) is kinds[name.partition("-")[0].partition("(")[0]]
+
+
+# -- methods ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-4, 0.5])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_of_the_tables_makes_images(artefacts, method, eps):
+    images = artefacts.attacked("test").at(eps)
+    with torch.no_grad():
+        restored = artefacts.denoiser(method)(images)
+    assert restored.shape == images.shape
+    assert restored.min() >= 0 and restored.max() <= 1  # False for NaN, too
+
+
+def test_attacked_leaves_images_as_they_are(artefacts):
+    images = artefacts.attacked("test").at(0.1)
+    assert torch.equal(artefacts.denoiser("attacked")(images), images)
+
+
+@pytest.mark.parametrize("method", VIEWS)
+def test_a_view_is_one_output_of_its_whole(artefacts, method):
+    images, (name, output) = artefacts.attacked("test").at(0.1), VIEWS[method]
+    expected = artefacts.trained(name)[0].kernels(images, output)
+    assert torch.equal(artefacts.denoiser(method).kernels(images), expected)
+
+
+def test_an_unknown_method_is_refused_with_the_known_ones(artefacts):
+    with pytest.raises(
+        ValueError, match=r"no method named 'Filt'; there are: attacked, Add\(L_img\), .*head_1.*JPEG 75"
+    ):
+        artefacts.denoiser("Filt")
