@@ -127,7 +127,7 @@ class Artefacts:
             "kernel_size": study.kernel_size,
             "epochs": study.fusion_epochs if base else study.epochs,
             "batch_size": study.batch_size,
-            "learning_rate": study.learning_rate,
+            "learning_rate": study.fusion_learning_rate if base else study.learning_rate,
             "strong_eps": list(STRONG_EPS),
             "seed": study.seed,
             "attacked": self.attacked_specification("train"),
@@ -196,10 +196,11 @@ class Artefacts:
             clean, images = (x.to(self.device) for x in (attacked.images[numbers], attacked.pick(rows, numbers)))
             return objective(denoiser, self.classifier(), images, clean, torch.tensor(study.eps)[rows])
 
+        wanted = self.denoiser_specification(name)
         history = fit(
             denoiser.to(self.device).train(), loss, examples=study.train_images * len(study.attacked_eps),
-            epochs=study.fusion_epochs if recipe.base else study.epochs, batch_size=study.batch_size,
-            learning_rate=study.learning_rate, seed=study.seed, scratch=scratch, label=f"training {name}",
+            epochs=wanted["epochs"], batch_size=study.batch_size, learning_rate=wanted["learning_rate"],
+            seed=study.seed, scratch=scratch, label=f"training {name}",
         )  # fmt: skip
         return denoiser.state_dict(), {"loss": history} | self._health(denoiser.eval(), attacked)
 

@@ -38,7 +38,8 @@ def _arrow(figure: Figure, start: Axes, end: Axes, label: str = "") -> None:
     ends: Any = {"xyA": (near, 0.5), "xyB": (far, 0.5), "coordsA": "axes fraction", "coordsB": "axes fraction"}
     figure.add_artist(ConnectionPatch(axesA=start, axesB=end, **ends, **ARROW))
     if label:
-        end.annotate(label, (0, 0.5), (-14, 7), xycoords="axes fraction", textcoords="offset points", fontsize=11)
+        place: Any = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": "center"}
+        end.annotate(label, (0, 0.5), (-15, 6), fontsize=11, **place)
 
 
 @torch.no_grad()
@@ -59,7 +60,9 @@ def draw_architectures(
     kernels, parts = filtering.kernels(batch)[0], pa_filter.parts(batch)
     limit = max(float(residual.abs().max()), 1e-6)
     taps = {"cmap": "RdBu_r", "vmin": -1.2, "vmax": 1.2}
-    with _canvas(4, 7, (10.5, 6.4)) as (figure, axes):
+    with _canvas(4, 7, (11, 6.4)) as (figure, axes):
+        layout: Any = figure.get_layout_engine()
+        layout.set(wspace=0.08)  # room for the arrows
         for axis in axes.flat:
             axis.axis("off")
 

@@ -49,8 +49,9 @@ class Study:
         Training of the denoisers, the same for all of them.
     classifier_epochs
         Epochs for the classifier.
-    fusion_epochs
-        Epochs for PA-Filt's fusion, whose 28,000 weights are the only ones trained then.
+    fusion_epochs, fusion_learning_rate
+        Training of PA-Filt's fusion alone, the Y-Net frozen. At the denoisers' rate the strongest
+        attacks drive its sigmoid to 0 everywhere in the first epoch, where no gradient brings it back.
     seed
         Seed of everything random.
     """
@@ -68,6 +69,7 @@ class Study:
     classifier_epochs: int
     fusion_epochs: int
     learning_rate: float = 2e-3
+    fusion_learning_rate: float = 5e-4
     steps: int = STEPS
     eps: tuple[float, ...] = EPS
     seed: int = 0

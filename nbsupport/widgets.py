@@ -55,7 +55,7 @@ class Browser(ipywidgets.VBox):
             ipywidgets.SelectionSlider(
                 options=[(label, number) for number, label in enumerate(mapping)],
                 value=0,
-                description=name,
+                description="ε" if name == "eps" else name,
                 continuous_update=True,
                 layout=ipywidgets.Layout(width="420px"),
             )

@@ -83,6 +83,13 @@ def test_the_last_block_of_the_additive_denoiser(literal, channels):
     assert isinstance(last[-1], nn.ReLU)
 
 
+def test_the_additive_denoiser_adds():
+    additive, images = made(Additive), rand(2, 3, 9, 8)
+    additive.output.bias.copy_(torch.tensor([0.1, -0.2, 0.3]))
+    expected = (images + torch.tensor([0.1, -0.2, 0.3]).view(1, 3, 1, 1)).clamp(0, 1)
+    torch.testing.assert_close(additive(images), expected)
+
+
 def dead(seed, **options):
     """Whether the rectified channels before the output layer say nothing at all, so that nothing is ever learnt."""
     additive = made(Additive, seed=seed, width=4, **options)
@@ -119,7 +126,7 @@ def test_the_range_is_kept_by_clipping(kind):
 
 @every_kind
 def test_images_do_not_depend_on_their_batch(kind):
-    denoiser, images = disturbed(kind), rand(3, 3, 9, 11)
+    denoiser, images = disturbed(kind, by=0.05).double(), rand(3, 3, 9, 11).double()
     alone = torch.cat([denoiser(image[None]) for image in images])
     torch.testing.assert_close(denoiser(images), alone)
 
@@ -205,6 +212,19 @@ def test_a_block_is_three_convolutions_each_rectified(kind):
         assert all(layer.kernel_size == (3, 3) for layer in block[::2])
 
 
+def test_between_blocks_the_average_of_2_by_2_pixels_goes_on():
+    encoder, entered = Encoder(2), []
+    encoder.blocks[1].register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0]))
+    first = encoder(rand(1, 3, 6, 8))[0]
+    torch.testing.assert_close(entered[0], first.view(1, 2, 3, 2, 4, 2).mean(dim=(3, 5)))
+
+
+def test_enlarging_is_bilinear():
+    enlarged = resize(torch.tensor([[0.0, 1.0], [2.0, 3.0]]).view(1, 1, 2, 2), torch.empty(1, 1, 4, 4))
+    steps = torch.tensor([0.0, 0.25, 0.75, 1.0])
+    torch.testing.assert_close(enlarged[0, 0], 2 * steps[:, None] + steps)
+
+
 def test_the_width_scales_every_block():
     encoder = Encoder(3)
     assert [block[-2].out_channels for block in encoder.blocks] == [3, 6, 12, 24, 24]
@@ -252,6 +272,15 @@ def test_one_pass_through_the_encoder_gives_both_kernels():
     assert all(
         torch.equal(kernels, ynet.kernels(images, name)) for name, kernels in zip(("sl", "m"), both, strict=True)
     )
+
+
+def test_each_branch_has_a_decoder_of_its_own():
+    ynet, images = disturbed(YNet), rand(2, 3, 8, 8)
+    sl, m = ynet.both_kernels(images)
+    for parameter in ynet.decoders["m"].parameters():
+        parameter.zero_()
+    assert torch.equal(ynet.kernels(images, "sl"), sl)
+    assert not torch.equal(ynet.kernels(images, "m"), m)
 
 
 @pytest.mark.parametrize(

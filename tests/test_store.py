@@ -561,8 +561,8 @@ def race(home):
     both = {}
     for job in JOBS:
         children = [forked(run, job), forked(run, job)]
+        assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
         both[job] = [results.get(), results.get()]
-        assert not any(os.waitpid(child, 0)[1] for child in children)
     print(json.dumps(both))
 
 
@@ -589,7 +589,7 @@ def test_who_waits_for_another_process_says_so(store, folder, caplog):
     with caplog.at_level(logging.WARNING, logger="nbsupport.store"), lock:
         waiting = threading.Thread(target=tensors_of, args=(store,))
         waiting.start()
-        said.wait()
+        assert said.wait(60)
     waiting.join()
     assert "waiting for another process" in caplog.text
     assert store.has(SPECIFICATION)

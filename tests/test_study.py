@@ -114,10 +114,11 @@ def test_sizes_are_positive(field, value):
         Study.named(**{field: value})
 
 
+@pytest.mark.parametrize("field", [field.name for field in fields(Study) if field.type is float])
 @pytest.mark.parametrize("value", [0.0, -2e-3, float("nan")])
-def test_the_learning_rate_is_positive(value):
-    with pytest.raises(ValueError, match=r"Study.learning_rate: expected a positive number, got"):
-        Study.named(learning_rate=value)
+def test_learning_rates_are_positive(field, value):
+    with pytest.raises(ValueError, match=f"Study.{field}: expected a positive number, got {value}"):
+        Study.named(**{field: value})
 
 
 def test_kernels_have_a_middle():

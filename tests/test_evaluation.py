@@ -1,0 +1,312 @@
+"""Measurements per image against independent libraries and loops, and the tidy rows made of them."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import skimage.metrics
+import torch
+from torch import nn
+
+import nbsupport.evaluation
+from nbsupport.artefacts import Artefacts
+from nbsupport.attacks import AttackedSet
+from nbsupport.baselines import BASELINES
+from nbsupport.classifiers import Classifier
+from nbsupport.denoisers import Additive, Denoiser, Filtering, MultiHead, PAFilter, View, YNet
+from nbsupport.evaluation import Evaluation, envelope, measure, predicted_classes
+from nbsupport.recipes import TABLES
+from nbsupport.store import Store
+from nbsupport.tables import published
+
+EPS, NUMBER, SIZE, CLASSES = (0.0, 0.01, 0.3), 4, (17, 12), 5
+FUSED, REASON = "PA-Filt(L_img)", "its W is the same everywhere"
+METRICS = {1: ("accuracy",), 2: ("psnr", "ssim"), 3: ("accuracy",), 4: ("accuracy",)}
+
+every_table = pytest.mark.parametrize("number", TABLES)
+
+
+def rand(*shape, seed=0):
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def disturbed(kind):
+    """A denoiser away from the identity."""
+    torch.manual_seed(0)
+    denoiser = kind(width=2, kernel_size=3).requires_grad_(False).eval()
+    for parameter in denoiser.parameters():
+        parameter += 0.1 * torch.randn_like(parameter)
+    return denoiser
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    torch.manual_seed(0)
+    return Classifier(nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE[0] * SIZE[1], CLASSES))).eval()
+
+
+@pytest.fixture(scope="module")
+def attacked():
+    ratios = 2 * rand(len(EPS) - 1, NUMBER, 3, *SIZE, seed=1) - 1
+    return AttackedSet(rand(NUMBER, 3, *SIZE), torch.arange(NUMBER), ratios.half(), EPS)
+
+
+@pytest.fixture(scope="module")
+def filtering():
+    return disturbed(Filtering)
+
+
+@pytest.fixture(scope="module")
+def measured(classifier, attacked, filtering):
+    return measure(classifier, filtering, attacked)
+
+
+def each(attacked):
+    """Every (strength, image) with the clean and the attacked image, alone in their batches."""
+    for row, image in np.ndindex(len(EPS), NUMBER):
+        yield (row, image), attacked.images[image : image + 1], attacked.at(EPS[row])[image : image + 1]
+
+
+def pixels(image):
+    return image[0].double().numpy()
+
+
+# -- one denoiser before one classifier ----------------------------------------------------------
+
+
+def test_one_number_per_strength_and_image(measured):
+    assert set(measured) == {"predictions", "psnr", "ssim", "change", "uncertainty", "kernel_distance"}
+    assert all(values.shape == (len(EPS), NUMBER) for values in measured.values())
+
+
+def test_predictions_are_those_of_single_images(measured, attacked, classifier, filtering):
+    assert len(measured["predictions"].unique()) > 1
+    for place, _, hat in each(attacked):
+        assert measured["predictions"][place] == classifier(filtering(hat)).argmax()
+
+
+def test_psnr_is_that_of_scikit_image(measured, attacked, filtering):
+    for place, clean, hat in each(attacked):
+        expected = skimage.metrics.peak_signal_noise_ratio(pixels(clean), pixels(filtering(hat)), data_range=1)
+        assert float(measured["psnr"][place]) == pytest.approx(expected, abs=1e-4)
+
+
+def test_ssim_is_that_of_scikit_image(measured, attacked, filtering):
+    # torchmetrics mirrors 5 pixels beyond the border and takes the mean over all pixels; scikit-image leaves out
+    # the 5 at the border, whose windows do not fit in. Of images mirrored beforehand it leaves out what was added.
+    options = dict(gaussian_weights=True, sigma=1.5, use_sample_covariance=False, channel_axis=0, data_range=1)
+    for place, clean, hat in each(attacked):
+        two = (np.pad(pixels(image), ((0, 0), (5, 5), (5, 5)), mode="reflect") for image in (clean, filtering(hat)))
+        expected = skimage.metrics.structural_similarity(*two, **options)
+        assert float(measured["ssim"][place]) == pytest.approx(expected, abs=1e-5)
+
+
+def test_change_is_the_mean_distance_from_the_attacked_image(measured, attacked, filtering):
+    for place, _, hat in each(attacked):
+        expected = np.abs(pixels(filtering(hat)) - pixels(hat)).mean()
+        assert float(measured["change"][place]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_an_image_left_as_it_is_has_infinite_psnr_ssim_1_and_no_change(classifier, attacked):
+    untouched = measure(classifier, nn.Identity(), attacked)
+    assert torch.isposinf(untouched["psnr"][0]).all()
+    assert torch.isfinite(untouched["psnr"][1:]).all()
+    torch.testing.assert_close(untouched["ssim"][0], torch.ones(NUMBER))
+    assert not untouched["change"].any()
+
+
+def test_uncertainty_is_the_mean_over_pixels_of_the_largest_entry(measured, attacked, filtering):
+    for place, _, hat in each(attacked):
+        kernels = pixels(filtering.kernels(hat))
+        expected = np.mean([kernels[:, y, x].max() for y, x in np.ndindex(SIZE)])
+        assert float(measured["uncertainty"][place]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_kernel_distance_is_the_mean_over_pixels_and_channels_of_the_absolute_differences(
+    measured, attacked, filtering
+):
+    identity = np.zeros((3, 3))
+    identity[1, 1] = 1
+    for place, _, hat in each(attacked):
+        kernels = pixels(filtering.kernels(hat)).reshape(3, 3, 3, *SIZE)
+        expected = np.mean([np.abs(kernels[c, :, :, y, x] - identity).sum() for c, y, x in np.ndindex(3, *SIZE)])
+        assert float(measured["kernel_distance"][place]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_weight_is_the_mean_of_w(classifier, attacked):
+    pa_filter = disturbed(PAFilter)
+    weights = measure(classifier, pa_filter, attacked)["weight"]
+    assert weights.unique().numel() > 1
+    for place, _, hat in each(attacked):
+        assert float(weights[place]) == pytest.approx(pixels(pa_filter.parts(hat).weight).mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "output"), [(MultiHead, 2), (YNet, "m")])
+def test_a_view_is_measured_by_its_own_kernels(kind, output, classifier, attacked):
+    view = View(disturbed(kind), output)
+    measured = measure(classifier, view, attacked)
+    for place, _, hat in each(attacked):
+        expected = pixels(view.whole.kernels(hat, output)).max(axis=0).mean()
+        assert float(measured["uncertainty"][place]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_an_additive_denoiser_has_nothing_extra(classifier, attacked):
+    assert set(measure(classifier, disturbed(Additive), attacked)) == {"predictions", "psnr", "ssim", "change"}
+
+
+def test_predictions_in_words(classifier, attacked):
+    words = ("ant", "bee", "cat", "dog", "eel")
+    expected = [words[int(classifier(image[None]).argmax())] for image in attacked.images]
+    assert predicted_classes(classifier, attacked.images, words) == expected
+
+
+# -- the envelope --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("boolean", [True, False])
+def test_the_envelope_is_the_worst_of_this_and_all_weaker_attacks(boolean):
+    values = np.random.default_rng(0).random((6, 20))
+    per_image = values < 0.8 if boolean else values
+    worst = envelope(per_image)
+    assert worst.dtype == per_image.dtype
+    for row, image in np.ndindex(per_image.shape):
+        assert worst[row, image] == min(per_image[weaker, image] for weaker in range(row + 1))
+
+
+def test_the_envelope_knows_infinity():
+    assert envelope(np.array([[np.inf], [3.0], [np.inf]])).tolist() == [[np.inf], [3.0], [3.0]]
+
+
+# -- the smoke study's tables --------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def evaluation(artefacts):
+    return Evaluation(artefacts)
+
+
+@pytest.fixture
+def fused(artefacts, monkeypatch):
+    """Whether or not the smallest study's fusion learned anything, it counts."""
+    monkeypatch.setattr(artefacts, "failure", lambda method: None)
+
+
+@every_table
+def test_the_columns_of_a_table(number, evaluation):
+    columns = ["table", "study", "classifier", "method", "attack", "steps", "eps", "metric", "value", "n", "seed"]
+    assert list(evaluation.table(number)) == columns
+
+
+@every_table
+def test_every_row_names_its_study(number, evaluation):
+    rows, study = evaluation.table(number), evaluation.study
+    same = {"table": number, "study": "digits", "classifier": study.classifier, "steps": study.steps}
+    same |= {"n": study.test_images, "seed": study.seed}
+    assert all((rows[column] == value).all() for column, value in same.items())
+
+
+@every_table
+def test_every_method_has_13_strengths_with_and_without_the_envelope(number, evaluation, fused):
+    rows = evaluation.table(number)
+    assert tuple(dict.fromkeys(rows["method"])) == TABLES[number]
+    series = rows.groupby(["method", "metric", "attack"])["eps"].agg(tuple)
+    assert set(series.index) == {
+        (method, metric, attack)
+        for method in TABLES[number]
+        for metric in METRICS[number]
+        for attack in ("pgd", "pgd-envelope")
+    }
+    assert set(series) == {evaluation.study.eps}
+
+
+def worst_so_far(per_image):
+    return [[min(column[: row + 1]) for column in per_image.T] for row in range(len(per_image))]
+
+
+@every_table
+def test_values_are_means_over_images(number, evaluation, fused):
+    rows = dict(list(evaluation.table(number).groupby(["method", "metric", "attack"])["value"]))
+    for method in TABLES[number]:
+        measurement = evaluation.measurement(method)
+        for metric in METRICS[number]:
+            right = measurement.predictions == evaluation.artefacts.images("test").labels
+            per_image = (right if metric == "accuracy" else getattr(measurement, metric)).double().numpy()
+            expected = per_image.mean(axis=1), np.mean(worst_so_far(per_image), axis=1)
+            for attack, values in zip(("pgd", "pgd-envelope"), expected, strict=True):
+                np.testing.assert_allclose(rows[method, metric, attack], values, rtol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["attacked", "Filt(L_img)", "head_2", "PA-Filt(L_img)_m", "median 3x3"])
+def test_accuracy_is_that_of_the_stored_images_through_denoiser_and_classifier(method, evaluation):
+    artefacts, attacked = evaluation.artefacts, evaluation.artefacts.attacked("test")
+    for row, eps in enumerate(attacked.eps):
+        classes = artefacts.classifier()(artefacts.denoiser(method)(attacked.at(eps))).argmax(dim=1)
+        assert torch.equal(classes, evaluation.measurement(method).predictions[row])
+
+
+@every_table
+def test_the_envelope_is_never_above_the_plain_row(number, evaluation):
+    rows = evaluation.table(number).pivot(index=["method", "metric", "eps"], columns="attack", values="value")
+    assert (rows["pgd-envelope"] <= rows["pgd"]).all()
+
+
+@every_table
+def test_methods_are_named_as_in_the_paper(number):
+    numbers = published("resnet50", "neurips2017dev")
+    assert set(numbers.loc[numbers["table"] == number, "method"]) <= set(TABLES[number])
+    assert set(TABLES[number]) - set(numbers["method"]) == set(BASELINES)
+
+
+@pytest.mark.parametrize("number", [0, 5, -1])
+def test_another_table_is_refused(number, evaluation):
+    with pytest.raises(ValueError, match=rf"expected one of the tables 1, 2, 3, 4, got {number}"):
+        evaluation.table(number)
+
+
+def test_another_method_is_refused(evaluation):
+    with pytest.raises(ValueError, match=r"no method named 'Filt'; there are: attacked, Add\(L_img\)"):
+        evaluation.measurement("Filt")
+
+
+# -- a training that failed ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def failed(artefacts, monkeypatch):
+    monkeypatch.setattr(artefacts, "failure", {FUSED: REASON}.get)
+
+
+def test_a_failed_training_leaves_no_row(evaluation, failed):
+    assert set(evaluation.table(4)["method"]) == set(TABLES[4]) - {FUSED}
+
+
+def test_and_its_reason_is_told(evaluation, failed):
+    assert evaluation.failures(TABLES[4]) == [REASON]
+    assert evaluation.failures(TABLES[1]) == []
+
+
+# -- stored once ---------------------------------------------------------------------------------
+
+
+def test_a_measurement_is_made_once_and_kept(evaluation):
+    assert evaluation.measurement("Filt(L_img)") is evaluation.measurement("Filt(L_img)")
+
+
+def test_a_second_session_calls_no_network(evaluation, monkeypatch):
+    tables = {number: evaluation.table(number) for number in TABLES}
+
+    def never(*arguments):
+        raise AssertionError("this was measured before")
+
+    for kind in (Denoiser, Classifier):
+        monkeypatch.setattr(kind, "forward", never)
+    monkeypatch.setattr(nbsupport.evaluation, "measure", never)
+    second = Evaluation(Artefacts(evaluation.study, Store(evaluation.artefacts.store.home)))
+    for number, rows in tables.items():
+        pd.testing.assert_frame_equal(second.table(number), rows)
+
+
+def test_a_measurement_depends_on_its_denoiser_and_on_the_test_images(evaluation):
+    specification = evaluation.specification("head_3")
+    assert specification["attacked"] == evaluation.artefacts.attacked_specification("test")
+    assert specification["method"]["output"] == 3
+    assert specification["method"]["trained"] == evaluation.artefacts.denoiser_specification("Multi-head-Filt(L_img)")
