@@ -1,9 +1,8 @@
 """AdvFilter in notebooks: predictive filtering against adversarial attacks, measured.
 
 `study` says what is to be run, `artefacts` makes and keeps everything expensive, `evaluation`
-measures, `claims` judges, `plots`, `widgets` and `figures` show. Each module imports only from those
-above it in this list: study, store, data, classifiers, attacks, filtering, unet, denoisers,
-baselines, losses, training, artefacts, evaluation, claims, plots, figures, widgets.
+measures, `claims` judges, `plots`, `pictures`, `widgets` and `figures` show. CONTRIBUTING.md lists all
+modules; each imports only from those above it there.
 """
 
 import torch

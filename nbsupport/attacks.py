@@ -1,6 +1,5 @@
 """PGD(n, ε), the paper's attack, on Foolbox; all strengths at once."""
 
-import contextlib
 import copy
 import hashlib
 import struct
@@ -12,10 +11,10 @@ import foolbox
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.fx.experimental.optimization import fuse
 
 from .classifiers import Classifier, check_logits
 from .data import check_images, check_labels
+from .folding import fold_batch_norm
 from .study import REL_STEP, STEPS
 
 CHUNK = {"cpu": 64, "cuda": 1024}  # images per pass: what fits a processor's cache, what fills a GPU
@@ -47,10 +46,11 @@ def random_starts(images: Float[Tensor, "b c h w"], eps: Float[Tensor, "b"], see
     return torch.stack(starts).to(images)
 
 
-def prepare(classifier: nn.Module) -> nn.Module:
+@torch.no_grad()
+def prepare(classifier: nn.Module, example: Float[Tensor, "b c h w"]) -> nn.Module:
     """A copy made for attacking: frozen, so that no gradient of the weights is computed, laid out
-    channels last, and with batch norm folded into the convolutions where the network's graph can be
-    traced and calls each layer once. Its logits are those of the classifier up to rounding.
+    channels last, and with batch norm folded into the convolutions where that leaves the logits of
+    `example` as they are (up to rounding).
 
     Raises
     ------
@@ -59,16 +59,13 @@ def prepare(classifier: nn.Module) -> nn.Module:
     """
     if classifier.training:
         raise ValueError("attack: the classifier is in training mode; call classifier.eval() first")
-    frozen = copy.deepcopy(classifier).requires_grad_(False)
-    if isinstance(frozen, Classifier):
-        with contextlib.suppress(torch.fx.proxy.TraceError, NotImplementedError):
-            called = [
-                node.target for node in torch.fx.symbolic_trace(frozen.network).graph.nodes if node.op == "call_module"
-            ]
-            if len(called) == len(set(called)):  # a layer that is called twice would be folded twice
-                frozen.network = fuse(frozen.network)
-        frozen.forward = frozen.unchecked  # type: ignore[method-assign]
-    return frozen.to(memory_format=torch.channels_last)
+    frozen, folded = (copy.deepcopy(classifier).requires_grad_(False) for _ in range(2))
+    for made in (frozen, folded):
+        if isinstance(made, Classifier):
+            made.forward = made.unchecked  # type: ignore[method-assign]
+    fold_batch_norm(folded, example)
+    same = torch.allclose(folded(example), frozen(example), rtol=1e-3, atol=1e-4)
+    return (folded if same else frozen).to(memory_format=torch.channels_last)
 
 
 @torch.enable_grad()
@@ -115,16 +112,23 @@ def pgd(
         is in training mode.
     """
     check_images(images, caller="pgd", channels=None)
-    strengths = torch.as_tensor(eps, dtype=images.dtype, device=images.device).expand(len(images))
+    images = images.detach()
+    strengths = torch.as_tensor(eps, dtype=images.dtype, device=images.device)
+    if strengths.ndim and strengths.shape != labels.shape:
+        raise ValueError(
+            f"pgd: expected one ε, or one for each of the {len(images)} images, got shape {tuple(strengths.shape)}"
+        )
+    strengths = strengths.expand(len(images))
     if not (torch.isfinite(strengths).all() and strengths.min() >= 0 and strengths.max() <= 1):
         raise ValueError(f"pgd: expected ε from 0 to 1, for images in [0, 1], got {eps}; 8/255 is written 8 / 255")
     if steps < 1 or rel_step <= 0:
         raise ValueError(f"pgd: expected at least one step of positive size, got steps={steps}, rel_step={rel_step}")
-    prepared = prepare(classifier)
+    prepared = prepare(classifier, images[:2])
     with torch.no_grad():
         logits = prepared(images[:1])
     check_logits(logits)
     check_labels(labels, images=images, classes=logits.shape[1], caller="pgd")
+    labels = labels.long()
     model = foolbox.PyTorchModel(prepared, bounds=(0, 1), device=images.device)
     options = dict(rel_stepsize=rel_step, steps=steps, random_start=True)
     attacked = []

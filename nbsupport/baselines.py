@@ -1,14 +1,15 @@
 """The simple defences that every table is compared with: no training, no attack in mind."""
 
+import io
 from collections.abc import Callable
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from PIL import Image
 from skimage.restoration import denoise_tv_chambolle
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
 from torchvision.transforms.v2.functional import gaussian_blur
 
 from .denoisers import Denoiser
@@ -30,9 +31,12 @@ def round_to_8_bit(images: Images) -> Images:
 
 def jpeg(images: Images) -> Images:
     """Through a JPEG file of quality 75."""
-    files = encode_jpeg(list(_bytes(images.cpu())), quality=JPEG_QUALITY)
-    decoded = torch.stack([decode_jpeg(file, mode=ImageReadMode.RGB) for file in files])
-    return decoded.to(images) / 255
+    decoded = []
+    for pixels in _bytes(images).permute(0, 2, 3, 1).cpu().numpy():
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, format="JPEG", quality=JPEG_QUALITY)
+        decoded.append(np.asarray(Image.open(file)))
+    return torch.from_numpy(np.stack(decoded)).permute(0, 3, 1, 2).to(images) / 255
 
 
 def median(images: Images) -> Images:

@@ -23,6 +23,7 @@ from .tables import PAPER, published
 
 RESAMPLES = 2000
 SMALL_SHARE, LARGE_ACCURACY = 0.8, 0.02
+ROUNDING = 1e-9  # of a share of images, so that exactly 80 % are 80 %
 FINITE = 200.0  # dB: PSNR of equal images, so that means exist
 FOUR = ("Add(L_sem)", "Filt(L_sem)", "Add(L_img)", "Filt(L_img)")
 HEADS = TABLES[3][1:5]
@@ -38,10 +39,13 @@ class Curves:
         From a metric and a method to its curve; KeyError where there is none.
     regions
         S, M and L, the small, middle and large strengths, as masks over ε.
+    eps
+        The strengths.
     """
 
     curve: Callable[[str, str], Float[np.ndarray, "strengths"]]
     regions: dict[str, Bool[np.ndarray, "strengths"]]
+    eps: tuple[float, ...] = EPS
 
     def __getitem__(self, which: tuple[str, str] | str) -> Float[np.ndarray, "strengths"]:
         """The curve of (metric, method); of accuracy where only the method is named."""
@@ -62,13 +66,13 @@ def _filt_beats_add(c: Curves) -> Verdict:
 
 
 def _raises_clean(c: Curves) -> Verdict:
-    return c["Filt(L_img)"][0] > c["attacked"][0], f"{c['attacked'][0]:.3f} → {c['Filt(L_img)'][0]:.3f}"
+    return bool(c["Filt(L_img)"][0] > c["attacked"][0]), f"{c['attacked'][0]:.3f} → {c['Filt(L_img)'][0]:.3f}"
 
 
 def _image_or_semantic(c: Curves) -> Verdict:
     gains = {region: c.mean("Filt(L_img)", region) - c.mean("Filt(L_sem)", region) for region in "SML"}
     text = ", ".join(f"{region}: {gain:+.3f}" for region, gain in gains.items())
-    return gains["S"] > 0 and gains["L"] > 0 and gains["M"] < 0, text
+    return gains["S"] > ROUNDING and gains["L"] > ROUNDING and gains["M"] < -ROUNDING, text
 
 
 def _filt_has_quality(c: Curves) -> Verdict:
@@ -102,7 +106,7 @@ def _late_heads_win(c: Curves) -> Verdict:
 
 def _head_4_is_strong(c: Curves) -> Verdict:
     difference = np.abs(c["head_4"] - c["Filt(L_img*)"])
-    return bool(difference.max() <= 0.02), f"largest difference {difference.max():.3f}"
+    return bool(difference.max() <= 0.02 + ROUNDING), f"largest difference {difference.max():.3f}"
 
 
 def _fused_beats_filt(c: Curves) -> Verdict:
@@ -119,7 +123,7 @@ def _fused_beats_parts(c: Curves) -> Verdict:
 
 def _parts_on_clean(c: Curves) -> Verdict:
     clean, sl, m = (c[name][0] for name in ("attacked", "PA-Filt(L_img)_sl", "PA-Filt(L_img)_m"))
-    return sl > clean > m, f"none {clean:.3f}, sl {sl:.3f}, m {m:.3f}"
+    return bool(sl > clean > m), f"none {clean:.3f}, sl {sl:.3f}, m {m:.3f}"
 
 
 def _uncertainty_follows_eps(c: Curves) -> Verdict:
@@ -129,14 +133,14 @@ def _uncertainty_follows_eps(c: Curves) -> Verdict:
 
 def _kernels_leave_the_identity(c: Curves) -> Verdict:
     distance = c["kernel_distance", "PA-Filt(L_img)_sl"]
-    ratio = float(distance[EPS.index(0.1)] / distance[EPS.index(1e-4)])
+    ratio = float(distance[c.eps.index(0.1)] / distance[c.eps.index(1e-4)])
     return ratio >= 5, f"ratio {ratio:.1f}"
 
 
 def _attack_bites(c: Curves) -> Verdict:
     attacked = c["attacked"]
     rises = int((np.diff(attacked) > 0).sum())
-    return rises == 0 and attacked[-1] == 0, f"rises {rises} times, ends at {attacked[-1]:.3f}"
+    return bool(rises == 0 and attacked[-1] == 0), f"rises {rises} times, ends at {attacked[-1]:.3f}"
 
 
 def _range(values: np.ndarray) -> str:
@@ -177,10 +181,7 @@ def _paper_curves() -> Curves:
 def per_image(evaluation: Evaluation, metric: str, method: str) -> Float[np.ndarray, "strengths n"]:
     """A metric of a method for every strength and test image; ``spearman`` has one row only.
 
-    Raises
-    ------
-    KeyError
-        If the method's training failed, or the metric is not one of this method.
+    Raises KeyError if the method's training failed, or the metric is not one of this method.
     """
     if failure := evaluation.artefacts.failure(method):
         raise KeyError(failure)
@@ -216,7 +217,7 @@ def judge(evaluation: Evaluation, *names: str, resamples: int = RESAMPLES) -> pd
     KeyError
         If there is no such claim.
     """
-    number = evaluation.study.test_images
+    number, eps = evaluation.study.test_images, evaluation.study.eps
     uniform = np.full(number, 1 / number)
     # whole numbers until the division, so that equal accuracies stay exactly equal
     weights = np.random.default_rng(evaluation.study.seed).multinomial(number, uniform, resamples).T
@@ -224,11 +225,11 @@ def judge(evaluation: Evaluation, *names: str, resamples: int = RESAMPLES) -> pd
     means = cache(lambda metric, method: images(metric, method).mean(axis=1))
     resampled = cache(lambda metric, method: images(metric, method) @ weights / number)
     attacked = means("accuracy", "attacked")
-    small, large = attacked >= SMALL_SHARE * attacked[0], attacked <= LARGE_ACCURACY
+    small, large = attacked >= SMALL_SHARE * attacked[0] - ROUNDING, attacked <= LARGE_ACCURACY + ROUNDING
     regions = {"S": small, "M": ~small & ~large, "L": large, "C6": ~small & ~large}
-    samples = [Curves(lambda *which, b=b: resampled(*which)[:, b], regions) for b in range(resamples)]
+    samples = [Curves(lambda *which, b=b: resampled(*which)[:, b], regions, eps) for b in range(resamples)]
     paper = _paper_curves()
-    return pd.DataFrame([_row(claim, Curves(means, regions), samples, paper) for claim in names or CLAIMS])
+    return pd.DataFrame([_row(claim, Curves(means, regions, eps), samples, paper) for claim in names or CLAIMS])
 
 
 def _row(claim: str, measured: Curves, samples: list[Curves], paper: Curves) -> dict[str, Any]:

@@ -90,7 +90,7 @@ def check_labels(labels: Tensor, *, images: Tensor, classes: int | None, caller:
     ValueError
         If there is not one integer per image, or one lies outside of 0 … classes − 1.
     """
-    if labels.shape != images.shape[:1] or labels.is_floating_point():
+    if labels.shape != images.shape[:1] or labels.is_floating_point() or labels.dtype == torch.bool:
         raise ValueError(
             f"{caller}: expected {len(images)} integer labels for {len(images)} images, got {labels.dtype} of "
             f"shape {tuple(labels.shape)}"
@@ -98,7 +98,8 @@ def check_labels(labels: Tensor, *, images: Tensor, classes: int | None, caller:
     low, high = (int(value) for value in torch.aminmax(labels))
     if low < 0 or (classes is not None and high >= classes):
         hint = "; labels that start at 1 need labels - 1" if low == 1 and high == classes else ""
-        raise ValueError(f"{caller}: expected labels from 0 to {(classes or 0) - 1}, got {low} to {high}{hint}")
+        upto = f" to {classes - 1}" if classes else ""
+        raise ValueError(f"{caller}: expected labels from 0{upto}, got {low} to {high}{hint}")
 
 
 def load(study: Study, split: str, number: int | None = None) -> Split:

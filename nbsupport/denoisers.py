@@ -138,21 +138,18 @@ class MultiHead(KernelDenoiser):
         self.outputs = nn.ModuleList(_kernel_layer(kernel_size, literal) for _ in range(HEADS))
 
     def kernels(self, images: Images, head: int | str = HEADS) -> Kernels:
-        """The kernels of one head, 1 to 4.
-
-        Raises
-        ------
-        ValueError
-            If there is no such head.
-        """
+        """The kernels of one head, 1 to 4; ValueError for others."""
         if head not in range(1, HEADS + 1):
             raise ValueError(f"MultiHead: expected a head from 1 to {HEADS}, got {head!r}")
         return resize(self.outputs[int(head) - 1](self.decoder(self.encoder(images))), images)
 
     @staticmethod
     def band(eps: float) -> int:
-        """The head that learns from `eps`: 1 for 1e-4 … 5e-4, 4 for 1e-1 … 5e-1."""
-        return int(f"{eps:e}".split("e")[1]) + HEADS + 1
+        """The head that learns from `eps`: 1 for 1e-4 … 5e-4, 4 for 1e-1 … 5e-1; ValueError for others."""
+        head = int(f"{eps:e}".split("e")[1]) + HEADS + 1
+        if not (eps and 1 <= head <= HEADS):
+            raise ValueError(f"MultiHead: expected a strength from 1e-4 to below 1, got {eps}")
+        return head
 
 
 class YNet(KernelDenoiser):

@@ -85,6 +85,7 @@ def save(
     """
     if evaluation.study.scale == "smoke":
         return None
+    record = json.dumps(provenance(evaluation, notebook, methods), indent=1, ensure_ascii=False) + "\n"
     place = folder(evaluation.study.name)
     place.mkdir(parents=True, exist_ok=True)
     if isinstance(content, Figure):
@@ -92,11 +93,10 @@ def save(
         write_atomically(path, lambda file: content.savefig(file, format="png", dpi=150, bbox_inches="tight"))
     else:
         path = place / f"{name}.csv"
-        write_atomically(path, lambda file: content.to_csv(file, index=False, float_format="%.6g"))
+        write_atomically(path, lambda file: content.to_csv(file, index=False))
         if "table" in content:
             failures = evaluation.failures(tuple(dict.fromkeys(methods)))
             text = markdown(content, evaluation.study, failures)
             write_atomically(place / f"{name}.md", lambda file: file.write_text(text, encoding="utf-8"))
-    record = json.dumps(provenance(evaluation, notebook, methods), indent=1, ensure_ascii=False) + "\n"
     write_atomically(place / f"{name}.json", lambda file: file.write_text(record, encoding="utf-8"))
     return path

@@ -136,6 +136,6 @@ def distance_from_identity(kernels: Float[Tensor, "b taps h w"], channels: int =
         If the kernels do not have `channels`·K·K channels with K odd.
     """
     b, ckk, h, w = kernels.shape
-    size = _size(ckk // channels, "distance_from_identity")
+    size = _size(ckk // channels if ckk % channels == 0 else 0, "distance_from_identity")
     identity = identity_kernels(kernels[:1, :channels, :1, :1], size)
     return (kernels - identity).abs().sum(dim=1, keepdim=True) / channels

@@ -159,13 +159,13 @@ def draw_uncertainty(
         figure, axes = plt.subplot_mosaic(
             [*mosaic, ["means"] * columns], figsize=(0.95 * columns + 0.6, 4.6), height_ratios=(1, 1, 1.9)
         )
+        plt.close(figure)
         for column, (image, uncertainty, strength) in enumerate(zip(images, maps, eps, strict=True)):
             show_image(axes[f"image {column}"], image, short(strength))
             shown = show_image(axes[f"map {column}"], uncertainty, cmap="viridis", **limits)
         maps_axes = [axes[f"map {column}"] for column in range(columns)]
         figure.colorbar(shown, ax=maps_axes, shrink=0.9, label="uncertainty")
         _bands(axes["means"], eps, {"Filt(L_img)": means}, "mean uncertainty of an image")
-        plt.close(figure)
     return figure
 
 

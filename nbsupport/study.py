@@ -75,11 +75,12 @@ class Study:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.eps[0] != 0 or any(a >= b for a, b in pairwise(self.eps)) or self.eps[-1] > 1:
+        rising = all(a < b for a, b in pairwise(self.eps))
+        if not (self.eps and self.eps[0] == 0 and rising and self.eps[-1] <= 1):
             raise ValueError(f"Study.eps: expected strengths that rise from 0 and stay within 1, got {self.eps}")
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, int) and field.name != "seed" and value < 1:
+            if isinstance(value, (int, float)) and field.name != "seed" and not value > 0:
                 raise ValueError(f"Study.{field.name}: expected a positive number, got {value}")
         if self.kernel_size % 2 == 0:
             raise ValueError(f"Study.kernel_size: expected an odd number, got {self.kernel_size}")
@@ -142,11 +143,11 @@ def eps_label(eps: float) -> str:
     """ε as the paper writes it and in units of an 8-bit image.
 
     >>> eps_label(0.003)
-    '3e-3 (0.77/255)'
+    '3e-3 (0.765/255)'
     >>> eps_label(0)
     '0 (clean)'
     """
     if eps == 0:
         return "0 (clean)"
     mantissa, exponent = f"{eps:.0e}".split("e")
-    return f"{mantissa}e{int(exponent)} ({eps * 255:.2g}/255)"
+    return f"{mantissa}e{int(exponent)} ({eps * 255:.3g}/255)"

@@ -93,6 +93,6 @@ def markdown(rows: pd.DataFrame, study: Study, failures: list[str]) -> str:
     for (metric, method, source), values in zip(table.index, table.to_numpy(), strict=True):
         digits = 2 if metric == "psnr" else 3
         numbers = ["" if pd.isna(v) else "∞" if v == float("inf") else f"{v:.{digits}f}" for v in values]
-        name = f"**{method}**" if source == MEASURED else ""
+        name = f"**{method.replace('*', chr(92) + '*')}**" if source == MEASURED else ""
         lines.append("| " + " | ".join(([metric] if several else []) + [name, source, *numbers]) + " |")
     return "\n".join(lines) + "\n"

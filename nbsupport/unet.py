@@ -64,6 +64,7 @@ class Decoder(nn.Module):
 
 
 def resize(x: Tensor, like: Tensor) -> Tensor:
+    """`x` enlarged, bilinearly, to the height and width of `like`."""
     return F.interpolate(x, like.shape[-2:], mode="bilinear")
 
 

@@ -345,10 +345,10 @@ def test_a_start_does_not_depend_on_the_layout_in_memory(images):
 # -- prepare -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("network", [network for network in NETWORKS if network is not BranchesOnTheType])
+@pytest.mark.parametrize("network", NETWORKS)
 def test_a_prepared_classifier_says_the_same(network, images):
     classifier = Classifier(network(), (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)).eval()
-    torch.testing.assert_close(prepare(classifier)(images), classifier(images), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(prepare(classifier, images)(images), classifier(images), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["small_resnet", "resnet18", "mobilenet_v2", "densenet121"])
@@ -358,17 +358,17 @@ def test_a_prepared_architecture_says_the_same(name):
     with torch.no_grad():
         classifier(torch.rand(16, 3, 32, 32))  # one pass in training mode, for batch norm's statistics
         images = torch.rand(2, 3, 32, 32)
-        torch.testing.assert_close(prepare(classifier.eval())(images), classifier(images), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(prepare(classifier.eval(), images)(images), classifier(images), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["small_resnet", "resnet18", "mobilenet_v2"])
 def test_batch_norm_costs_an_attack_nothing(name):
-    layers = prepare(build(name, 10, 32).eval()).modules()
+    layers = prepare(build(name, 10, 32).eval(), torch.rand(2, 3, 32, 32)).modules()
     assert not any(isinstance(layer, nn.BatchNorm2d) for layer in layers)
 
 
-def test_a_prepared_classifier_is_a_frozen_copy(classifier):
-    prepared = prepare(classifier)
+def test_a_prepared_classifier_is_a_frozen_copy(classifier, images):
+    prepared = prepare(classifier, images)
     assert not any(parameter.requires_grad for parameter in prepared.parameters())
     own = {tensor.data_ptr() for tensor in classifier.state_dict().values()}
     assert not own & {tensor.data_ptr() for tensor in prepared.state_dict().values()}

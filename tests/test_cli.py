@@ -1,10 +1,12 @@
 """``python -m nbsupport``: what it prints, and that mistakes end in a line that says what to do."""
 
+import contextlib
 import importlib.metadata
+import io
 import os
+import shutil
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 
@@ -14,24 +16,35 @@ from nbsupport.artefacts import Artefacts
 from nbsupport.claims import CLAIMS
 from nbsupport.evaluation import Evaluation
 from nbsupport.recipes import TABLES
+from nbsupport.study import Study
 from nbsupport.tables import caption
 
 METHODS = list(dict.fromkeys(method for table in TABLES.values() for method in table))
 COMPUTE = "python -m nbsupport compute --study digits --scale smoke"
 
 
-@pytest.fixture
-def finished(artefacts, monkeypatch):
+@pytest.fixture(scope="module")
+def evaluation(artefacts):
     """The smallest study with everything made."""
     evaluation = Evaluation(artefacts)
     for number in TABLES:
         evaluation.table(number)
-    monkeypatch.setenv("NBSUPPORT_HOME", str(artefacts.store.home))
     return evaluation
 
 
-def words(text):
-    return " ".join(text.split())
+@pytest.fixture
+def finished(evaluation, monkeypatch):
+    """The command line finds everything made."""
+    monkeypatch.setenv("NBSUPPORT_HOME", str(evaluation.artefacts.store.home))
+    return evaluation
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The studies that ``compute`` was asked for, instead of computing them."""
+    studies = []
+    monkeypatch.setattr("nbsupport.__main__._compute", studies.append)
+    return studies
 
 
 def exit_of(*arguments):
@@ -40,20 +53,30 @@ def exit_of(*arguments):
     return error.value.code
 
 
-# -- compute and report --------------------------------------------------------------------------
+# -- compute -------------------------------------------------------------------------------------
 
 
-def test_compute_makes_everything(capsys, tmp_path):
-    main(["compute", "--scale", "smoke"])
-    printed = capsys.readouterr().out
-    assert [line[:22].strip() for line in printed.splitlines()[: len(METHODS)]] == METHODS
-    assert f"stored in {tmp_path / 'home'}" in printed
-    assert {path.name for path in (tmp_path / "home").iterdir()} == {
-        "attacked",
-        "classifier",
-        "denoiser",
-        "measurement",
-    }
+@pytest.fixture(scope="module")
+def computed(evaluation, tmp_path_factory):
+    """A store in which all was trained and nothing measured, after ``compute``, and what that printed."""
+    home, printed = tmp_path_factory.mktemp("computed") / "home", io.StringIO()
+    shutil.copytree(evaluation.artefacts.store.home, home, ignore=shutil.ignore_patterns("measurement"))
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setenv("NBSUPPORT_HOME", str(home))
+        main(["compute", "--study", "digits", "--scale", "smoke"])
+    return home, printed.getvalue()
+
+
+def test_compute_makes_what_is_missing(computed):
+    home, printed = computed
+    assert len(list((home / "measurement").iterdir())) == len(METHODS)
+    assert printed.endswith(f"stored in {home}\n")
+
+
+def test_compute_prints_the_mean_accuracy_of_every_method(computed, evaluation):
+    for method, line in zip(METHODS, computed[1].splitlines(), strict=False):
+        accuracy = evaluation.measurement(method).correct().mean()
+        assert line.startswith(f"{method:22} mean accuracy over ε {accuracy:.3f} ")
 
 
 def test_compute_says_what_failed(finished, capsys, monkeypatch):
@@ -62,47 +85,58 @@ def test_compute_says_what_failed(finished, capsys, monkeypatch):
     assert "PA-Filt(L_img) failed" in capsys.readouterr().out
 
 
-def test_report_prints_every_table_with_its_caption(finished, capsys):
-    main(["report", "--scale", "smoke"])
-    printed = words(capsys.readouterr().out)
-    for number in TABLES:
-        assert words(caption(finished.table(number), finished.study)) in printed
+# -- report --------------------------------------------------------------------------------------
 
 
-def test_report_prints_every_method_and_source(finished, capsys):
-    main(["report", "--scale", "smoke"])
-    printed = capsys.readouterr().out
-    assert all(method in printed for table in TABLES for method in finished.table(table)["method"])
-    assert all(source in printed for source in ("measured", "envelope", "published"))
+@pytest.fixture(scope="module")
+def report(evaluation):
+    """What ``report`` prints on a terminal of 80 columns."""
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setenv("NBSUPPORT_HOME", str(evaluation.artefacts.store.home))
+        patch.setenv("COLUMNS", "80")
+        main(["report", "--study", "digits", "--scale", "smoke"])
+    return printed.getvalue()
 
 
-def test_report_keeps_a_line_of_a_table_in_one_line(finished, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "80")
-    main(["report", "--scale", "smoke"])
-    (line, *_) = [line for line in capsys.readouterr().out.splitlines() if "published" in line and "0.928" in line]
-    assert line.split()[-13:] == (
-        "0.928 0.899 0.829 0.747 0.484 0.045 0.014 0.004 0.031 0.076 0.108 0.278 0.036".split()
-    )
+@pytest.mark.parametrize("number", TABLES)
+def test_report_prints_every_table_with_its_caption(number, evaluation, report):
+    assert " ".join(caption(evaluation.table(number), evaluation.study).split()) in " ".join(report.split())
 
 
-def test_report_prints_all_claims(finished, capsys):
-    main(["report", "--scale", "smoke"])
-    lines = capsys.readouterr().out.splitlines()
-    for claim, (sentence, _) in CLAIMS.items():
-        (number,) = [i for i, line in enumerate(lines) if line.split()[:1] == [claim]]
-        assert lines[number].endswith(sentence)
-        assert "here: " in lines[number + 1]
-        assert "; in the paper (" in lines[number + 1]
+def test_report_prints_every_method_and_source(evaluation, report):
+    methods = {method for number in TABLES for method in evaluation.table(number)["method"]}
+    assert all(word in report for word in [*methods, "measured", "envelope", "published"])
+
+
+def test_report_keeps_a_line_of_a_table_in_one_line(report):
+    (line, *_) = [line for line in report.splitlines() if "published" in line and "0.928" in line]
+    numbers = [0.928, 0.899, 0.829, 0.747, 0.484, 0.045, 0.014, 0.004, 0.031, 0.076, 0.108, 0.278, 0.036]
+    assert [float(number) for number in line.split()[-13:]] == numbers
+
+
+@pytest.mark.parametrize(
+    ("claim", "sentence"), [(claim, sentence) for claim, (sentence, _) in CLAIMS.items()], ids=CLAIMS
+)
+def test_report_prints_every_claim(claim, sentence, report):
+    lines = report.splitlines()
+    (number,) = [number for number, line in enumerate(lines) if line.split()[:1] == [claim]]
+    assert lines[number].endswith(sentence)
+    assert "here: " in lines[number + 1]
+    assert "; in the paper (" in lines[number + 1]
 
 
 # -- doctor --------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def complete(monkeypatch):
-    """As if all of Jupyter were installed."""
+def complete(tmp_path, monkeypatch):
+    """As if all of Jupyter were installed; the folder of the extension that shows the sliders."""
+    extension = tmp_path / "prefix/share/jupyter/labextensions/@jupyter-widgets/jupyterlab-manager"
+    extension.mkdir(parents=True)
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "prefix"))
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "1.0")
-    monkeypatch.setattr("os.path.isdir", lambda path: True)
+    return extension
 
 
 def test_doctor_names_what_is_not_made_yet_and_how_to_make_it(complete, capsys):
@@ -137,15 +171,15 @@ def test_doctor_says_how_to_install_what_is_missing(package, complete, capsys, m
     assert f"{package:16} missing: {INSTALL}" in capsys.readouterr().out
 
 
-def test_doctor_misses_the_extension_that_shows_the_sliders(complete, capsys, monkeypatch):
-    monkeypatch.setattr("os.path.isdir", lambda path: False)
+def test_doctor_misses_the_extension_that_shows_the_sliders(complete, capsys):
+    complete.rmdir()
     assert exit_of("doctor", "--scale", "smoke") == 1
     assert f"no widget extension: {INSTALL}" in capsys.readouterr().out
 
 
-def test_the_commands_it_gives_are_understood(complete, finished, capsys):
+def test_the_command_it_gives_is_understood(asked):
     main(COMPUTE.split()[3:])
-    assert "stored in" in capsys.readouterr().out
+    assert asked == [Study.named("digits", "smoke")]
 
 
 # -- mistakes ------------------------------------------------------------------------------------
@@ -177,12 +211,12 @@ def test_so_does_one_in_the_environment(variable, capsys, monkeypatch):
     assert "'nonsense'; there are: " in capsys.readouterr().err
 
 
-def test_the_environment_chooses_and_the_command_line_overrides(finished, capsys, monkeypatch):
-    monkeypatch.setenv("NBSUPPORT_SCALE", "paper")
-    main(["compute", "--scale", "smoke"])
-    monkeypatch.setenv("NBSUPPORT_SCALE", "smoke")
+def test_the_environment_chooses_and_the_command_line_overrides(asked, monkeypatch):
     main(["compute"])
-    assert capsys.readouterr().out.count("stored in") == 2
+    monkeypatch.setenv("NBSUPPORT_SCALE", "paper")
+    main(["compute"])
+    main(["compute", "--scale", "smoke"])
+    assert [study.scale for study in asked] == ["quick", "paper", "smoke"]
 
 
 def test_an_unknown_notebook_ends_with_the_known_ones(tmp_path, monkeypatch):
@@ -223,29 +257,31 @@ class Absent:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Absent())
-runpy.run_module("nbsupport", run_name="__main__", alter_sys=True)
+for command in ("compute", "run"):
+    print("begin", command)
+    sys.argv = ["nbsupport", command, "--study", "digits", "--scale", "smoke"]
+    try:
+        runpy.run_module("nbsupport", run_name="__main__")
+    except SystemExit as error:
+        print(error.code)
 """
 
 
-def without_jupyter(*arguments, home):
-    environment = os.environ | {"NBSUPPORT_HOME": str(home), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "error::FutureWarning", "-c", WITHOUT_JUPYTER, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    return SimpleNamespace(code=done.returncode, out=done.stdout, err=done.stderr)
+@pytest.fixture(scope="module")
+def without_jupyter(evaluation):
+    """What each command prints where Jupyter cannot be imported, and what they print to stderr."""
+    environment = os.environ | {"NBSUPPORT_HOME": str(evaluation.artefacts.store.home)}
+    command = [sys.executable, "-c", WITHOUT_JUPYTER]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", env=environment | {"PYTHONUTF8": "1"})
+    printed = dict(part.split("\n", 1) for part in done.stdout.split("begin ")[1:])
+    return printed | {"stderr": done.stderr}
 
 
-def test_compute_needs_no_jupyter(finished):
-    done = without_jupyter("compute", "--scale", "smoke", home=finished.artefacts.store.home)
-    assert (done.code, "stored in" in done.out) == (0, True), done.err
+def test_compute_needs_no_jupyter(without_jupyter):
+    assert "stored in" in without_jupyter["compute"], without_jupyter["stderr"]
 
 
-def test_report_needs_none_either(finished):
-    done = without_jupyter("report", "--scale", "smoke", home=finished.artefacts.store.home)
-    assert (done.code, "C18" in done.out) == (0, True), done.err
-
-
-def test_run_says_how_to_install_it(tmp_path):
-    done = without_jupyter("run", "--scale", "smoke", home=tmp_path)
-    assert done.code == 1
-    assert f"running notebooks needs Jupyter (No module named 'nbformat'): {INSTALL}" in done.err
-    assert "Traceback" not in done.err
+def test_run_says_how_to_install_it(without_jupyter):
+    missing = f"running notebooks needs Jupyter (No module named 'nbformat'): {INSTALL}\n"
+    assert without_jupyter["run"].startswith(missing), without_jupyter["stderr"]
+    assert "Traceback" not in without_jupyter["stderr"]

@@ -192,8 +192,9 @@ def test_labels_of_an_unknown_number_of_classes_pass():
         ([0, 10], "expected labels from 0 to 9, got 0 to 10$"),
         ([-1, 3], "expected labels from 0 to 9, got -1 to 3$"),
         ([1, 10], "expected labels from 0 to 9, got 1 to 10; labels that start at 1 need labels - 1$"),
+        ([1, 12], "expected labels from 0 to 9, got 1 to 12$"),
     ],
-    ids=["too many", "a column", "floating-point", "boolean", "too large", "negative", "from 1"],
+    ids=["too many", "a column", "floating-point", "boolean", "too large", "negative", "from 1", "from 1 to 12"],
 )
 def test_other_labels_are_refused(labels, message, no_shape_checker):
     with pytest.raises(ValueError, match=f"^test: {message}"):

@@ -324,7 +324,7 @@ def test_attacks_see_the_same_network(tmp_path, after, embedded):
     classifier = tiny(after, embedded)
     load_published(classifier, tmp_path / "weights.npz")
     images = torch.rand(2, 3, 38, 33, dtype=torch.float64)
-    prepared = prepare(classifier)
+    prepared = prepare(classifier, images)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in prepared.modules())
     with torch.no_grad():
         torch.testing.assert_close(prepared(images), classifier(images), rtol=1e-8, atol=0)

@@ -195,7 +195,7 @@ def test_attacks_see_the_same_network(tmp_path, kind):
         decoder = tiny()
         load_published(decoder, tmp_path / "weights.pkl")
     images = torch.rand(2, 3, 21, 24, dtype=torch.float64)
-    prepared = prepare(decoder)
+    prepared = prepare(decoder, images)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in prepared.modules())
     with torch.no_grad():
         torch.testing.assert_close(prepared(images), decoder(images), rtol=1e-7, atol=1e-10)

@@ -202,5 +202,5 @@ def test_the_identity_is_at_no_distance_and_of_uncertainty_one():
 
 @pytest.mark.parametrize("kernels", [2, 12, 28], ids=["too few", "even", "not a multiple of the channels"])
 def test_distance_from_identity_refuses_other_channels(kernels):
-    with pytest.raises(ValueError, match="distance_from_identity: expected c·K·K channels"):
+    with pytest.raises(ValueError, match="distance_from_identity: "):
         distance_from_identity(torch.rand(1, kernels, 4, 5))

@@ -9,7 +9,8 @@ import nbsupport
 
 # From the bottom up; a new module goes below all that import it.
 ORDER = (
-    "study", "store", "data", "classifiers", "feature_denoising", "feature_pyramid", "attacks", "filtering", "unet",
+    "study", "store", "data", "classifiers", "feature_denoising", "feature_pyramid", "folding", "attacks", "filtering",
+    "unet",
     "denoisers", "baselines", "losses", "training", "recipes", "artefacts", "evaluation", "adaptive", "tables",
     "claims", "plots", "diagrams", "pictures", "figures", "runner", "navigation", "widgets", "__main__",
 )  # fmt: skip

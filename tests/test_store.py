@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import zarr
 from filelock import FileLock
 
 from nbsupport.store import CorruptArtefact, Store, canonical, default_home, key
@@ -124,7 +125,9 @@ def test_artefacts_made_from_different_things_live_side_by_side(store):
 
 
 @pytest.mark.parametrize(
-    "name", ["Filt(L_img*)", "../../up", "/a\\b:c", "", ".", "ε ≤ ½\n", "雪" * 300, "\udce9", 'say "hi"'], ids=ascii
+    "name",
+    ["Filt(L_img*)", "../../up", "/a\\b:c", "", ".", "ε ≤ ½\n", "雪" * 300, "\udce9", 'say "hi"'],
+    ids=lambda name: ascii(name)[:20],
 )
 def test_any_name_makes_one_folder_below_its_kind(store, name):
     odd = SPECIFICATION | {"name": name}
@@ -195,10 +198,15 @@ def test_a_report_with_nan_is_refused(store):
     assert not store.has(SPECIFICATION)
 
 
-def test_tensors_may_share_memory_and_lie_in_any_order(store):
+def test_tensors_may_share_memory(store):
+    weight = torch.rand(3, 4)
+    made = {"weight": weight, "tied": weight, "part": weight[1:]}
+    assert same(store.tensors(SPECIFICATION, lambda scratch: (made, {}))[0], made)
+
+
+def test_tensors_may_lie_in_any_order_and_have_any_type(store):
     image = torch.rand(1, 3, 4, 4).to(memory_format=torch.channels_last)
-    made = {"image": image, "again": image, "part": image[:, 1:], "half": image.bfloat16(), "learnt": image.clone()}
-    made["learnt"].requires_grad_()
+    made = {"image": image, "half": image.bfloat16(), "learnt": image.clone().requires_grad_()}
     assert same(store.tensors(SPECIFICATION, lambda scratch: (made, {}))[0], made)
 
 
@@ -327,6 +335,21 @@ def test_a_missing_description_costs_no_chunk(store, folder):
     calls = []
     assert same(array_of(store, calls), ARRAY)
     assert calls == []
+
+
+def test_a_description_that_appears_meanwhile_is_taken(store, monkeypatch):
+    create = zarr.create_array
+
+    def late(place, **options):
+        """As the thread of zarr that goes on writing when its caller was interrupted."""
+        create(place, **options)
+        return create(place, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            zarr, "create_array", lambda place, **options: (create if place == {} else late)(place, **options)
+        )
+        assert same(array_of(store), ARRAY)
 
 
 @damaged

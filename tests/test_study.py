@@ -58,6 +58,10 @@ def test_the_environment_overrides_the_cell_of_a_notebook(monkeypatch):
     assert Study.chosen("cifar10", "paper", seed=3) == Study.named("digits", "smoke", seed=3)
 
 
+def test_without_it_the_cell_decides():
+    assert Study.chosen("digits", "smoke", seed=3) == Study.named("digits", "smoke", seed=3)
+
+
 @pytest.mark.parametrize(
     ("variable", "value", "message"),
     [

