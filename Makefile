@@ -24,7 +24,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed, $(PYTHON) is $$($(PYTHON) -V 2>&1); name another: make $(or $(MAKECMDGOALS),study) PYTHON=/path/to/python"; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "$(PYTHON) lacks venv: install it (Debian, Ubuntu: apt install python3-venv), or name another Python: make $(or $(MAKECMDGOALS),study) PYTHON=/path/to/python"; exit 1; }
 	@echo "Installing into .venv (once; PyTorch is large, this takes minutes)"
-	@$(PYTHON) -m venv --clear .venv
+	@$(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear .venv
 	@$(BIN)/python -m pip install --quiet --editable '.[lab,dev]' --constraint constraints.txt
 	@touch $@
 

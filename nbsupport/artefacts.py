@@ -24,6 +24,15 @@ VERSION = 1  # part of every key: raise it when the code makes something else of
 CONSTANT = 1e-2  # a W whose standard deviation over pixels, images and strengths is below this is constant
 
 
+def _recipe(method: str) -> tuple[str, int | str | None]:
+    """The recipe that makes a method, and which of its outputs the method is (None for all)."""
+    name, output = VIEWS.get(method, (method, None))
+    if name not in RECIPES:
+        known = ["attacked", *RECIPES, *VIEWS, *BASELINES]
+        raise ValueError(f"no method named {method!r}; there are: {', '.join(known)}")
+    return name, output
+
+
 class Artefacts:
     """The artefacts of one study.
 
@@ -152,16 +161,13 @@ class Artefacts:
             return nn.Identity()
         if method in BASELINES:
             return Baseline(method)
-        name, output = VIEWS.get(method, (method, None))
-        if name not in RECIPES:
-            known = ["attacked", *RECIPES, *VIEWS, *BASELINES]
-            raise ValueError(f"no method named {method!r}; there are: {', '.join(known)}")
+        name, output = _recipe(method)
         trained = self.trained(name)[0]
         return trained if output is None else View(trained, output).eval()  # type: ignore[arg-type]
 
     def report(self, method: str) -> dict[str, Any]:
         """How the training of a denoiser went: its losses, and the signs of a collapse (`_health`)."""
-        return self.trained(VIEWS.get(method, (method, None))[0])[1]
+        return self.trained(_recipe(method)[0])[1]
 
     def failure(self, method: str) -> str | None:
         """Why a method's training counts as failed, or None."""
@@ -186,6 +192,8 @@ class Artefacts:
         if isinstance(denoiser, PAFilter) and recipe.base:
             denoiser.ynet.load_state_dict(self.trained(recipe.base)[0].state_dict())
             denoiser.ynet.requires_grad_(False)
+        if (recipe.strong_only or name == "Y-Net") and not set(STRONG_EPS) <= set(study.eps):
+            raise ValueError(f"{name} learns from ε = {STRONG_EPS}, but the study's strengths are {study.eps}")
         objective = recipe.objective
         strengths = [study.eps.index(eps) for eps in (STRONG_EPS if recipe.strong_only else study.attacked_eps)]
 
@@ -217,6 +225,6 @@ class Artefacts:
         return health
 
     def _seeded(self, make: Callable[[], Module]) -> Module:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             torch.manual_seed(self.study.seed)
             return make().to(self.device)

@@ -76,6 +76,9 @@ def _inspect(notebook: NotebookNode, name: str) -> None:
     for number, cell in enumerate(notebook.cells):
         if cell.cell_type == "code" and cell.source.strip() and cell.execution_count is None:
             raise NotebookError(f"{name}: cell {number} was not executed")
+        for output in cell.get("outputs", ()):
+            if output["output_type"] == "error":
+                raise NotebookError(f"{name}: cell {number} failed: {output['ename']}: {output['evalue']}")
     states = notebook.metadata.get("widgets", {}).get("application/vnd.jupyter.widget-state+json", {}).get("state", {})
     for widget in states.values():
         for output in widget["state"].get("outputs", ()):

@@ -11,7 +11,7 @@ from nbsupport import artefacts as module
 from nbsupport.artefacts import CONSTANT, Artefacts
 from nbsupport.denoisers import Additive, Filtering, MultiHead, PAFilter, YNet
 from nbsupport.losses import fusion_loss, image_loss, semantic_loss
-from nbsupport.recipes import RECIPES, TABLES, VIEWS
+from nbsupport.recipes import RECIPES, TABLES
 from nbsupport.store import Store
 from nbsupport.study import STRONG_EPS, Study
 
@@ -86,8 +86,9 @@ def test_no_denoiser_changes_with(change):
     assert changed(**dict([change])) == set()
 
 
-def test_only_a_fused_denoiser_changes_with_the_epochs_of_the_fusion():
-    assert changed(fusion_epochs=2) == {"PA-Filt(L_img)"}
+@pytest.mark.parametrize("change", dict(fusion_epochs=2, fusion_learning_rate=1e-4).items(), ids=str)
+def test_only_a_fused_denoiser_changes_with(change):
+    assert changed(**dict([change])) == {"PA-Filt(L_img)"}
 
 
 def test_a_specification_holds_those_of_all_it_is_made_from():
@@ -251,10 +252,21 @@ def test_the_attacked_image_belongs_to_its_clean_one_and_its_strength(untrained,
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_report_has_the_loss_of_every_epoch(artefacts, name):
-    study = artefacts.study
-    losses = artefacts.report(name)["loss"]
-    assert len(losses) == (study.fusion_epochs if name.startswith("PA-") else study.epochs)
+def test_a_training_is_what_its_specification_says(untrained, monkeypatch, name):
+    calls = []
+
+    def spy(trained, loss, **options):
+        calls.append(options)
+        return [0.0] * options["epochs"]
+
+    monkeypatch.setattr(module, "fit", spy)
+    study = dataclasses.replace(untrained.study, epochs=2, fusion_epochs=3)
+    changed = Artefacts(study, untrained.store)
+    losses, specification = changed.report(name)["loss"], changed.denoiser_specification(name)
+    assert len(losses) == specification["epochs"] == (3 if name == "PA-Filt(L_img)" else 2)
+    said = ("epochs", "batch_size", "learning_rate", "seed")
+    assert [calls[-1][each] for each in said] == [specification[each] for each in said]
+    assert calls[-1]["examples"] == study.train_images * len(study.attacked_eps)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -272,7 +284,7 @@ def test_the_report_of_pa_filt_has_mean_and_spread_of_its_weight(artefacts):
     assert report["weight_std"] == pytest.approx(float(weights.std()))
 
 
-@pytest.mark.parametrize("name", set(RECIPES) - {"PA-Filt(L_img)"})
+@pytest.mark.parametrize("name", sorted({*RECIPES} - {"PA-Filt(L_img)"}))
 def test_only_the_report_of_pa_filt_has_a_weight(artefacts, name):
     assert artefacts.report(name).keys() == {"loss", "change"}
 
@@ -292,7 +304,7 @@ def test_a_weight_that_varies_is_none(artefacts, monkeypatch):
     assert artefacts.failure("PA-Filt(L_img)") is None
 
 
-@pytest.mark.parametrize("method", set(METHODS) - {"PA-Filt(L_img)"})
+@pytest.mark.parametrize("method", sorted({*METHODS} - {"PA-Filt(L_img)"}))
 def test_no_other_method_fails_by_its_weight(artefacts, monkeypatch, method):
     monkeypatch.setattr(artefacts, "report", lambda method: {"weight_std": 0.0})
     assert artefacts.failure(method) is None
@@ -408,9 +420,16 @@ def test_attacked_leaves_images_as_they_are(artefacts):
     assert torch.equal(artefacts.denoiser("attacked")(images), images)
 
 
-@pytest.mark.parametrize("method", VIEWS)
-def test_a_view_is_one_output_of_its_whole(artefacts, method):
-    images, (name, output) = artefacts.attacked("test").at(0.1), VIEWS[method]
+@pytest.mark.parametrize(
+    ("method", "name", "output"),
+    [
+        *((f"head_{head}", "Multi-head-Filt(L_img)", head) for head in BANDS),
+        ("PA-Filt(L_img)_sl", "Y-Net", "sl"),
+        ("PA-Filt(L_img)_m", "Y-Net", "m"),
+    ],
+)
+def test_a_view_is_one_output_of_its_whole(artefacts, method, name, output):
+    images = artefacts.attacked("test").at(0.1)
     expected = artefacts.trained(name)[0].kernels(images, output)
     assert torch.equal(artefacts.denoiser(method).kernels(images), expected)
 

@@ -47,6 +47,17 @@ class Twice(Network):
         return self.linear(self.block(self.block(images)).flatten(1))
 
 
+class ConvolvesTwice(Network):
+    def block(self, x):
+        return torch.tanh(self.norm(self.conv(x)) + self.conv(x))
+
+
+class AddsWhatItNormalises(Network):
+    def block(self, x):
+        x = self.conv(x)
+        return torch.tanh(self.norm(x) + x)
+
+
 class BranchesOnValues(Network):
     def forward(self, images):
         return super().forward(images if images.sum() > 0 else -images)
@@ -73,7 +84,17 @@ class BranchesOnTheType(Network):
         return super().forward(images if isinstance(images, torch.Tensor) else -images)
 
 
-NETWORKS = [Network, Twice, BranchesOnValues, LoopsOverTheBatch, LoopsOverTheShape, AssertsItsInput, BranchesOnTheType]
+NETWORKS = [
+    Network,
+    Twice,
+    ConvolvesTwice,
+    AddsWhatItNormalises,
+    BranchesOnValues,
+    LoopsOverTheBatch,
+    LoopsOverTheShape,
+    AssertsItsInput,
+    BranchesOnTheType,
+]
 
 
 @pytest.fixture
@@ -258,6 +279,12 @@ def test_a_classifier_in_training_mode_is_refused(classifier, images, labels):
         pgd(classifier.train(), images, labels, 0.1)
 
 
+def test_so_is_one_of_which_a_part_is(classifier, images, labels):
+    classifier.network.norm.train()
+    with pytest.raises(ValueError, match="attack: the classifier is in training mode"):
+        pgd(classifier, images, labels, 0.1)
+
+
 @pytest.mark.parametrize("wrap", [Classifier, nn.Sequential])
 def test_probabilities_are_refused(wrap, images, labels):
     with pytest.raises(ValueError, match="it returns probabilities"):
@@ -351,19 +378,24 @@ def test_a_prepared_classifier_says_the_same(network, images):
     torch.testing.assert_close(prepare(classifier, images)(images), classifier(images), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["small_resnet", "resnet18", "mobilenet_v2", "densenet121"])
-def test_a_prepared_architecture_says_the_same(name):
+def with_statistics(name):
+    """An architecture whose batch norms have seen images."""
     torch.manual_seed(0)
     classifier = build(name, 10, 32)
     with torch.no_grad():
-        classifier(torch.rand(16, 3, 32, 32))  # one pass in training mode, for batch norm's statistics
-        images = torch.rand(2, 3, 32, 32)
-        torch.testing.assert_close(prepare(classifier.eval(), images)(images), classifier(images), atol=1e-5, rtol=1e-4)
+        classifier(torch.rand(16, 3, 32, 32))
+    return classifier.eval()
+
+
+@pytest.mark.parametrize("name", ["small_resnet", "resnet18", "mobilenet_v2", "densenet121"])
+def test_a_prepared_architecture_says_the_same(name):
+    classifier, images = with_statistics(name).requires_grad_(False), torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(prepare(classifier, images)(images), classifier(images), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["small_resnet", "resnet18", "mobilenet_v2"])
 def test_batch_norm_costs_an_attack_nothing(name):
-    layers = prepare(build(name, 10, 32).eval(), torch.rand(2, 3, 32, 32)).modules()
+    layers = prepare(with_statistics(name), torch.rand(2, 3, 32, 32)).modules()
     assert not any(isinstance(layer, nn.BatchNorm2d) for layer in layers)
 
 

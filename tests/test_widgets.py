@@ -103,7 +103,7 @@ def test_an_error_while_drawing_is_raised_at_once():
 def test_choices_of_eps_are_labelled_as_in_the_paper_and_in_grey_levels():
     choices = eps_choices(EPS)
     assert choices == {eps_label(eps): eps for eps in EPS}
-    assert list(choices)[0] == "0 (clean)"
+    assert next(iter(choices)) == "0 (clean)"
     assert all(label.startswith(f"{short(eps)} (") and label.endswith("/255)") for label, eps in [*choices.items()][1:])
 
 
