@@ -57,11 +57,11 @@ def prepare(classifier: nn.Module, example: Float[Tensor, "b c h w"]) -> nn.Modu
     ValueError
         If the classifier is in training mode, where an image's logits depend on its batch.
     """
-    if classifier.training:
+    if any(module.training for module in classifier.modules()):
         raise ValueError("attack: the classifier is in training mode; call classifier.eval() first")
     frozen, folded = (copy.deepcopy(classifier).requires_grad_(False) for _ in range(2))
     for made in (frozen, folded):
-        if isinstance(made, Classifier):
+        if isinstance(made, Classifier) and type(made).forward is Classifier.forward:
             made.forward = made.unchecked  # type: ignore[method-assign]
     fold_batch_norm(folded, example)
     same = torch.allclose(folded(example), frozen(example), rtol=1e-3, atol=1e-4)

@@ -72,6 +72,8 @@ class Classifier(nn.Module):
             self(images)
         finally:
             hook.remove()
+        if not found:
+            raise ValueError("features: the network's last linear layer takes no part in its forward pass")
         return found[0]
 
 

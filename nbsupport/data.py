@@ -77,7 +77,7 @@ def check_images(images: Tensor, *, caller: str, channels: int | None = 3) -> No
         raise ValueError(f"{caller}: expected at least one image and one pixel, got {tuple(images.shape)}")
     low, high = (float(value) for value in torch.aminmax(images.detach()))
     if not (low >= 0 and high <= 1):  # also refuses NaN, which compares with nothing
-        hint = "; divide by 255" if high > 2 else ""
+        hint = "; divide by 255" if 2 < high <= 255 else ""
         hint = "; do not normalise, the classifier does" if low < 0 else hint
         raise ValueError(f"{caller}: expected finite values in [0, 1], got values from {low:g} to {high:g}{hint}")
 

@@ -11,6 +11,7 @@ def fold_batch_norm(network: nn.Module, example: Tensor) -> None:
     Which one follows which is observed while `example` passes, so any Python is allowed in the
     network. A convolution whose output goes elsewhere too would now say something else there: compare
     the network's outputs before and after.
+    One that takes another way for another input is folded as `example` went.
 
     Parameters
     ----------
@@ -43,8 +44,8 @@ def fold_batch_norm(network: nn.Module, example: Tensor) -> None:
 
     users = [name for found in sources.values() for name in found]
     for norm_name, (conv_name, *others) in ((norm, sorted(found)) for norm, found in sources.items()):
-        if conv_name and not others and users.count(conv_name) == 1:
-            conv, norm = network.get_submodule(conv_name), network.get_submodule(norm_name)
+        conv, norm = network.get_submodule(conv_name), network.get_submodule(norm_name)
+        if conv_name and not others and users.count(conv_name) == 1 and norm.running_var is not None:
             assert isinstance(conv, nn.Conv2d)
             assert isinstance(norm, nn.BatchNorm2d)
             network.set_submodule(conv_name, fuse_conv_bn_eval(conv, norm))

@@ -98,7 +98,7 @@ FAILS = {
     "C13: too near": {("kernel_distance", SL): np.where(within([0.1]), 4.99, 1.0)},
     "C13: far elsewhere": {("kernel_distance", SL): np.where(within([0.1, 1e-4]), 1.0, 9.0)},
     "C18: rises once": put(C18, "attacked", [*C18["attacked"][:9], 0.11, 0.1, 0.0, 0.0]),
-    "C18: stays above 0": put(C18, "attacked", [*C18["attacked"][:12], 0.001]),
+    "C18: stays above 0": put(C18, "attacked", [*C18["attacked"][:11], 0.001, 0.001]),
 }  # fmt: skip
 
 
