@@ -134,9 +134,10 @@ class Evaluation:
         """Why the trainings of some methods count as failed, one sentence each."""
         return [reason for method in methods if (reason := self.artefacts.failure(method))]
 
-    def table(self, number: int) -> pd.DataFrame:
+    def table(self, number: int, *chosen: str) -> pd.DataFrame:
         """The rows of one of the paper's tables, 1 to 4, for this study, as tidy data.
 
+        Methods may be chosen from it; what the others need is then not made.
         A method whose training failed has no rows; `failures` says why.
 
         Raises
@@ -146,7 +147,7 @@ class Evaluation:
         """
         if number not in TABLES:
             raise ValueError(f"expected one of the tables {', '.join(map(str, TABLES))}, got {number}")
-        methods = [method for method in TABLES[number] if not self.artefacts.failure(method)]
+        methods = [method for method in chosen or TABLES[number] if not self.artefacts.failure(method)]
         rows = [row for method in methods for row in self._rows(number, method)]
         return pd.DataFrame(rows, columns=COLUMNS)
 
