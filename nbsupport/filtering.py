@@ -26,15 +26,14 @@ def _size(taps: int, of: str) -> int:
 class _FilterPixels(torch.autograd.Function):
     """One multiply-add per tap, in place: nothing is unfolded and nothing is stacked.
 
-    Beside the result, only one padded copy of the images is alive, an eleventh or less of what the
-    kernels take.
+    Beside the results, at most one padded copy of the images is alive.
     """
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, kernels: Tensor) -> Tensor:
         ctx.save_for_backward(images, kernels)
         filtered = torch.zeros_like(images)
-        for tap, window in _windows(_padded(images, kernels), kernels):
+        for tap, window in _windows(images, kernels):
             filtered.addcmul_(window, kernels[:, :, tap])
         return filtered
 
@@ -44,30 +43,41 @@ class _FilterPixels(torch.autograd.Function):
         images, kernels = ctx.saved_tensors
         (gradient,) = gradients
         to_images = to_kernels = None
-        padded = _padded(images, kernels)
         if ctx.needs_input_grad[1]:
             to_kernels = torch.empty_like(kernels)
-            for tap, window in _windows(padded, kernels):
+            for tap, window in _windows(images, kernels):
                 torch.mul(gradient, window, out=to_kernels[:, :, tap])
+            del window  # and with it the padded copy, before the other gradient takes its memory
         if ctx.needs_input_grad[0]:
-            padded.zero_()  # its memory serves again, for the gradient of the padded images
-            for tap, window in _windows(padded, kernels):
-                window.addcmul_(gradient, kernels[:, :, tap])
-            half, (height, width) = isqrt(kernels.shape[2]) // 2, images.shape[-2:]
-            to_images = padded[..., half : half + height, half : half + width]
+            to_images = torch.zeros_like(images)
+            for tap, pixels, neighbours in _neighbours(kernels):
+                to_images[neighbours].addcmul_(gradient[pixels], kernels[:, :, tap][pixels])
         return to_images, to_kernels
 
 
-def _padded(images: Tensor, kernels: Tensor) -> Tensor:
-    return F.pad(images, (isqrt(kernels.shape[2]) // 2,) * 4)
-
-
-def _windows(padded: Tensor, kernels: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """For every tap its number and the view of the padded images that it weighs."""
+def _windows(images: Tensor, kernels: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """For every tap its number and what it weighs: the shifted images, zero outside of their borders."""
     size, (height, width) = isqrt(kernels.shape[2]), kernels.shape[-2:]
+    padded = F.pad(images, (size // 2,) * 4)
     for tap in range(size * size):
         row, column = divmod(tap, size)
         yield tap, padded[..., row : row + height, column : column + width]
+
+
+def _neighbours(kernels: Tensor) -> Iterator[tuple[int, tuple[Any, ...], tuple[Any, ...]]]:
+    """For every tap its number, the pixels that have a neighbour in its direction, and these neighbours."""
+    size, (height, width) = isqrt(kernels.shape[2]), kernels.shape[-2:]
+    for tap in range(size * size):
+        rows = _overlap(tap // size - size // 2, height)
+        columns = _overlap(tap % size - size // 2, width)
+        pixels, neighbours = ((..., *slices) for slices in zip(rows, columns, strict=True))
+        yield tap, pixels, neighbours
+
+
+def _overlap(shift: int, length: int) -> tuple[slice, slice]:
+    """The positions along a side that stay inside when shifted, and where they come to lie."""
+    back, forth = (min(max(0, by), length) for by in (-shift, shift))
+    return slice(back, length - forth), slice(forth, length - back)
 
 
 def filter_pixels(images: Float[Tensor, "b c h w"], kernels: Float[Tensor, "b taps h w"]) -> Float[Tensor, "b c h w"]:

@@ -70,9 +70,9 @@ filter_pixels(*small).sum().backward()
 images.requires_grad_({backward}), kernels.requires_grad_({backward})
 Path("/proc/self/clear_refs").write_text("5")
 before = kilobytes("VmRSS")
-filtered = filter_pixels(images, kernels)
+total = filter_pixels(images, kernels).sum()
 if {backward}:
-    filtered.sum().backward()
+    total.backward()
 print("ratio", (kilobytes("VmHWM") - before) * 1024 / (kernels.numel() * 4))
 """
 
