@@ -96,7 +96,7 @@ def test_memory_of_filter_pixels(benchmark, size, backward, way):
     assert ratio < 1.2
 
 
-EPS = (1e-2, 3e-2)
+EPS, IMAGES, ATTACK = (1e-2, 3e-2), 500, 10  # a study's test set; steps enough for the rate of steps
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +104,8 @@ def cifar_resnet20():
     """A CIFAR ResNet-20 and images, trained for a moment so that attacks have something to do."""
     torch.manual_seed(0)
     classifier = Classifier(SmallResNet(10, width=16, blocks=3)).train()
-    labels = torch.randint(10, (64,))
-    images = (torch.rand(10, 3, 32, 32)[labels] * 0.3 + 0.35 + 0.1 * torch.randn(64, 3, 32, 32)).clamp(0, 1)
+    labels = torch.randint(10, (IMAGES,))
+    images = (torch.rand(10, 3, 32, 32)[labels] * 0.3 + 0.35 + 0.1 * torch.randn(IMAGES, 3, 32, 32)).clamp(0, 1)
     optimiser = torch.optim.Adam(classifier.parameters(), 3e-3)
     for _ in range(15):
         optimiser.zero_grad()
@@ -117,14 +117,14 @@ def cifar_resnet20():
 def stock(classifier, images, labels):
     """Foolbox as its documentation uses it: one call per ε."""
     model = foolbox.PyTorchModel(classifier, bounds=(0, 1))
-    attack, criterion = foolbox.attacks.LinfPGD(), foolbox.criteria.Misclassification(labels)
+    attack, criterion = foolbox.attacks.LinfPGD(steps=ATTACK), foolbox.criteria.Misclassification(labels)
     return [attack.run(model, images, criterion, epsilon=eps) for eps in EPS]
 
 
 def ours(classifier, images, labels):
     strengths = torch.tensor(EPS).repeat_interleave(len(images))
     repeated = images.repeat(len(EPS), 1, 1, 1)
-    return pgd(classifier, repeated, labels.repeat(len(EPS)), strengths).split(len(images))
+    return pgd(classifier, repeated, labels.repeat(len(EPS)), strengths, steps=ATTACK).split(len(images))
 
 
 @pytest.mark.parametrize("way", ["ours", "stock Foolbox, once per ε"])
@@ -133,8 +133,8 @@ def test_pgd(benchmark, cifar_resnet20, way):
     classifier, images, labels = cifar_resnet20
     attack = ours if way == "ours" else stock
     benchmark.group = "pgd, ResNet-20, 32x32"
-    attacked = benchmark.pedantic(attack, args=(classifier, images, labels), rounds=3, warmup_rounds=1)
-    benchmark.extra_info["image-steps"] = len(EPS) * len(images) * 40
+    attacked = benchmark.pedantic(attack, args=(classifier, images, labels), rounds=3)
+    benchmark.extra_info["image-steps"] = len(EPS) * len(images) * ATTACK
     if way != "ours":
         for theirs, mine in zip(attacked, ours(classifier, images, labels), strict=True):
             rates = [(classifier(x).argmax(dim=1) != labels).float().mean().item() for x in (theirs, mine)]
