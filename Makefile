@@ -8,9 +8,10 @@ export PIP_USER := 0
 export PYTHONNOUSERSITE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install study lab test bench report doctor links clean
+.PHONY: help install study robust lab test bench report doctor links clean
 help:
-	@echo "make study    run the whole study on this machine (notebooks, tables, figures)"
+	@echo "make study    run the core of the study on this machine: Tables 1-4, Figures 1-4 (notebooks 00-08)"
+	@echo "make robust   the second half: adversarially trained classifiers, and the attacker who knows (long)"
 	@echo "make lab      open JupyterLab on notebooks/00_start_here.ipynb"
 	@echo "make test     check everything: style, types, unit tests, every notebook"
 	@echo "make bench    how fast, beside the usual ways of doing it"
@@ -29,9 +30,13 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 study: $(READY)
-	@$(BIN)/python -m nbsupport run
-	@$(BIN)/python -m nbsupport report
-	@echo; echo "Now walk through it: make lab"
+	@$(BIN)/python -m nbsupport run 00 01 02 03 04 05 06 07 08
+	@$(BIN)/python -m nbsupport report --tables 1 2 3 4
+	@echo; echo "Now walk through it: make lab. The second half, robust classifiers and the attacker who knows: make robust"
+
+robust: $(READY)
+	@$(BIN)/python -m nbsupport run 09 10 11 12
+	@$(BIN)/python -m nbsupport report --tables 5 6 7
 
 lab: $(READY)
 	@$(BIN)/python -m jupyterlab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/00_start_here.ipynb
@@ -50,6 +55,7 @@ report doctor: $(READY)
 
 links: $(READY)
 	@$(BIN)/python -m nbsupport.navigation
+	@$(BIN)/python -m nbsupport.readme
 
 clean:
 	rm -rf .venv build

@@ -4,49 +4,64 @@ import argparse
 import importlib.metadata
 import os
 import platform
+import shlex
 import shutil
 import sys
 import textwrap
 import time
+from pathlib import Path
 
 import torch
 
 from .artefacts import Artefacts
 from .claims import judge
+from .classifiers import build
 from .evaluation import Evaluation
 from .figures import folder
+from .predicates import CORE_CLAIMS, ROBUST_CLAIMS
 from .recipes import TABLES
 from .store import default_home
-from .study import STUDIES, Study
-from .tables import beside, caption
+from .study import STUDIES, Study, sizes
+from .tables import beside, caption, over_steps, swept
 
 INSTALL = "python -m pip install -e '.[lab]' -c constraints.txt"
 
 
-def _compute(study: Study) -> None:
-    """Every artefact of Tables 1 to 4, without Jupyter."""
+def _compute(study: Study, numbers: list[int]) -> None:
+    """Every artefact of some tables, without Jupyter."""
     evaluation = Evaluation(Artefacts(study))
     start = time.monotonic()
-    for method in dict.fromkeys(method for table in TABLES.values() for method in table):
+    for method in _methods(numbers):
         accuracy = evaluation.measurement(method).correct().mean()
         print(f"{method:22} mean accuracy over ε {accuracy:.3f}   after {time.monotonic() - start:4.0f} s", flush=True)
-    for failure in evaluation.failures(TABLES[4]):
+    for number in numbers:
+        evaluation.table(number)  # with all that is in it beside those measurements
+    for failure in evaluation.failures(_methods(numbers)):
         print(failure)
     print(f"stored in {evaluation.artefacts.store.home}")
 
 
-def _report(study: Study) -> None:
-    """Tables 1 to 4 and the claims; what is missing is made first."""
+def _methods(numbers: list[int]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(method for number in numbers for method in TABLES[number]))
+
+
+def _report(study: Study, numbers: list[int]) -> None:
+    """Some tables and the claims about them; what is missing is made first."""
     evaluation = Evaluation(Artefacts(study))
     width = max(shutil.get_terminal_size((150, 24)).columns, 80)
-    for number in TABLES:
+    for number in numbers:
         rows = evaluation.table(number)
         print("\n" + textwrap.fill(caption(rows, study), width))
         print(beside(rows).round(3).to_string(na_rep="", line_width=10_000))
-    for failure in evaluation.failures(TABLES[4]):
+        for eps in swept(rows):
+            print(f"\nover the number n of PGD's steps, at ε = {eps:g}")
+            print(over_steps(rows, eps).round(3).to_string(na_rep=""))
+    for failure in evaluation.failures(_methods(numbers)):
         print(failure)
     print()
-    for row in judge(evaluation).to_dict("records"):
+    core = CORE_CLAIMS if set(numbers) & {1, 2, 3, 4} else ()
+    names = [*core, *(claim for claim, number in ROBUST_CLAIMS.items() if number in numbers)]
+    for row in judge(evaluation, *names).to_dict("records"):
         print(f"{row['claim']:4} {row['outcome']:13} {row['predicate']}")
         print(f"{'':18} here: {row['measured']}; in the paper ({row['paper_outcome']}): {row['in_the_paper']}")
 
@@ -72,16 +87,73 @@ def _doctor(study: Study) -> None:
     free = shutil.disk_usage(usable).free / 1e9
     print(f"store            {home} ({'there' if home.exists() else 'made when needed'}, {free:.0f} GB free)")
     print(f"figures          {folder(study.name)}")
-    artefacts = Artefacts(study)
-    pieces = {"classifier": artefacts.classifier_specification()}
+    artefacts = _looked_at(study)
+    _found(artefacts)
+    pieces = {"classifier": artefacts.classifier_specification()} if artefacts.own is None else {}
     pieces |= {f"{split} images": artefacts.attacked_specification(split) for split in ("train", "test")}
     pieces |= {name: artefacts.denoiser_specification(name) for name in ("Filt(L_img)", "Y-Net", "PA-Filt(L_img)")}
-    command = f"python -m nbsupport compute --study {study.name} --scale {study.scale}"
-    print(f"study            {study.name} at {study.scale}; its data come with scikit-learn")
+    command = " ".join(["python -m nbsupport compute --study", study.name, "--scale", study.scale, *_options(study)])
     for name, specification in pieces.items():
         print(f"  {name:22} {'there' if artefacts.store.has(specification) else f'not made yet: {command}'}")
     if missing or not found:
         sys.exit(1)
+
+
+def _looked_at(study: Study) -> Artefacts:
+    """The study's artefacts once its images and its classifier were found good; otherwise the end, in one line."""
+    try:
+        artefacts = Artefacts(study)
+        if artefacts.own is None:
+            with torch.device("meta"):
+                build(study.classifier, 2, study.image_size)
+        artefacts.attacked_specification("test")
+        artefacts.images("train")
+    except (ValueError, OSError) as error:
+        sys.exit(f"python -m nbsupport: {error}")
+    return artefacts
+
+
+def _found(artefacts: Artefacts) -> None:
+    """The study's images and, where it is not the project's own, its classifier."""
+    study = artefacts.study
+    train, test = (artefacts.images(split) for split in ("train", "test"))
+    where = f"in {study.data}" if study.data else "come with scikit-learn"
+    print(f"study            {study.name} at {study.scale}; its data {where}")
+    print(f"images           {len(train)} to train on, {len(test)} to test on, {len(train.classes)} classes, "
+          f"{study.image_size}×{study.image_size} pixels")  # fmt: skip
+    if artefacts.own is not None:
+        classifier = artefacts.classifier()
+        with torch.no_grad():
+            logits = classifier(test.images.to(artefacts.device)).cpu()
+        accuracy = (logits.argmax(dim=1) == test.labels).float().mean()
+        print(f"classifier       {study.classifier_name}: {logits.shape[1]} logits, clean accuracy {accuracy:.3f}")
+
+
+def _options(study: Study) -> list[str]:
+    """What of the study has to be said on a command line beside its name and scale."""
+    usual = Study.named(study.name, study.scale)
+    names = ("classifier", "data", "image_size")
+    changed = {name: str(value) for name in names if (value := getattr(study, name)) != getattr(usual, name)}
+    return [word for name, value in changed.items() for word in (f"--{name.replace('_', '-')}", shlex.quote(value))]
+
+
+def _chosen(options: argparse.Namespace) -> dict[str, str]:
+    """The choices beside study and scale, with paths that hold in any folder.
+
+    Raises
+    ------
+    ValueError
+        If a folder of images is named for a study that has its own.
+    """
+    chosen = {}
+    if options.data and options.study == "folder":
+        chosen["data"] = str(Path(options.data).expanduser().absolute())
+    elif options.data and options.data != os.environ.get("NBSUPPORT_DATA"):
+        raise ValueError(f"--data belongs to --study folder, not to {options.study!r}")
+    if options.classifier:  # what is no reference to a file stays as it is
+        file, colon, factory = options.classifier.rpartition(":")
+        chosen["classifier"] = f"{Path(file).expanduser().absolute()}:{factory}" if colon else factory
+    return chosen | ({"image_size": options.image_size} if options.image_size else {})
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -97,26 +169,47 @@ def main(arguments: list[str] | None = None) -> None:
         command = commands.add_parser(name, help=help_text)
         command.add_argument("--study", default=os.environ.get("NBSUPPORT_STUDY", "digits"), help=", ".join(STUDIES))
         command.add_argument("--scale", default=os.environ.get("NBSUPPORT_SCALE", "quick"), help="smoke, quick, paper")
+        if name in ("compute", "report"):
+            command.add_argument(
+                "--tables", nargs="+", type=int, choices=list(TABLES), default=list(TABLES), help="1 to 7; all",
+            )  # fmt: skip
+        command.add_argument(
+            "--classifier", metavar="FILE.py:FACTORY", default=os.environ.get("NBSUPPORT_CLASSIFIER"),
+            help="your own trained classifier: what the factory in that file returns (or an architecture)",
+        )  # fmt: skip
+        command.add_argument(
+            "--data", metavar="DIR", default=os.environ.get("NBSUPPORT_DATA"),
+            help="for --study folder: DIR/train/<class>/… and DIR/test/<class>/…, or DIR/<class>/…",
+        )  # fmt: skip
+        command.add_argument(
+            "--image-size", metavar="PIXELS", default=os.environ.get("NBSUPPORT_IMAGE_SIZE"),
+            help="height and width to which images are resized and cropped",
+        )  # fmt: skip
         if name == "run":
             command.add_argument("notebooks", nargs="*", metavar="NOTEBOOK", help="such as 07 or 07_pa_filt")
     options = parser.parse_args(arguments)
     try:
-        study = Study.named(options.study, options.scale)
+        chosen = _chosen(options)
+        study = Study.named(options.study, options.scale, **sizes(chosen))
     except ValueError as error:
         parser.error(str(error))
+    if chosen and options.command != "doctor":  # which says first what else there is
+        _looked_at(study)
     if options.command == "run":
-        _run(options.notebooks, study)
+        _run(options.notebooks, study, chosen)
+    elif options.command == "doctor":
+        _doctor(study)
     else:
-        {"compute": _compute, "report": _report, "doctor": _doctor}[options.command](study)
+        {"compute": _compute, "report": _report}[options.command](study, options.tables)
 
 
-def _run(names: list[str], study: Study) -> None:
+def _run(names: list[str], study: Study, chosen: dict[str, str]) -> None:
     try:
         from .runner import NotebookError, run
     except ModuleNotFoundError as error:
         sys.exit(f"running notebooks needs Jupyter ({error}): {INSTALL}\nwithout it: python -m nbsupport compute")
     try:
-        pages = run(names, study.name, study.scale)
+        pages = run(names, study.name, study.scale, **chosen)
     except (NotebookError, FileNotFoundError) as error:
         sys.exit(str(error))
     print(f"pages            {pages}")

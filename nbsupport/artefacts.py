@@ -1,26 +1,29 @@
 """Everything expensive in a study, by name: asked for, it is taken from the store or made."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import denoiser_training, outside
 from .attacks import AttackedSet, ratios
 from .baselines import BASELINES, Baseline
-from .classifiers import Classifier, build
-from .data import Split, load
-from .denoisers import Denoiser, PAFilter, View
-from .recipes import RECIPES, VIEWS
+from .classifier_training import KINDS, target, train, training
+from .classifiers import Classifier, wrap
+from .data import Split, fitted, load
+from .denoisers import Denoiser, View
+from .recipes import COMBINATIONS, RECIPES, VIEWS
 from .store import Store
 from .study import REL_STEP, STRONG_EPS, Study
-from .training import fit
+from .trial import PROBES
 
 Module = TypeVar("Module", bound=nn.Module)
 VERSION = 1  # part of every key: raise it when the code makes something else of a specification
+SUBSTITUTE = "small_resnet"
 CONSTANT = 1e-2  # a W whose standard deviation over pixels, images and strengths is below this is constant
 
 
@@ -39,89 +42,124 @@ class Artefacts:
     Parameters
     ----------
     study
-        The study.
+        The study. It is told how many images there are where those are the user's own.
     store
         Where they are kept; the default store where None.
+    own
+        A trained classifier to put in the place of the study's, see `nbsupport.classifiers.wrap`.
     """
 
-    def __init__(self, study: Study, store: Store | None = None) -> None:
-        self.study, self.store = study, store or Store()
+    def __init__(self, study: Study, store: Store | None = None, own: nn.Module | None = None) -> None:
+        self.store = store or Store()
+        self.own = outside.load(study.classifier) if own is None and outside.is_reference(study.classifier) else own
+        self.study = fitted(study) if own is None else replace(fitted(study), classifier=outside.name(own))
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         # one object per artefact and session, so that cells which ask again wait for nothing
         self.classifier = cache(self._classifier)
         self.attacked = cache(self._attacked)
         self.trained = cache(self._trained)
+        self.fingerprint = cache(lambda: outside.fingerprint(self.classifier(), self.study.classifier))
 
     def images(self, split: str) -> Split:
         """The images of the study's size: ``train`` for the denoisers, ``test`` for results."""
         return load(self.study, split, self.study.train_images if split == "train" else self.study.test_images)
 
-    # -- the classifier under attack ---------------------------------------------------------
+    # -- classifiers -------------------------------------------------------------------------
 
-    def classifier_specification(self) -> dict[str, Any]:
-        """What the classifier is a function of."""
+    def classifier_specification(self, name: str = "standard") -> dict[str, Any]:
+        """What a classifier is a function of; for an outside one its weights and text, wherever it lies."""
+        if self.own is not None and name == "standard":
+            return self.fingerprint()
+        trained = training(name, self.study)
+        architecture = self.study.classifier if self.own is None else SUBSTITUTE
         return {
             "kind": "classifier",
-            "name": self.study.classifier,
+            "name": architecture + KINDS[name].ending,
             "version": VERSION,
             "data": load(self.study, "train").specification,
             "epochs": self.study.classifier_epochs,
-            "seed": self.study.seed,
-        }
+            "seed": self.study.seed + KINDS[name].seed,
+        } | ({"trained": trained} if trained else {})
 
-    def _classifier(self) -> Classifier:
-        """The trained classifier, frozen and in evaluation mode."""
-        split = load(self.study, "train")
-        classifier = self._seeded(lambda: build(self.study.classifier, len(split.classes), self.study.image_size))
+    def _classifier(self, name: str = "standard") -> Classifier:
+        """A trained classifier of `nbsupport.classifier_training.KINDS`, frozen and in evaluation mode.
+
+        Beside the user's own, which is the standard one, the others have the architecture `SUBSTITUTE`.
+
+        Raises
+        ------
+        ValueError
+            If there is none of this name.
+        """
+        if self.own is not None and name == "standard":
+            return self._outside(self.own)
+        specification, split, kind = self.classifier_specification(name), load(self.study, "train"), KINDS[name]
+        classes = max(len(split.classes), int(split.labels.max()) + 1)  # more than there are where numbers are left out
+        build, size = kind.build, self.study.image_size
+        classifier = self._seeded(lambda: build(specification["name"], classes, size), kind.seed)
         images, labels = split.images.to(self.device), split.labels.to(self.device)
 
-        def loss(batch: Tensor, generator: torch.Generator) -> Tensor:
-            shift_y, shift_x = (int(torch.randint(3, (), generator=generator)) for _ in range(2))
-            padded = F.pad(images[batch], (1, 1, 1, 1), mode="replicate")
-            height, width = images.shape[-2:]
-            shifted = padded[..., shift_y : shift_y + height, shift_x : shift_x + width]
-            return F.cross_entropy(classifier(shifted), labels[batch])
-
         def make(scratch: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-            history = fit(
-                classifier.train(), loss, examples=len(split), epochs=self.study.classifier_epochs, batch_size=64,
-                learning_rate=1e-2, seed=self.study.seed, scratch=scratch, label="training the classifier",
-            )  # fmt: skip
+            history = train(name, classifier, images, labels, self.study, scratch)
             return classifier.state_dict(), {"loss": history}
 
-        tensors, _ = self.store.tensors(self.classifier_specification(), make)
+        tensors, _ = self.store.tensors(specification, make)
         classifier.load_state_dict(tensors)
         return classifier.eval().requires_grad_(False)
 
+    def _outside(self, own: nn.Module) -> Classifier:
+        """The user's classifier: not trained, but tried on images that the denoisers learn from."""
+        split = load(self.study, "train", min(self.study.train_images, PROBES))
+        classes = None if split.specification.get("gaps") else len(split.classes)
+        images, labels = split.images.to(self.device), split.labels.to(self.device)
+        return wrap(own.to(self.device), images, labels, classes=classes)
+
     # -- attacked images ---------------------------------------------------------------------
 
-    def attacked_specification(self, split: str) -> dict[str, Any]:
+    def attacked_specification(
+        self, split: str, steps: int | None = None, eps: tuple[float, ...] | None = None, classifier: str = "standard"
+    ) -> dict[str, Any]:
         """What a set of attacked images is a function of."""
+        steps = steps or self.study.steps
         return {
             "kind": "attacked",
-            "name": f"pgd{self.study.steps}-{split}",
+            "name": f"pgd{steps}-{split}",
             "version": VERSION,
-            "attack": {"name": "LinfPGD", "steps": self.study.steps, "rel_step": REL_STEP},
-            "eps": list(self.study.attacked_eps),
+            "attack": {"name": "LinfPGD", "steps": steps, "rel_step": REL_STEP},
+            "eps": list(eps or self.study.attacked_eps),
             "seed": self.study.seed,
             "data": self.images(split).specification,
-            "classifier": self.classifier_specification(),
+            "classifier": self.classifier_specification(classifier),
         }
 
-    def _attacked(self, split: str) -> AttackedSet:
-        """The images of a split, attacked with PGD(n, ε) at all strengths."""
-        part = self.images(split)
-        strengths = self.study.attacked_eps
+    def _attacked(
+        self, split: str, steps: int | None = None, eps: tuple[float, ...] | None = None, classifier: str = "standard"
+    ) -> AttackedSet:
+        """The images of a split, attacked with PGD(n, ε).
+
+        Parameters
+        ----------
+        split
+            ``train`` or ``test``.
+        steps
+            n; the study's where None.
+        eps
+            Strengths above 0; all of the study where None.
+        classifier
+            Which one is attacked. The denoisers and all tables use ``standard``.
+        """
+        part, specification = self.images(split), self.attacked_specification(split, steps, eps, classifier)
+        strengths: tuple[float, ...] = tuple(specification["eps"])
 
         def make(block: slice, missing: list[int]) -> Any:
             images, labels = part.images[block].to(self.device), part.labels[block].to(self.device)
             eps = tuple(strengths[row] for row in missing)
-            options = dict(steps=self.study.steps, seed=self.study.seed)
-            return ratios(self.classifier(), images, labels, eps, **options).cpu().numpy()
+            options = dict(steps=specification["attack"]["steps"], seed=self.study.seed)
+            return ratios(target(self.classifier(classifier)), images, labels, eps, **options).cpu().numpy()
 
-        shape = (len(strengths), *part.images.shape)
-        array = self.store.array(self.attacked_specification(split), shape, make, f"attacking the {split} images")
-        return AttackedSet(part.images, part.labels, array, self.study.eps)
+        label = f"attacking the {split} images" + ("" if classifier == "standard" else f" ({classifier})")
+        array = self.store.array(specification, (len(strengths), *part.images.shape), make, label)
+        return AttackedSet(part.images, part.labels, array, (0.0, *strengths))
 
     # -- denoisers ---------------------------------------------------------------------------
 
@@ -134,29 +172,30 @@ class Artefacts:
             "version": VERSION,
             "width": study.width,
             "kernel_size": study.kernel_size,
-            "epochs": study.fusion_epochs if base else study.epochs,
             "batch_size": study.batch_size,
-            "learning_rate": study.fusion_learning_rate if base else study.learning_rate,
             "strong_eps": list(STRONG_EPS),
             "seed": study.seed,
             "attacked": self.attacked_specification("train"),
-        }
+        } | denoiser_training.budget(name, study)
         return specification | ({"base": self.denoiser_specification(base)} if base else {})
 
     def specification(self, method: str) -> dict[str, Any]:
         """What the denoiser of a table's row is a function of."""
-        name, output = VIEWS.get(method, (method, None))
+        denoiser, classifier = COMBINATIONS.get(method, (method, "standard"))
+        name, output = VIEWS.get(denoiser, (denoiser, None))
         trained = self.denoiser_specification(name) if name in RECIPES else None
-        return {"name": method, "output": output, "trained": trained}
+        before = {} if classifier == "standard" else {"classifier": self.classifier_specification(classifier)}
+        return {"name": method, "output": output, "trained": trained} | before
 
     def denoiser(self, method: str) -> nn.Module:
-        """The denoiser of a table's row, trained and frozen; the identity for ``attacked``.
+        """The denoiser of a table's row, trained and frozen; the identity where there is none.
 
         Raises
         ------
         ValueError
             If there is no such method.
         """
+        method = COMBINATIONS.get(method, (method,))[0]
         if method == "attacked":
             return nn.Identity()
         if method in BASELINES:
@@ -166,12 +205,17 @@ class Artefacts:
         return trained if output is None else View(trained, output).eval()  # type: ignore[arg-type]
 
     def report(self, method: str) -> dict[str, Any]:
-        """How the training of a denoiser went: its losses, and the signs of a collapse (`_health`)."""
+        """How the training of a denoiser went: its losses, and the signs of a collapse."""
         return self.trained(_recipe(method)[0])[1]
 
     def failure(self, method: str) -> str | None:
-        """Why a method's training counts as failed, or None."""
-        if method != "PA-Filt(L_img)" or (spread := self.report(method)["weight_std"]) >= CONSTANT:
+        """Why a denoiser's training counts as failed, or None."""
+        method = COMBINATIONS.get(method, (method,))[0]
+        if (
+            not method.startswith("PA-Filt")
+            or method in VIEWS
+            or (spread := self.report(method)["weight_std"]) >= CONSTANT
+        ):
             return None
         return (
             f"{method}: training failed. Its W is the same everywhere (standard deviation {spread:.1e} over pixels, "
@@ -181,50 +225,19 @@ class Artefacts:
     def _trained(self, name: str) -> tuple[Denoiser, dict[str, Any]]:
         recipe, study = RECIPES[name], self.study
         denoiser = self._seeded(lambda: recipe.build(width=study.width, kernel_size=study.kernel_size))
-        tensors, report = self.store.tensors(
-            self.denoiser_specification(name), lambda scratch: self._train(name, denoiser, scratch)
-        )
+
+        def make(scratch: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+            if recipe.base:
+                part = denoiser.get_submodule("ynet") if recipe.base == "Y-Net" else denoiser
+                part.load_state_dict(self.trained(recipe.base)[0].state_dict())
+            report = denoiser_training.train(name, denoiser, self.classifier(), self.attacked("train"), study, scratch)
+            return denoiser.state_dict(), report
+
+        tensors, report = self.store.tensors(self.denoiser_specification(name), make)
         denoiser.load_state_dict(tensors)
         return denoiser.to(self.device).eval().requires_grad_(False), report
 
-    def _train(self, name: str, denoiser: Denoiser, scratch: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        study, recipe, attacked = self.study, RECIPES[name], self.attacked("train")
-        if isinstance(denoiser, PAFilter) and recipe.base:
-            denoiser.ynet.load_state_dict(self.trained(recipe.base)[0].state_dict())
-            denoiser.ynet.requires_grad_(False)
-        if (recipe.strong_only or name == "Y-Net") and not set(STRONG_EPS) <= set(study.eps):
-            raise ValueError(f"{name} learns from ε = {STRONG_EPS}, but the study's strengths are {study.eps}")
-        objective = recipe.objective
-        strengths = [study.eps.index(eps) for eps in (STRONG_EPS if recipe.strong_only else study.attacked_eps)]
-
-        def loss(batch: Tensor, generator: torch.Generator) -> Tensor:
-            # Every image comes once per strength and epoch; who has fewer strengths sees each more often.
-            numbers, slots = batch % study.train_images, batch // study.train_images
-            rows = torch.tensor(strengths)[slots % len(strengths)]
-            clean, images = (x.to(self.device) for x in (attacked.images[numbers], attacked.pick(rows, numbers)))
-            return objective(denoiser, self.classifier(), images, clean, torch.tensor(study.eps)[rows])
-
-        wanted = self.denoiser_specification(name)
-        history = fit(
-            denoiser.to(self.device).train(), loss, examples=study.train_images * len(study.attacked_eps),
-            epochs=wanted["epochs"], batch_size=study.batch_size, learning_rate=wanted["learning_rate"],
-            seed=study.seed, scratch=scratch, label=f"training {name}",
-        )  # fmt: skip
-        return denoiser.state_dict(), {"loss": history} | self._health(denoiser.eval(), attacked)
-
-    @torch.no_grad()
-    def _health(self, denoiser: Denoiser, attacked: AttackedSet) -> dict[str, Any]:
-        """Per strength the mean distance of Ĩ from Î, and W's mean; and W's spread over everything."""
-        numbers = range(min(128, len(attacked.images)))
-        batches = [attacked.at(eps, len(numbers)).to(self.device) for eps in self.study.eps]
-        health: dict[str, Any] = {"change": [float((denoiser(x) - x).abs().mean()) for x in batches]}
-        if isinstance(denoiser, PAFilter):
-            weights = torch.stack([denoiser.parts(x).weight for x in batches])
-            health["weight_mean"] = weights.flatten(1).mean(dim=1).tolist()
-            health["weight_std"] = float(weights.std())
-        return health
-
-    def _seeded(self, make: Callable[[], Module]) -> Module:
+    def _seeded(self, make: Callable[[], Module], added: int = 0) -> Module:
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            torch.manual_seed(self.study.seed)
+            torch.manual_seed(self.study.seed + added)
             return make().to(self.device)

@@ -9,6 +9,7 @@ from typing import Any
 import eagerpy as ep
 import foolbox
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -20,12 +21,23 @@ from .study import REL_STEP, STEPS
 CHUNK = {"cpu": 64, "cuda": 1024}  # images per pass: what fits a processor's cache, what fills a GPU
 
 
+def margin(logits: Float[Tensor, "b classes"], labels: Int[Tensor, "b"]) -> Float[Tensor, "b"]:
+    """The largest logit of a wrong class minus that of the true one: above 0 where the attack succeeded."""
+    true = F.one_hot(labels, logits.shape[1]).bool()
+    return logits.masked_fill(true, -torch.inf).amax(dim=1) - logits[true]
+
+
 class _PGD(foolbox.attacks.LinfPGD):
     """Foolbox's own PGD, started from given points instead of its global random state."""
 
-    def __init__(self, starts: Tensor, **options: float | int) -> None:
+    def __init__(self, starts: Tensor, loss: str, **options: float | int) -> None:
         super().__init__(**options)  # type: ignore[arg-type]
-        self.starts = starts
+        self.starts, self.loss = starts, loss
+
+    def get_loss_fn(self, model: foolbox.Model, labels: ep.Tensor) -> Any:
+        if self.loss == "cross-entropy":
+            return super().get_loss_fn(model, labels)
+        return lambda inputs: ep.astensor(margin(model(inputs).raw, labels.raw).sum())
 
     def get_random_start(self, x0: ep.Tensor, epsilon: Any) -> ep.Tensor:
         return ep.astensor(self.starts)
@@ -60,9 +72,9 @@ def prepare(classifier: nn.Module, example: Float[Tensor, "b c h w"]) -> nn.Modu
     if any(module.training for module in classifier.modules()):
         raise ValueError("attack: the classifier is in training mode; call classifier.eval() first")
     frozen, folded = (copy.deepcopy(classifier).requires_grad_(False) for _ in range(2))
-    for made in (frozen, folded):
-        if isinstance(made, Classifier) and type(made).forward is Classifier.forward:
-            made.forward = made.unchecked  # type: ignore[method-assign]
+    for part in (part for made in (frozen, folded) for part in made.modules()):
+        if isinstance(part, Classifier) and type(part).forward is Classifier.forward:
+            part.forward = part.unchecked  # type: ignore[method-assign]
     fold_batch_norm(folded, example)
     same = torch.allclose(folded(example), frozen(example), rtol=1e-3, atol=1e-4)
     return (folded if same else frozen).to(memory_format=torch.channels_last)
@@ -78,6 +90,7 @@ def pgd(
     steps: int = STEPS,
     rel_step: float = REL_STEP,
     seed: int = 0,
+    loss: str = "cross-entropy",
 ) -> Float[Tensor, "b c h w"]:
     """Attack images with PGD(n, ε) under L∞, from a random start, without early stopping (eq. 2).
 
@@ -99,6 +112,9 @@ def pgd(
         The size of a step relative to ε.
     seed
         Of the random starts.
+    loss
+        What is raised: ``cross-entropy``, the paper's, or ``margin`` (`margin`), whose gradient
+        stays where the classifier is confident.
 
     Returns
     -------
@@ -123,6 +139,8 @@ def pgd(
         raise ValueError(f"pgd: expected ε from 0 to 1, for images in [0, 1], got {eps}; 8/255 is written 8 / 255")
     if steps < 1 or rel_step <= 0:
         raise ValueError(f"pgd: expected at least one step of positive size, got steps={steps}, rel_step={rel_step}")
+    if loss not in ("cross-entropy", "margin"):
+        raise ValueError(f"pgd: expected the loss 'cross-entropy' or 'margin', got {loss!r}")
     prepared = prepare(classifier, images[:2])
     with torch.no_grad():
         logits = prepared(images[:1])
@@ -134,7 +152,7 @@ def pgd(
     attacked = []
     for part in torch.arange(len(images)).split(CHUNK.get(images.device.type, CHUNK["cuda"])):
         clean, radius = images[part].contiguous(memory_format=torch.channels_last), strengths[part]
-        attack = _PGD(random_starts(clean, radius, seed), **options)
+        attack = _PGD(random_starts(clean, radius, seed), loss, **options)
         criterion = foolbox.criteria.Misclassification(labels[part])
         radii: Any = radius.view(-1, 1, 1, 1)  # Foolbox's own arithmetic takes one radius per image
         attacked.append(attack.run(model, clean, criterion, epsilon=radii).contiguous())

@@ -60,6 +60,11 @@ def total_variation(images: Images) -> Images:
 class Baseline(Denoiser):
     """A simple defence as a denoiser.
 
+    Attributes
+    ----------
+    differentiable
+        Whether its gradient tells an attacker anything.
+
     Raises
     ------
     ValueError
@@ -71,6 +76,7 @@ class Baseline(Denoiser):
         if name not in BASELINES:
             raise ValueError(f"no baseline named {name!r}; there are: {', '.join(BASELINES)}")
         self.function = BASELINES[name]
+        self.differentiable = self.function in (median, blur)
 
     def denoise(self, images: Images) -> Images:
         return self.function(images)

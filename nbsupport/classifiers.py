@@ -1,13 +1,16 @@
 """The classifiers under attack: images in [0, 1] to logits, normalisation inside."""
 
+import copy
+from itertools import chain
 from typing import Any
 
 import torch
 import torchvision
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
+from . import trial
 from .data import check_images
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -97,6 +100,62 @@ def check_logits(logits: Tensor) -> None:
             "classifier: it returns probabilities (rows are positive and sum to 1), but logits are expected; "
             "remove its last softmax"
         )
+
+
+def wrap(
+    module: nn.Module,
+    images: Float[Tensor, "n 3 h w"] | None = None,
+    labels: Int[Tensor, "n"] | None = None,
+    *,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    classes: int | None = None,
+) -> Classifier:
+    """Any network of one's own as the classifier under attack.
+
+    Parameters
+    ----------
+    module
+        From RGB images in [0, 1] to logits, in evaluation mode; it is copied, and left as it is. A
+        `Classifier` keeps the normalisation that it has.
+    images, labels
+        Some images in [0, 1] of the size it is meant for, and their classes from 0. With the images its
+        logits and gradients are tried, with the labels also whether the images have to be normalised before.
+    mean, std
+        What `module` expects images to be normalised with, per channel; none where both are None. Where
+        they are given they are taken as right.
+    classes
+        The number of its logits; None for any.
+
+    Raises
+    ------
+    ValueError
+        If it is in training mode, `mean` and `std` make no sense, or the trial fails, see
+        `nbsupport.trial.check` and `nbsupport.trial.check_meaning`.
+    """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"wrap: expected an nn.Module, got {type(module).__name__}")
+    trial.check_mode(module, "wrap")
+    known = isinstance(module, Classifier) or mean is not None or std is not None
+    if isinstance(module, Classifier):
+        if mean is not None or std is not None:
+            raise ValueError("wrap: this classifier has its normalisation inside; give neither mean nor std")
+        wrapped = copy.deepcopy(module)
+    else:
+        mean, std = mean or (0.0, 0.0, 0.0), std or (1.0, 1.0, 1.0)
+        if not (len(mean) == len(std) == 3 and max(map(abs, mean)) <= 1 and min(std) > 0):
+            raise ValueError(
+                f"wrap: expected a mean and a positive standard deviation for each of 3 channels of images in [0, 1], "
+                f"got mean={mean}, std={std}; values for images from 0 to 255 must be divided by 255"
+            )
+        wrapped = Classifier(copy.deepcopy(module), mean, std).eval()
+        if (first := next(chain(module.parameters(), module.buffers()), None)) is not None:
+            wrapped.to(first.device)
+    if images is not None:
+        trial.check(wrapped, images, labels, classes)
+        if labels is not None and not known:
+            trial.check_meaning(wrapped.unchecked, images, labels)
+    return wrapped.requires_grad_(False)
 
 
 class SmallResNet(nn.Module):

@@ -1,6 +1,6 @@
 """Images in [0, 1] with their labels, and the refusal of anything else."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from . import folders
 from .study import Study
 
 DIGITS_TEST = 500  # of the 1,797 digits; the remaining 1,297 are for training
@@ -75,6 +76,8 @@ def check_images(images: Tensor, *, caller: str, channels: int | None = 3) -> No
         raise ValueError(f"{caller}: expected {channels} colour channels, got images of {tuple(images.shape)}{hint}")
     if 0 in images.shape:
         raise ValueError(f"{caller}: expected at least one image and one pixel, got {tuple(images.shape)}")
+    if torch.compiler.is_compiling():  # while a graph is traced or exported there are no values to look at
+        return
     low, high = (float(value) for value in torch.aminmax(images.detach()))
     if not (low >= 0 and high <= 1):  # also refuses NaN, which compares with nothing
         hint = "; divide by 255" if 2 < high <= 255 else ""
@@ -110,15 +113,42 @@ def load(study: Study, split: str, number: int | None = None) -> Split:
     Raises
     ------
     ValueError
-        If `split` is neither ``train`` nor ``test``, or holds fewer than `number` images.
+        If `split` is neither ``train`` nor ``test``, or holds fewer than `number` images, or an image
+        tree is refused, see `nbsupport.folders`.
     """
     if split not in ("train", "test"):
         raise ValueError(f"load: expected the split 'train' or 'test', got {split!r}")
+    if study.name == "folder":
+        return _folder(study, split, number)
     whole = LOADERS[study.name](split, study.image_size)
-    if number is not None and not 0 < number <= len(whole):
-        raise ValueError(f"load: {study.name} has {len(whole)} {split} images, but {number} were asked for")
+    _check_number(study, split, number, len(whole))
     specification = whole.specification | {"images": number or len(whole)}
     return Split(whole.images[:number], whole.labels[:number], whole.classes, specification)
+
+
+def fitted(study: Study) -> Study:
+    """The study, asking for no more images than its image tree has. Other data sets are known to suffice."""
+    if study.name != "folder":
+        return study
+    files = folders.find(study.data).files
+    there = {f"{split}_images": len(files[split]) for split in folders.SPLITS}
+    return replace(study, **{name: min(getattr(study, name), number) for name, number in there.items()})
+
+
+def _check_number(study: Study, split: str, number: int | None, there: int) -> None:
+    if number is not None and not 0 < number <= there:
+        raise ValueError(f"load: {study.name} has {there} {split} images, but {number} were asked for")
+
+
+def _folder(study: Study, split: str, number: int | None) -> Split:
+    """An image tree, of which no more is decoded than is asked for; its place does not matter for keys."""
+    tree = folders.find(study.data)
+    _check_number(study, split, number, len(tree.files[split]))
+    images, content = folders.read(tree, split, number, study.image_size)
+    labels = torch.tensor([label for _, label in tree.files[split][:number]])
+    specification = {"data": "folder", "content": content, "split": split, "size": study.image_size}
+    specification |= {"classes": list(tree.classes), "gaps": tree.gaps, "images": len(labels)}
+    return Split(images, labels, tree.classes, specification)
 
 
 def _digits(split: str, image_size: int) -> Split:

@@ -10,7 +10,7 @@ from matplotlib.patches import ConnectionPatch
 from torch import Tensor
 
 from .denoisers import Additive, Filtering, PAFilter
-from .plots import _canvas, show_image
+from .plots import canvas, show_image
 
 ARROW: Any = {"arrowstyle": "-|>", "color": "#555555", "lw": 1.1, "shrinkA": 0, "shrinkB": 0}
 
@@ -60,7 +60,7 @@ def draw_architectures(
     kernels, parts = filtering.kernels(batch)[0], pa_filter.parts(batch)
     limit = max(float(residual.abs().max()), 1e-6)
     taps = {"cmap": "RdBu_r", "vmin": -1.2, "vmax": 1.2}
-    with _canvas(4, 7, (11, 6.4)) as (figure, axes):
+    with canvas(4, 7, (11, 6.4)) as (figure, axes):
         layout: Any = figure.get_layout_engine()
         layout.set(wspace=0.08)  # room for the arrows
         for axis in axes.flat:

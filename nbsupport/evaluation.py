@@ -16,10 +16,10 @@ from .attacks import AttackedSet
 from .classifiers import Classifier
 from .denoisers import KernelDenoiser, PAFilter
 from .filtering import distance_from_identity, uncertainty_map
-from .recipes import TABLES
+from .recipes import COMBINATIONS, TABLES
 
 COLUMNS = ["table", "study", "classifier", "method", "attack", "steps", "eps", "metric", "value", "n", "seed"]
-ENVELOPE = "pgd-envelope"
+ENVELOPE, OWN = "pgd-envelope", "pgd-on-itself"
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def measure(classifier: Classifier, denoiser: nn.Module, attacked: AttackedSet) 
     """Everything that `Measurement` holds but the labels, for one denoiser before one classifier."""
     columns: list[dict[str, Tensor]] = []
     for eps in attacked.eps:
-        images = attacked.at(eps).to(next(classifier.parameters()).device)
+        images = attacked.at(eps).to(classifier.mean.device)
         clean, denoised = attacked.images.to(images), denoiser(images)
         against = {"preds": denoised, "target": clean, "data_range": 1.0, "reduction": "none"}
         column = {
@@ -105,37 +105,71 @@ class Evaluation:
         self.artefacts, self.study = artefacts, artefacts.study
         self.measurement = cache(self._measurement)
 
-    def specification(self, method: str) -> dict[str, Any]:
+    def specification(
+        self, method: str, steps: int | None = None, eps: tuple[float, ...] | None = None, target: str = "standard"
+    ) -> dict[str, Any]:
         """What a measurement is a function of."""
         return {
             "kind": "measurement",
             "name": method,
             "version": VERSION,
             "method": self.artefacts.specification(method),
-            "attacked": self.artefacts.attacked_specification("test"),
+            "attacked": self.artefacts.attacked_specification("test", steps, eps, target),
         }
 
-    def _measurement(self, method: str) -> Measurement:
-        """A method of the tables on the test images at all strengths.
+    def _measurement(
+        self, method: str, steps: int | None = None, eps: tuple[float, ...] | None = None, target: str = "standard"
+    ) -> Measurement:
+        """A method of the tables on the attacked test images.
+
+        Parameters
+        ----------
+        method
+            Its name in the tables.
+        steps, eps, target
+            PGD's n, the strengths above 0 and the classifier that was attacked: by default the study's
+            and ``standard``; see `nbsupport.artefacts.Artefacts.attacked`.
 
         Raises
         ------
         ValueError
             If there is no such method.
         """
-        denoiser, attacked = self.artefacts.denoiser(method), self.artefacts.attacked("test")
+        denoiser, name = self.artefacts.denoiser(method), COMBINATIONS.get(method, (method, "standard"))[1]
+        attacked = self.artefacts.attacked("test", steps, eps, target)
         tensors, _ = self.artefacts.store.tensors(
-            self.specification(method), lambda scratch: (measure(self.artefacts.classifier(), denoiser, attacked), {})
+            self.specification(method, steps, eps, target),
+            lambda scratch: (measure(self.artefacts.classifier(name), denoiser, attacked), {}),
         )
         shared = {name: tensors.pop(name) for name in ("predictions", "psnr", "ssim", "change")}
         return Measurement(labels=attacked.labels, extra=tensors, **shared)
 
+    def own(self, classifier: str) -> Bool[np.ndarray, "strengths n"]:
+        """Which test images a classifier still recognises, without denoiser, when it is itself the one attacked."""
+        method = "attacked" if classifier == "standard" else classifier
+        return self.measurement(method, target=classifier).correct()
+
+    def failure(self, method: str) -> str | None:
+        """Why a method is no row of a table, or None: a failed training, or a robust classifier that is not."""
+        if failure := self.artefacts.failure(method):
+            return failure
+        classifier = COMBINATIONS.get(method, (method, "standard"))[1]
+        if classifier == "standard":
+            return None
+        robust, standard = (envelope(self.own(name))[1:].mean() for name in (classifier, "standard"))
+        if robust > standard:
+            return None
+        return (
+            f"{classifier}: training failed. This classifier is no more robust than the standard one when both are "
+            f"attacked themselves (mean accuracy over ε {robust:.3f} against {standard:.3f}), so it has no rows."
+        )
+
     def failures(self, methods: tuple[str, ...]) -> list[str]:
-        """Why the trainings of some methods count as failed, one sentence each."""
-        return [reason for method in methods if (reason := self.artefacts.failure(method))]
+        """Why some methods are no rows, one sentence for each reason."""
+        return list(dict.fromkeys(reason for method in methods if (reason := self.failure(method))))
 
     def table(self, number: int, *chosen: str) -> pd.DataFrame:
-        """The rows of one of the paper's tables, 1 to 4, for this study, as tidy data.
+        """The rows of one of the paper's tables, 1 to 7, for this study, as tidy data.
 
         Methods may be chosen from it; what the others need is then not made.
         A method whose training failed has no rows; `failures` says why.
@@ -147,27 +181,59 @@ class Evaluation:
         """
         if number not in TABLES:
             raise ValueError(f"expected one of the tables {', '.join(map(str, TABLES))}, got {number}")
-        methods = [method for method in chosen or TABLES[number] if not self.artefacts.failure(method)]
+        methods = [method for method in chosen or TABLES[number] if not self.failure(method)]
         rows = [row for method in methods for row in self._rows(number, method)]
+        if number == 5:
+            rows += [row for method in methods for row in self._sweep(method)]
         return pd.DataFrame(rows, columns=COLUMNS)
+
+    def _same(self, number: int, method: str) -> dict[str, Any]:
+        study = self.study
+        same = {"table": number, "study": study.name, "classifier": study.classifier_name, "method": method}
+        return same | {"steps": study.steps, "n": study.test_images, "seed": study.seed}
 
     def _rows(self, number: int, method: str) -> list[dict[str, Any]]:
         measurement, study = self.measurement(method), self.study
-        same = {"table": number, "study": study.name, "classifier": study.classifier, "method": method}
-        same |= {"steps": study.steps, "n": study.test_images, "seed": study.seed}
         if number == 2:
             series = [("psnr", measurement.psnr.numpy()), ("ssim", measurement.ssim.numpy())]
         else:
             series = [("accuracy", measurement.correct())]
-        return [
-            same | {"attack": attack, "metric": metric, "eps": eps, "value": float(values.mean())}
+        rows = [
+            (attack, metric, values)
             for metric, per_image in series
-            for attack, curves in (("pgd", per_image), (ENVELOPE, envelope(per_image)))
+            for attack, values in (("pgd", per_image), (ENVELOPE, envelope(per_image)))
+        ]
+        if COMBINATIONS.get(method) == ("attacked", method):  # a robust classifier, by itself
+            rows.append((OWN, "accuracy", envelope(self.own(method))))
+        return [
+            self._same(number, method) | {"attack": attack, "metric": metric, "eps": eps, "value": float(values.mean())}
+            for attack, metric, curves in rows
             for eps, values in zip(study.eps, curves, strict=True)
+        ]
+
+    @property
+    def half_eps(self) -> float:
+        """The strength at which Adv's accuracy is nearest to half of its clean one."""
+        accuracy = self.measurement("Adv").correct().mean(axis=1)
+        return self.study.attacked_eps[int(np.abs(accuracy[1:] - accuracy[0] / 2).argmin())]
+
+    def steps_curve(self, method: str, eps: float) -> Bool[np.ndarray, "steps n"]:
+        """Which test images are classified correctly after PGD of each n of the study's `sweep_steps`."""
+        measured = [self.measurement(method, steps, (eps,)) for steps in self.study.sweep_steps]
+        return np.stack([measurement.correct()[1] for measurement in measured])
+
+    def _sweep(self, method: str) -> list[dict[str, Any]]:
+        """The second half of Table 5: over n, at the paper's ε and where Adv is half as good as on clean images."""
+        same = self._same(5, method) | {"attack": "pgd", "metric": "accuracy"}
+        return [
+            same | {"steps": steps, "eps": eps, "value": float(values.mean())}
+            for eps in dict.fromkeys((self.study.sweep_eps, self.half_eps))
+            for steps, values in zip(self.study.sweep_steps, self.steps_curve(method, eps), strict=True)
         ]
 
 
 @torch.no_grad()
 def predicted_classes(classifier: nn.Module, images: Float[Tensor, "b c h w"], classes: tuple[str, ...]) -> list[str]:
-    """What the classifier sees in each image, in words."""
-    return [classes[number] for number in classifier(images).argmax(dim=1).tolist()]
+    """What the classifier sees in each image, in words; a number where it knows more classes than the data."""
+    numbers = classifier(images).argmax(dim=1).tolist()
+    return [classes[number] if number < len(classes) else str(number) for number in numbers]

@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -34,7 +35,9 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.strip()
 
 
-def provenance(evaluation: Evaluation, notebook: str, methods: tuple[str, ...]) -> dict[str, Any]:
+def provenance(
+    evaluation: Evaluation, notebook: str, methods: tuple[str, ...], specifications: Sequence[dict[str, Any]] = ()
+) -> dict[str, Any]:
     """Where a result comes from: all that is needed to make it again.
 
     Parameters
@@ -45,6 +48,8 @@ def provenance(evaluation: Evaluation, notebook: str, methods: tuple[str, ...]) 
         The notebook that shows it, without its ending.
     methods
         The methods in it; their specifications name everything they were made from.
+    specifications
+        Of what else it was made from.
     """
     study, device = evaluation.study, evaluation.artefacts.device
     changes = _git("status", "--porcelain", "--", ".", ":!figures")
@@ -59,12 +64,19 @@ def provenance(evaluation: Evaluation, notebook: str, methods: tuple[str, ...]) 
         "images": study.test_images,
         "device": torch.cuda.get_device_name() if device.type == "cuda" else f"{os.cpu_count()} CPUs",
         "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
-        "specifications": [evaluation.specification(method) for method in methods],
+        "specifications": [*(evaluation.specification(method) for method in methods), *specifications],
     }
 
 
 def save(
-    evaluation: Evaluation, name: str, content: Figure | pd.DataFrame, *, notebook: str, methods: tuple[str, ...]
+    evaluation: Evaluation,
+    name: str,
+    content: Figure | pd.DataFrame,
+    *,
+    notebook: str,
+    methods: tuple[str, ...],
+    specifications: Sequence[dict[str, Any]] = (),
+    text: str | None = None,
 ) -> Path | None:
     """Write a figure (PNG) or a table (CSV; one of the paper's also as Markdown) with its provenance.
 
@@ -76,8 +88,10 @@ def save(
         ``fig2``, ``table1``, ``claims``.
     content
         What is written.
-    notebook, methods
+    notebook, methods, specifications
         See `provenance`.
+    text
+        The Markdown of a table that is none of the paper's.
 
     Returns
     -------
@@ -85,7 +99,8 @@ def save(
     """
     if evaluation.study.scale == "smoke":
         return None
-    record = json.dumps(provenance(evaluation, notebook, methods), indent=1, ensure_ascii=False) + "\n"
+    found = provenance(evaluation, notebook, methods, specifications)
+    record = json.dumps(found, indent=1, ensure_ascii=False) + "\n"
     place = folder(evaluation.study.name)
     place.mkdir(parents=True, exist_ok=True)
     if isinstance(content, Figure):
@@ -94,9 +109,10 @@ def save(
     else:
         path = place / f"{name}.csv"
         write_atomically(path, lambda file: content.to_csv(file, index=False))
-        if "table" in content:
-            failures = evaluation.failures(tuple(dict.fromkeys(methods)))
-            text = markdown(content, evaluation.study, failures)
-            write_atomically(place / f"{name}.md", lambda file: file.write_text(text, encoding="utf-8"))
+        if text is None and "table" in content:
+            text = markdown(content, evaluation.study, evaluation.failures(tuple(dict.fromkeys(methods))))
+        if text is not None:
+            page = text
+            write_atomically(place / f"{name}.md", lambda file: file.write_text(page, encoding="utf-8"))
     write_atomically(place / f"{name}.json", lambda file: file.write_text(record, encoding="utf-8"))
     return path

@@ -1,10 +1,13 @@
 """The pictures of a study: which images and tensors of it go into which `draw_…`."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
 
+from .adaptive import chain
+from .attacks import pgd
 from .denoisers import Additive, KernelDenoiser, PAFilter
 from .denoisers import Filtering as FilteringDenoiser
 from .diagrams import draw_architectures
@@ -40,6 +43,25 @@ def before_after(evaluation: Evaluation, method: str, image: int, eps: float) ->
     words = predicted_classes(artefacts.classifier(), three, classes)
     clean, attacked_image, denoised = three.cpu()
     return draw_before_after(clean, attacked_image, denoised, words, eps, method)
+
+
+@torch.no_grad()
+def both_attackers(evaluation: Evaluation, method: str, image: int, eps: float) -> Figure:
+    """One test image under the attacker who does not know the denoiser, and under the one who does.
+
+    Each attacked image is shown before and after the denoiser, with the classifier's word for it.
+    """
+    artefacts, study = evaluation.artefacts, evaluation.study
+    test, classifier, denoiser = artefacts.images("test"), artefacts.classifier(), artefacts.denoiser(method)
+    clean, label = (part[image : image + 1].to(artefacts.device) for part in (test.images, test.labels))
+    panels: list[Any] = []
+    for name, network in {"does not know": classifier, "knows": chain(denoiser, classifier)}.items():
+        hat = pgd(network, clean, label, eps, steps=study.steps, seed=study.seed)
+        for title, shown in {name: hat, "filtered": denoiser(hat)}.items():
+            (word,) = predicted_classes(classifier, shown, test.classes)
+            panels.append((shown[0].cpu(), f"{title}\n“{word}”"))
+    (word,) = predicted_classes(classifier, clean, test.classes)
+    return draw_parts([{"label": f"ε = {short(eps)}", "panels": [(clean[0].cpu(), f"clean\n“{word}”"), *panels]}])
 
 
 def architectures(evaluation: Evaluation, image: int, eps: float) -> Figure:

@@ -24,9 +24,12 @@ COLOURS = {
     "Add(L_sem)": "#e69f00", "Filt(L_sem)": "#56b4e9", "Add(L_img)": "#d55e00", "Filt(L_img)": "#0072b2",
     "Filt(L_img*)": "#332288", "head_1": "#c9c4e4", "head_2": "#9e9ac8", "head_3": "#756bb1", "head_4": "#54278f",
     "PA-Filt(L_img)_sl": "#cc79a7", "PA-Filt(L_img)_m": "#882255", "PA-Filt(L_img)": "#009e73",
+    "PA-Filt(L_adv)": "#999933",
+    **dict.fromkeys(("Adv", "FPD", "FD"), "#661100"), **dict.fromkeys(("Add+Adv", "Add+FPD", "Add+FD"), "#cc6677"),
+    **dict.fromkeys(("Filt+Adv", "Filt+FPD", "Filt+FD"), "#6699cc"), "PA-Filt+Adv": "#44aa99",
     **dict.fromkeys(BASELINES, "#888888"),
 }  # fmt: skip
-"""One colour per method in every picture; the simple baselines are grey and differ in their dashes."""
+"""One colour per method, before whatever robust classifier; the baselines are grey and differ in their dashes."""
 
 DASHES = dict(zip(BASELINES, ((4, 2), (1, 1), (3, 1, 1, 1), (5, 1, 1, 1, 1, 1), (1, 3)), strict=True))
 
@@ -38,7 +41,7 @@ STYLE: Any = {
 
 
 @contextmanager
-def _canvas(rows: int, columns: int, size: tuple[float, float], **options: Any) -> Iterator[tuple[Figure, np.ndarray]]:
+def canvas(rows: int, columns: int, size: tuple[float, float], **options: Any) -> Iterator[tuple[Figure, np.ndarray]]:
     """A figure that no global list of figures knows, so that nothing is shown twice or kept."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, **options)
@@ -87,7 +90,7 @@ def draw_curves(
     """
     names = {"accuracy": "accuracy", "psnr": "PSNR (dB)", "ssim": "SSIM"}
     chosen = list(metrics or dict.fromkeys(rows["metric"]))
-    with _canvas(1, len(chosen), (6.6 if len(chosen) == 1 else 5.2 * len(chosen), 3.8)) as (figure, axes):
+    with canvas(1, len(chosen), (6.6 if len(chosen) == 1 else 5.2 * len(chosen), 3.8)) as (figure, axes):
         for axis, metric in zip(axes[0], chosen, strict=True):
             part = rows[(rows["metric"] == metric) & (rows["attack"] == attack)]
             methods = list(dict.fromkeys(part["method"]))
@@ -106,7 +109,7 @@ def draw_curves(
 
 def draw_strip(images: Sequence[Image], titles: Sequence[str], title: str = "") -> Figure:
     """Images side by side."""
-    with _canvas(1, len(images), (1.35 * len(images), 1.9)) as (figure, axes):
+    with canvas(1, len(images), (1.35 * len(images), 1.9)) as (figure, axes):
         for axis, image, text in zip(axes[0], images, titles, strict=True):
             show_image(axis, image, text)
         figure.suptitle(title)
@@ -129,7 +132,7 @@ def draw_before_after(
     name
         Of the denoiser.
     """
-    with _canvas(1, 4, (8.4, 2.5)) as (figure, axes):
+    with canvas(1, 4, (8.4, 2.5)) as (figure, axes):
         show_image(axes[0, 0], clean, f"clean\n“{predictions[0]}”")
         show_image(axes[0, 1], attacked, f"attacked, ε = {short(eps)}\n“{predictions[1]}”")
         delta, limit = (attacked - clean).mean(dim=0), max(eps, 1e-6)
@@ -178,7 +181,7 @@ def draw_parts(rows: Sequence[Mapping[str, Any]]) -> Figure:
         For each row the ``label`` at its side and under ``panels`` a list of (image or map, title).
     """
     columns = len(rows[0]["panels"])
-    with _canvas(len(rows), columns, (1.55 * columns, 2.05 * len(rows))) as (figure, axes):
+    with canvas(len(rows), columns, (1.55 * columns, 2.05 * len(rows))) as (figure, axes):
         for line, row in zip(axes, rows, strict=True):
             for axis, (image, text) in zip(line, row["panels"], strict=True):
                 options = {"cmap": "cividis", "vmin": 0, "vmax": 1} if image.ndim == 2 else {}
@@ -189,7 +192,7 @@ def draw_parts(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 def draw_maps(image: Image, maps: Mapping[str, Map], limits: tuple[float, float]) -> Figure:
     """An image and maps of it, all on one colour scale from ``limits[0]`` to ``limits[1]``."""
-    with _canvas(1, 1 + len(maps), (2.3 * (1 + len(maps)) + 0.6, 2.5)) as (figure, axes):
+    with canvas(1, 1 + len(maps), (2.3 * (1 + len(maps)) + 0.6, 2.5)) as (figure, axes):
         show_image(axes[0, 0], image, "image")
         for axis, (name, values) in zip(axes[0, 1:], maps.items(), strict=True):
             shown = show_image(axis, values, name, cmap="viridis", vmin=limits[0], vmax=limits[1])
@@ -215,7 +218,7 @@ def draw_kernels(
         If a pixel lies outside of the image.
     """
     lines = [(title, view, mark) for title, view in views.items() for mark in pixels.items()]
-    with _canvas(len(lines), 4, (7.2, 1.95 * len(lines))) as (figure, axes):
+    with canvas(len(lines), 4, (7.2, 1.95 * len(lines))) as (figure, axes):
         for line, (title, (image, kernels), (colour, (row, column))) in zip(axes, lines, strict=True):
             height, width = image.shape[-2:]
             if not (0 <= row < height and 0 <= column < width):
@@ -232,7 +235,7 @@ def draw_kernels(
 
 def draw_bands(eps: Sequence[float], curves: Mapping[str, Float[np.ndarray, "strengths n"]], label: str) -> Figure:
     """Per-image values over ε: the median and the middle 95 % of the images, for each method."""
-    with _canvas(1, 1, (6.2, 3.2)) as (figure, axes):
+    with canvas(1, 1, (6.2, 3.2)) as (figure, axes):
         _bands(axes[0, 0], eps, curves, label)
     return figure
 

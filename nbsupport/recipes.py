@@ -58,13 +58,16 @@ class Recipe:
     strong_only
         Whether it sees only the attacks of `nbsupport.study.STRONG_EPS`.
     base
-        The denoiser that must be trained before and is frozen in it.
+        The denoiser that it starts from.
+    knowing
+        Whether it learns against PGD through itself and the classifier, instead of stored attacks.
     """
 
     build: Callable[..., Denoiser]
     objective: Objective
     strong_only: bool = False
     base: str | None = None
+    knowing: bool = False
 
 
 RECIPES = {
@@ -76,6 +79,7 @@ RECIPES = {
     "Multi-head-Filt(L_img)": Recipe(MultiHead, _heads),
     "Y-Net": Recipe(YNet, _branches),
     "PA-Filt(L_img)": Recipe(PAFilter, _fusion, base="Y-Net"),
+    "PA-Filt(L_adv)": Recipe(PAFilter, _fusion, base="PA-Filt(L_img)", knowing=True),
 }
 VIEWS: dict[str, tuple[str, int | str]] = {
     **{f"head_{head}": ("Multi-head-Filt(L_img)", head) for head in range(1, HEADS + 1)},
@@ -84,10 +88,27 @@ VIEWS: dict[str, tuple[str, int | str]] = {
 }
 """Rows that are one output of a denoiser with several."""
 
+COMBINATIONS = {
+    **{name: ("attacked", name) for name in ("Adv", "FPD", "FD")},
+    **{f"{short}+{name}": (f"{short}(L_img)", name) for name in ("Adv", "FPD", "FD") for short in ("Add", "Filt")},
+    "PA-Filt+Adv": ("PA-Filt(L_img)", "Adv"),
+}
+"""Rows with an adversarially trained classifier: the denoiser before it, and the classifier."""
+
 TABLES = {
     1: ("attacked", "Add(L_sem)", "Filt(L_sem)", "Add(L_img)", "Filt(L_img)", "Filt(L_img*)", *BASELINES),
     2: ("attacked", "Add(L_sem)", "Filt(L_sem)", "Add(L_img)", "Filt(L_img)", "Filt(L_img*)", *BASELINES),
     3: ("attacked", *(f"head_{head}" for head in range(1, HEADS + 1)), *BASELINES),
     4: ("attacked", "PA-Filt(L_img)_sl", "PA-Filt(L_img)_m", "PA-Filt(L_img)", "Filt(L_img)", *BASELINES),
+    5: ("attacked", "Adv", "Add+Adv", "Filt+Adv", "PA-Filt+Adv"),
+    6: ("attacked", "FPD", "Add+FPD", "Filt+FPD"),
+    7: ("attacked", "FD", "Add+FD", "Filt+FD"),
 }
 """The methods of the paper's tables, named as there, and the simple baselines."""
+
+DEFENCES = (
+    *dict.fromkeys(method for table in (1, 3, 4, 5) for method in TABLES[table] if method not in BASELINES),
+    *BASELINES,
+    "PA-Filt(L_adv)",
+)
+"""What the attacker who knows is set upon: everything of Tables 1 to 5, and PA-Filt trained against him."""

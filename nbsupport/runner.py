@@ -38,8 +38,16 @@ def find(names: list[str]) -> list[Path]:
     return [path for path in every if not stems or any(path.stem.startswith(stem) for stem in stems)]
 
 
-def execute(path: Path, study: str, scale: str) -> NotebookNode:
+def execute(path: Path, study: str, scale: str, **choices: str) -> NotebookNode:
     """Run a notebook at a scale and move its sliders.
+
+    Parameters
+    ----------
+    path
+        The notebook.
+    study, scale, choices
+        What `Study.chosen` finds in the kernel's environment: the study, its scale, and whatever else is
+        chosen of ``classifier``, ``data`` and ``image_size``.
 
     Returns
     -------
@@ -53,8 +61,12 @@ def execute(path: Path, study: str, scale: str) -> NotebookNode:
     notebook = nbformat.read(path, as_version=4)
     notebook.cells.append(nbformat.v4.new_code_cell(EXERCISE))
     with tqdm(total=len(notebook.cells), desc=path.stem, unit="cell", leave=False) as bar:
-        processor = ExecutePreprocessor(timeout=None, kernel_name="python3", on_cell_executed=lambda **_: bar.update(1))
-        overrides = {"NBSUPPORT_STUDY": study, "NBSUPPORT_SCALE": scale}
+        processor = ExecutePreprocessor(
+            timeout=None, kernel_name="python3", on_cell_executed=lambda **_: bar.update(1),
+            extra_arguments=["--log-level=ERROR"],  # kernels on this computer alone need no encryption
+        )  # fmt: skip
+        chosen = {"study": study, "scale": scale} | choices
+        overrides = {f"NBSUPPORT_{name.upper()}": value for name, value in chosen.items()}
         before = {name: os.environ.get(name) for name in overrides}
         os.environ.update(overrides)  # the kernel inherits them
         try:
@@ -86,8 +98,8 @@ def _inspect(notebook: NotebookNode, name: str) -> None:
                 raise NotebookError(f"{name}: an error hides in a widget: {output['ename']}: {output['evalue']}")
 
 
-def run(names: list[str], study: str, scale: str) -> Path:
-    """Execute notebooks one after the other and keep a web page of each.
+def run(names: list[str], study: str, scale: str, **choices: str) -> Path:
+    """Execute notebooks one after the other and keep a web page of each; `choices` as for `execute`.
 
     Returns
     -------
@@ -98,7 +110,7 @@ def run(names: list[str], study: str, scale: str) -> Path:
     exporter, total = HTMLExporter(), time.monotonic()
     for path in find(names):
         start = time.monotonic()
-        notebook = execute(path, study, scale)
+        notebook = execute(path, study, scale, **choices)
         page, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": path.stem, "path": str(path.parent)}})
         page = page.replace("../figures/", "../../figures/")
         (folder / f"{path.stem}.html").write_text(page, encoding="utf-8")

@@ -7,6 +7,7 @@ integration), ``quick`` (minutes on a CPU) and ``paper`` (a GPU). A scale change
 import os
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 EPS = (0.0, 1e-4, 3e-4, 5e-4, 1e-3, 3e-3, 5e-3, 1e-2, 3e-2, 5e-2, 1e-1, 3e-1, 5e-1)
@@ -31,7 +32,8 @@ class Study:
     scale
         ``smoke``, ``quick`` or ``paper``.
     classifier
-        The architecture under attack, see `nbsupport.classifiers.build`.
+        The architecture under attack, see `nbsupport.classifiers.build`; or one that is trained
+        already and not known here, as ``path/to/file.py:factory``, see `nbsupport.outside.load`.
     eps
         Attack strengths for images in [0, 1], increasing, from 0 (clean).
     steps
@@ -52,8 +54,21 @@ class Study:
     fusion_epochs, fusion_learning_rate
         Training of PA-Filt's fusion alone, the Y-Net frozen. At the denoisers' rate the strongest
         attacks drive its sigmoid to 0 everywhere in the first epoch, where no gradient brings it back.
+    adversarial_eps, adversarial_steps, adversarial_rel_step, adversarial_epochs
+        PGD adversarial training of the robust classifiers: ε, steps, step relative to ε, epochs.
+    knowing_epochs
+        Epochs of PA-Filt(L_adv), which learns against attacks on the whole chain, with the same PGD.
+    sweep_eps, sweep_steps
+        The ε and the PGD steps n of the second half of Table 5.
+    adaptive_images, adaptive_eps, adaptive_steps, adaptive_restarts, adaptive_iterations, adaptive_queries
+        The attacker who knows: how many test images, at which strengths above 0, the largest n of PGD
+        and its restarts, the iterations of AutoAttack's parts, Square's queries.
+    adaptive_trace_eps
+        The strength, one of those, that the table shows in full and at which PGD's progress is checked.
     seed
         Seed of everything random.
+    data
+        The image tree of the study ``folder``, see `nbsupport.folders`; other studies have none.
     """
 
     name: str
@@ -68,11 +83,26 @@ class Study:
     batch_size: int
     classifier_epochs: int
     fusion_epochs: int
+    adversarial_epochs: int
+    knowing_epochs: int
+    adaptive_images: int
     learning_rate: float = 2e-3
     fusion_learning_rate: float = 5e-4
+    adversarial_eps: float = 8 / 255
+    adversarial_steps: int = 10
+    adversarial_rel_step: float = 0.25
+    sweep_eps: float = 0.3
+    sweep_steps: tuple[int, ...] = (10, 30, 50, 70, 90)
+    adaptive_eps: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 0.5)
+    adaptive_trace_eps: float = 1e-2
+    adaptive_steps: int = 400
+    adaptive_restarts: int = 5
+    adaptive_iterations: int = 100
+    adaptive_queries: int = 5000
     steps: int = STEPS
     eps: tuple[float, ...] = EPS
     seed: int = 0
+    data: str = ""
 
     def __post_init__(self) -> None:
         rising = all(a < b for a, b in pairwise(self.eps))
@@ -84,6 +114,12 @@ class Study:
                 raise ValueError(f"Study.{field.name}: expected a positive number, got {value}")
         if self.kernel_size % 2 == 0:
             raise ValueError(f"Study.kernel_size: expected an odd number, got {self.kernel_size}")
+        if self.steps in self.sweep_steps:
+            raise ValueError(
+                f"Study.sweep_steps: expected other numbers than steps = {self.steps}, got {self.sweep_steps}"
+            )
+        if self.data and self.name != "folder":
+            raise ValueError(f"Study.data: a folder of images belongs to the study 'folder', not to {self.name!r}")
 
     @classmethod
     def named(cls, name: str = "digits", scale: str = "quick", **changes: Any) -> "Study":
@@ -104,39 +140,91 @@ class Study:
 
     @classmethod
     def chosen(cls, name: str = "digits", scale: str = "quick", **changes: Any) -> "Study":
-        """As `named`, but ``NBSUPPORT_STUDY`` and ``NBSUPPORT_SCALE`` override `name` and `scale`.
+        """As `named`, but the environment overrides: ``NBSUPPORT_STUDY``, ``NBSUPPORT_SCALE``,
+        ``NBSUPPORT_CLASSIFIER``, ``NBSUPPORT_IMAGE_SIZE``, and for ``folder`` ``NBSUPPORT_DATA``.
 
         This is what the first cell of each notebook calls, so that one command can run them all
         at another scale.
         """
-        return cls.named(os.environ.get("NBSUPPORT_STUDY", name), os.environ.get("NBSUPPORT_SCALE", scale), **changes)
+        name, scale = os.environ.get("NBSUPPORT_STUDY", name), os.environ.get("NBSUPPORT_SCALE", scale)
+        names = ("classifier", "image_size", *(["data"] if name == "folder" else []))
+        chosen = {key: value for key in names if (value := os.environ.get(f"NBSUPPORT_{key.upper()}"))}
+        return cls.named(name, scale, **changes | sizes(chosen))
 
     @property
     def attacked_eps(self) -> tuple[float, ...]:
         """The strengths above 0."""
         return self.eps[1:]
 
-    def specification(self) -> dict[str, Any]:
-        """All attributes, for provenance."""
-        return asdict(self)
+    @property
+    def classifier_name(self) -> str:
+        """The classifier without the folders it lies in, for tables."""
+        return Path(self.classifier).name if ":" in self.classifier else self.classifier
 
+    def specification(self) -> dict[str, Any]:
+        """All attributes, for provenance; files and folders by their names, wherever they lie."""
+        return asdict(self) | {"classifier": self.classifier_name, "data": Path(self.data).name}
+
+
+TOKEN: dict[str, Any] = dict(
+    adversarial_steps=2, adversarial_epochs=1, knowing_epochs=1, sweep_steps=(6, 8),
+    adaptive_images=4, adaptive_eps=(0.1, 0.5), adaptive_trace_eps=0.1, adaptive_steps=4, adaptive_restarts=1,
+    adaptive_iterations=2, adaptive_queries=4,
+)  # fmt: skip
+"""The second half of the study at ``smoke``: enough to see that it runs."""
 
 STUDIES: dict[str, dict[str, dict[str, Any]]] = {
     "digits": {
         "smoke": dict(
             classifier="small_resnet", train_images=48, test_images=24, image_size=16, width=4, kernel_size=3,
             epochs=1, batch_size=48, classifier_epochs=2, fusion_epochs=1, steps=4,
+            adversarial_eps=0.1, **TOKEN,
         ),
         "quick": dict(
             classifier="small_resnet", train_images=1000, test_images=500, image_size=16, width=8, kernel_size=5,
             epochs=5, batch_size=120, classifier_epochs=15, fusion_epochs=3,
+            adversarial_eps=0.1, adversarial_epochs=30, knowing_epochs=30, adaptive_images=32,
+            adaptive_eps=(5e-2, 0.1, 0.3, 0.5), adaptive_trace_eps=5e-2,
         ),
         "paper": dict(
             classifier="small_resnet", train_images=1200, test_images=500, image_size=16, width=64, kernel_size=5,
             epochs=40, batch_size=240, classifier_epochs=40, fusion_epochs=10,
+            adversarial_eps=0.1, adversarial_epochs=60, knowing_epochs=60, adaptive_images=500,
+            adaptive_eps=(1e-2, 3e-2, 5e-2, 0.1, 0.3, 0.5), adaptive_trace_eps=5e-2,
+        ),
+    },
+    "folder": {
+        "smoke": dict(
+            classifier="small_resnet", train_images=48, test_images=24, image_size=32, width=4, kernel_size=3,
+            epochs=1, batch_size=48, classifier_epochs=2, fusion_epochs=1, steps=4,
+            **TOKEN,
+        ),
+        "quick": dict(
+            classifier="small_resnet", train_images=1000, test_images=500, image_size=32, width=8, kernel_size=5,
+            epochs=5, batch_size=120, classifier_epochs=15, fusion_epochs=3,
+            adversarial_epochs=30, knowing_epochs=30, adaptive_images=32,
+        ),
+        "paper": dict(
+            classifier="resnet50", train_images=10_000, test_images=1000, image_size=224, width=64, kernel_size=5,
+            epochs=40, batch_size=64, classifier_epochs=40, fusion_epochs=10,
+            adversarial_epochs=60, knowing_epochs=60, adaptive_images=500,
         ),
     },
 }  # fmt: skip
+
+
+def sizes(chosen: dict[str, str]) -> dict[str, Any]:
+    """What a command line or an environment says, with sizes as numbers.
+
+    Raises
+    ------
+    ValueError
+        If a size is none.
+    """
+    size = chosen.get("image_size", "1")
+    if not size.isdecimal():
+        raise ValueError(f"Study.image_size: expected a number of pixels such as 224, got {size!r}")
+    return chosen | ({"image_size": int(size)} if "image_size" in chosen else {})
 
 
 def eps_label(eps: float) -> str:

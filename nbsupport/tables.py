@@ -6,19 +6,25 @@ from importlib.resources import files
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from .evaluation import ENVELOPE
+from .evaluation import ENVELOPE, OWN
 from .study import Study
 
 PAPER = ("resnet50", "neurips2017dev")
-"""The classifier and the data set of the published numbers that stand beside every measured table."""
+"""The classifier and the data set of the published numbers that stand beside Tables 1 to 5."""
+PAPERS = dict.fromkeys(range(1, 6), PAPER) | {6: ("resnet50", "svhn"), 7: ("resnext101", "neurips2017dev")}
+NAMES = {"resnet50": "ResNet-50", "resnext101": "ResNeXt-101", "neurips2017dev": "NeurIPS-2017DEV", "svhn": "SVHN"}
 
 SUBJECTS = {
     1: "Accuracy with additive and filtering denoisers under two losses",
     2: "PSNR (dB) and SSIM against the clean image",
     3: "Accuracy with the heads of the multi-head denoiser",
     4: "Accuracy with PA-Filt and its parts",
+    5: "Accuracy of the adversarially trained classifier, alone and behind denoisers",
+    6: "Accuracy of the feature pyramid decoder, alone and behind denoisers",
+    7: "Accuracy of the network with feature denoising, alone and behind denoisers",
 }
-MEASURED, WORST, PUBLISHED = "measured", "envelope", "published"
+MEASURED, WORST, ITSELF, PUBLISHED = "measured", "envelope", "attacked itself", "published"
+SOURCES = {"pgd": MEASURED, ENVELOPE: WORST, OWN: ITSELF}
 
 
 def published(classifier: str | None = None, data: str | None = None) -> pd.DataFrame:
@@ -39,33 +45,56 @@ def short(eps: float) -> str:
     return "0" if eps == 0 else f"{mantissa}e{int(exponent)}"
 
 
+def _with_published(rows: pd.DataFrame, over: str, **wanted: object) -> pd.DataFrame:
+    """One line per metric, method, ε (where `over` is not ε) and source; one column per value of `over`."""
+    number = int(rows["table"].iloc[0])
+    theirs = published(*PAPERS[number])
+    for column, value in ({"table": number} | wanted).items():
+        theirs = theirs[theirs[column] == value]
+    ours, theirs = rows.assign(source=rows["attack"].map(SOURCES)), theirs.assign(source=PUBLISHED)
+    names = ["metric", "method", "source"]
+    table = pd.concat([part[[*names, over, "value"]] for part in (ours, theirs)])
+    table = table.pivot(index=names, columns=over, values="value")
+    lines = itertools.product(rows["metric"].unique(), rows["method"].unique(), (*SOURCES.values(), PUBLISHED))
+    return table.loc[[line for line in lines if line in table.index]]
+
+
 def beside(rows: pd.DataFrame) -> pd.DataFrame:
     """One of a study's tables, one line per method and source, one column per ε.
 
-    The sources are *measured*, its *envelope* (see `nbsupport.evaluation.envelope`) and, for the
-    methods that the paper has, *published*.
+    The sources are *measured*, its *envelope* (see `nbsupport.evaluation.envelope`), for a robust
+    classifier *attacked itself*, and, for the methods that the paper has, *published*.
 
     Parameters
     ----------
     rows
         From `nbsupport.evaluation.Evaluation.table`.
     """
-    ours = rows.assign(source=rows["attack"].map({"pgd": MEASURED, ENVELOPE: WORST}))
-    number = int(rows["table"].iloc[0])
-    theirs = published(*PAPER)
-    theirs = theirs[(theirs["table"] == number) & (theirs["steps"] == 40)].assign(source=PUBLISHED)
-    columns = ["metric", "method", "source", "eps", "value"]
-    table = pd.concat([ours[columns], theirs[columns]]).pivot(index=columns[:3], columns="eps", values="value")
-    lines = itertools.product(rows["metric"].unique(), rows["method"].unique(), (MEASURED, WORST, PUBLISHED))
-    table = table.loc[[line for line in lines if line in table.index]]
+    table = _with_published(rows[rows["steps"] == rows["steps"].iloc[0]], "eps", steps=40)
     table.columns = pd.Index([short(float(eps)) for eps in table.columns], name="ε")
     return table
+
+
+def over_steps(rows: pd.DataFrame, eps: float) -> pd.DataFrame:
+    """The second half of Table 5: as `beside`, but one column per number of PGD steps n, at one ε.
+
+    The paper has it at 0.3 only.
+    """
+    part = rows[(rows["steps"] != rows["steps"].iloc[0]) & (rows["eps"] == eps)]
+    table = _with_published(part, "steps", eps=eps)
+    table = table.droplevel("metric").reindex(columns=sorted(part["steps"].unique()))
+    return table.rename_axis(columns="n").dropna(how="all")
+
+
+def swept(rows: pd.DataFrame) -> list[float]:
+    """At which ε a table's rows have other numbers of steps than the study's n."""
+    return list(rows[rows["steps"] != rows["steps"].iloc[0]]["eps"].unique())
 
 
 def styled(rows: pd.DataFrame, study: Study) -> Styler:
     """`beside` with its caption, for a notebook: measured rows bold, published ones grey."""
     table = beside(rows)
-    looks = {MEASURED: "font-weight: bold", WORST: "", PUBLISHED: "color: #777777"}
+    looks = {MEASURED: "font-weight: bold", WORST: "", ITSELF: "", PUBLISHED: "color: #777777"}
     numbers = table.style.format(precision=3).apply(lambda line: [looks[line.name[2]]] * len(line), axis=1)
     return numbers.set_caption(caption(rows, study).replace("`", "").replace("*", ""))
 
@@ -73,26 +102,37 @@ def styled(rows: pd.DataFrame, study: Study) -> Styler:
 def caption(rows: pd.DataFrame, study: Study) -> str:
     """What a table shows, with everything needed to read its numbers."""
     number = int(rows["table"].iloc[0])
+    own = f" *{ITSELF.capitalize()}*: the envelope where PGD attacks this network itself." if number > 4 else ""
+    network, data = (NAMES[name] for name in PAPERS[number])
     return (
-        f"Table {number}. {SUBJECTS[number]}: `{study.classifier}` on `{study.name}`, PGD(n = {study.steps}, ε) by an "
+        f"Table {number}. {SUBJECTS[number]}: `{study.classifier_name}` on `{study.name}`, "
+        f"PGD(n = {study.steps}, ε) by an "
         f"attacker who knows the classifier and not the denoiser; the same {study.test_images} test images for all ε; "
         f"seed {study.seed}, scale {study.scale}. *{WORST.capitalize()}*: per image the worst over all ε' ≤ ε. "
-        f"*{PUBLISHED.capitalize()}*: the paper's numbers for ResNet-50 on NeurIPS-2017DEV, other images and another "
-        f"network, since the paper has no `{study.name}`."
+        f"*{PUBLISHED.capitalize()}*: the paper's numbers for {network} on {data}, other images and another "
+        f"network, since the paper has no `{study.name}`.{own}"
     )
 
 
 def markdown(rows: pd.DataFrame, study: Study, failures: list[str]) -> str:
     """A study's table with its caption, for reading on the web."""
+    lines = [f"**{caption(rows, study)}**", "", *(f"> {failure}\n" for failure in failures)]
     table = beside(rows)
-    lines = [f"**{caption(rows, study)}**", ""]
-    lines += [f"> {failure}\n" for failure in failures]
-    several = len(dict.fromkeys(rows["metric"])) > 1
-    head = (["metric"] if several else []) + ["method", "", *table.columns]
-    lines += ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for (metric, method, source), values in zip(table.index, table.to_numpy(), strict=True):
-        digits = 2 if metric == "psnr" else 3
+    if table.index.get_level_values("metric").nunique() == 1:
+        table = table.droplevel("metric")
+    lines += _markdown(table)
+    for eps in swept(rows):
+        lines += ["", f"The same over the number n of PGD's steps, at ε = {short(eps)}:", ""]
+        lines += _markdown(over_steps(rows, eps))
+    return "\n".join(lines) + "\n"
+
+
+def _markdown(table: pd.DataFrame) -> list[str]:
+    head = [*("" if name == "source" else str(name) for name in table.index.names), *map(str, table.columns)]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for (*metric, method, source), values in zip(table.index, table.to_numpy(), strict=True):
+        digits = 2 if metric == ["psnr"] else 3
         numbers = ["" if pd.isna(v) else "∞" if v == float("inf") else f"{v:.{digits}f}" for v in values]
         name = f"**{method.replace('*', chr(92) + '*')}**" if source == MEASURED else ""
-        lines.append("| " + " | ".join(([metric] if several else []) + [name, source, *numbers]) + " |")
-    return "\n".join(lines) + "\n"
+        lines.append("| " + " | ".join([*metric, name, source, *numbers]) + " |")
+    return lines

@@ -30,6 +30,7 @@ def fit(
     seed: int,
     scratch: Path,
     label: str,
+    clip_norm: float | None = None,
 ) -> list[float]:
     """Train with Adam and a one-cycle learning rate; go on from `scratch` after an interruption.
 
@@ -52,6 +53,8 @@ def fit(
         A folder for the checkpoint of the last whole epoch.
     label
         For the progress bar.
+    clip_norm
+        Gradients of a larger norm are shortened to it; None for no limit.
 
     Returns
     -------
@@ -87,6 +90,8 @@ def fit(
                         f"{label}: the loss is {total} in epoch {epoch + 1}; lower the learning rate"
                     )
                 value.backward()
+                if clip_norm is not None:
+                    nn.utils.clip_grad_norm_(parameters, clip_norm)
                 optimiser.step()
                 schedule.step()
                 bar.update()

@@ -15,8 +15,8 @@ from nbsupport.study import Study  # noqa: E402
 @pytest.fixture(autouse=True)
 def _own_home(tmp_path, monkeypatch):
     monkeypatch.setenv("NBSUPPORT_HOME", str(tmp_path / "home"))
-    for name in ("NBSUPPORT_STUDY", "NBSUPPORT_SCALE", "NBSUPPORT_FIGURES"):
-        monkeypatch.delenv(name, raising=False)
+    for name in ("STUDY", "SCALE", "CLASSIFIER", "DATA", "IMAGE_SIZE", "FIGURES"):
+        monkeypatch.delenv(f"NBSUPPORT_{name}", raising=False)
 
 
 @pytest.fixture(scope="session")

@@ -8,14 +8,17 @@ import pytest
 import torch
 
 from nbsupport import artefacts as module
+from nbsupport import classifier_training, denoiser_training
 from nbsupport.artefacts import CONSTANT, Artefacts
+from nbsupport.classifier_training import KINDS
 from nbsupport.denoisers import Additive, Filtering, MultiHead, PAFilter, YNet
 from nbsupport.losses import fusion_loss, image_loss, semantic_loss
-from nbsupport.recipes import RECIPES, TABLES
+from nbsupport.recipes import COMBINATIONS, RECIPES, TABLES
 from nbsupport.store import Store
 from nbsupport.study import STRONG_EPS, Study
 
-METHODS = sorted({method for methods in TABLES.values() for method in methods})
+METHODS = sorted({method for methods in TABLES.values() for method in methods} | {"PA-Filt(L_adv)"})
+FUSED = {"PA-Filt(L_img)", "PA-Filt(L_adv)"}
 BANDS = {1: (1e-4, 3e-4, 5e-4), 2: (1e-3, 3e-3, 5e-3), 3: (1e-2, 3e-2, 5e-2), 4: (1e-1, 3e-1, 5e-1)}
 
 
@@ -88,7 +91,27 @@ def test_no_denoiser_changes_with(change):
 
 @pytest.mark.parametrize("change", dict(fusion_epochs=2, fusion_learning_rate=1e-4).items(), ids=str)
 def test_only_a_fused_denoiser_changes_with(change):
-    assert changed(**dict([change])) == {"PA-Filt(L_img)"}
+    assert changed(**dict([change])) == FUSED
+
+
+AGAINST = dict(adversarial_eps=0.2, adversarial_steps=3, adversarial_rel_step=0.1)
+
+
+@pytest.mark.parametrize("change", (AGAINST | dict(knowing_epochs=2)).items(), ids=str)
+def test_only_who_learns_against_attacks_on_itself_changes_with(change):
+    assert changed(**dict([change])) == {"PA-Filt(L_adv)"}
+
+
+@pytest.mark.parametrize("change", (AGAINST | dict(adversarial_epochs=2)).items(), ids=str)
+@pytest.mark.parametrize("name", ["standard", "second", "Adv", "FD", "FPD"])
+def test_only_robust_classifiers_change_with(name, change):
+    other = of(**dict([change])).classifier_specification(name) != of().classifier_specification(name)
+    assert other == (name not in ("standard", "second"))
+
+
+@pytest.mark.parametrize("change", (AGAINST | dict(adversarial_epochs=2, knowing_epochs=2)).items(), ids=str)
+def test_no_attacked_images_change_with(change):
+    assert of(**dict([change])).attacked_specification("test") == of().attacked_specification("test")
 
 
 def test_a_specification_holds_those_of_all_it_is_made_from():
@@ -100,7 +123,10 @@ def test_a_specification_holds_those_of_all_it_is_made_from():
 
 
 def test_no_two_artefacts_share_a_folder():
-    all_of = [of().classifier_specification(), *(of().attacked_specification(split) for split in ("train", "test"))]
+    all_of = [*(of().classifier_specification(name) for name in KINDS)]
+    all_of += [of().attacked_specification("test", classifier=name) for name in ("second", "Adv", "FD", "FPD")]
+    all_of += [of().attacked_specification("test", 5), of().attacked_specification("test", None, (0.1,))]
+    all_of += [*(of().attacked_specification(split) for split in ("train", "test"))]
     all_of += [of().denoiser_specification(name) for name in RECIPES]
     assert len({Store("home").folder(each) for each in all_of}) == len(all_of)
 
@@ -129,11 +155,14 @@ def second_session(artefacts, monkeypatch):
         artefacts.trained(name)
     for split in ("train", "test"):
         artefacts.attacked(split)
+    for name in KINDS:
+        artefacts.classifier(name)
 
     def make(*arguments, **options):
         raise AssertionError("made again")
 
-    monkeypatch.setattr(module, "fit", make)
+    monkeypatch.setattr(classifier_training, "fit", make)
+    monkeypatch.setattr(denoiser_training, "fit", make)
     monkeypatch.setattr(module, "ratios", make)
     return Artefacts(artefacts.study, Store(artefacts.store.home))
 
@@ -146,8 +175,9 @@ def test_a_second_session_loads_the_same_denoiser(artefacts, second_session, nam
     assert again == report
 
 
-def test_a_second_session_loads_the_same_classifier(artefacts, second_session):
-    first, second = artefacts.classifier().state_dict(), second_session.classifier().state_dict()
+@pytest.mark.parametrize("name", KINDS)
+def test_a_second_session_loads_the_same_classifier(artefacts, second_session, name):
+    first, second = artefacts.classifier(name).state_dict(), second_session.classifier(name).state_dict()
     torch.testing.assert_close(dict(second), dict(first), rtol=0, atol=0)
 
 
@@ -162,9 +192,9 @@ def test_training_twice_gives_equal_weights(artefacts, untrained):
     torch.testing.assert_close(dict(second.state_dict()), dict(first.state_dict()), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", ["classifier", *RECIPES])
+@pytest.mark.parametrize("name", [*KINDS, *RECIPES])
 def test_what_is_handed_out_is_frozen(artefacts, name):
-    made = artefacts.classifier() if name == "classifier" else artefacts.trained(name)[0]
+    made = artefacts.classifier(name) if name in KINDS else artefacts.trained(name)[0]
     assert not any(each.training for each in made.modules())
     assert not any(parameter.requires_grad for parameter in made.parameters())
 
@@ -259,14 +289,15 @@ def test_a_training_is_what_its_specification_says(untrained, monkeypatch, name)
         calls.append(options)
         return [0.0] * options["epochs"]
 
-    monkeypatch.setattr(module, "fit", spy)
-    study = dataclasses.replace(untrained.study, epochs=2, fusion_epochs=3)
+    monkeypatch.setattr(denoiser_training, "fit", spy)
+    study = dataclasses.replace(untrained.study, epochs=2, fusion_epochs=3, knowing_epochs=4)
     changed = Artefacts(study, untrained.store)
     losses, specification = changed.report(name)["loss"], changed.denoiser_specification(name)
-    assert len(losses) == specification["epochs"] == (3 if name == "PA-Filt(L_img)" else 2)
+    assert len(losses) == specification["epochs"] == {"PA-Filt(L_img)": 3, "PA-Filt(L_adv)": 4}.get(name, 2)
     said = ("epochs", "batch_size", "learning_rate", "seed")
     assert [calls[-1][each] for each in said] == [specification[each] for each in said]
-    assert calls[-1]["examples"] == study.train_images * len(study.attacked_eps)
+    strengths = 1 if name == "PA-Filt(L_adv)" else len(study.attacked_eps)  # who is attacked anew sees each image once
+    assert calls[-1]["examples"] == study.train_images * strengths
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -276,15 +307,16 @@ def test_a_report_has_the_change_at_every_strength(artefacts, name):
     assert artefacts.report(name)["change"] == pytest.approx(expected)
 
 
-def test_the_report_of_pa_filt_has_mean_and_spread_of_its_weight(artefacts):
-    denoiser, attacked = artefacts.denoiser("PA-Filt(L_img)"), artefacts.attacked("train")
+@pytest.mark.parametrize("name", sorted(FUSED))
+def test_the_report_of_pa_filt_has_mean_and_spread_of_its_weight(artefacts, name):
+    denoiser, attacked = artefacts.denoiser(name), artefacts.attacked("train")
     weights = torch.stack([denoiser.parts(attacked.at(eps)).weight for eps in artefacts.study.eps])
-    report = artefacts.report("PA-Filt(L_img)")
+    report = artefacts.report(name)
     assert report["weight_mean"] == pytest.approx([float(each.mean()) for each in weights])
     assert report["weight_std"] == pytest.approx(float(weights.std()))
 
 
-@pytest.mark.parametrize("name", sorted({*RECIPES} - {"PA-Filt(L_img)"}))
+@pytest.mark.parametrize("name", sorted({*RECIPES} - FUSED))
 def test_only_the_report_of_pa_filt_has_a_weight(artefacts, name):
     assert artefacts.report(name).keys() == {"loss", "change"}
 
@@ -293,18 +325,25 @@ def test_the_report_of_a_view_is_that_of_its_whole(artefacts):
     assert artefacts.report("head_2") == artefacts.report("Multi-head-Filt(L_img)")
 
 
+WEIGHTED = {"PA-Filt(L_img)": "PA-Filt(L_img)", "PA-Filt(L_adv)": "PA-Filt(L_adv)", "PA-Filt+Adv": "PA-Filt(L_img)"}
+
+
 @pytest.mark.parametrize("spread", [0.0, CONSTANT / 2, float("nan")])
-def test_a_constant_weight_is_a_failure(artefacts, monkeypatch, spread):
-    monkeypatch.setattr(artefacts, "report", lambda method: {"weight_std": spread})
-    assert "PA-Filt(L_img): training failed. Its W is the same everywhere" in artefacts.failure("PA-Filt(L_img)")
+@pytest.mark.parametrize("method", WEIGHTED)
+def test_a_constant_weight_is_a_failure(artefacts, monkeypatch, method, spread):
+    spreads = {WEIGHTED[method]: spread}
+    monkeypatch.setattr(artefacts, "report", lambda method: {"weight_std": spreads[method]})
+    reason = f"{WEIGHTED[method]}: training failed. Its W is the same everywhere"
+    assert artefacts.failure(method).startswith(reason)
 
 
-def test_a_weight_that_varies_is_none(artefacts, monkeypatch):
+@pytest.mark.parametrize("method", WEIGHTED)
+def test_a_weight_that_varies_is_none(artefacts, monkeypatch, method):
     monkeypatch.setattr(artefacts, "report", lambda method: {"weight_std": CONSTANT})
-    assert artefacts.failure("PA-Filt(L_img)") is None
+    assert artefacts.failure(method) is None
 
 
-@pytest.mark.parametrize("method", sorted({*METHODS} - {"PA-Filt(L_img)"}))
+@pytest.mark.parametrize("method", sorted({*METHODS} - {*WEIGHTED}))
 def test_no_other_method_fails_by_its_weight(artefacts, monkeypatch, method):
     monkeypatch.setattr(artefacts, "report", lambda method: {"weight_std": 0.0})
     assert artefacts.failure(method) is None
@@ -317,6 +356,19 @@ def test_pa_filt_is_made_of_the_trained_y_net(artefacts):
     ynet, fused = artefacts.denoiser("Y-Net"), artefacts.denoiser("PA-Filt(L_img)")
     assert isinstance(ynet, YNet) and isinstance(fused, PAFilter)
     torch.testing.assert_close(dict(fused.ynet.state_dict()), dict(ynet.state_dict()), rtol=0, atol=0)
+
+
+def test_pa_filt_that_knows_starts_from_the_trained_pa_filt(artefacts, untrained, monkeypatch):
+    monkeypatch.setattr(denoiser_training, "fit", lambda *arguments, **options: [])
+    base, denoiser = untrained.denoiser("PA-Filt(L_img)"), untrained.denoiser("PA-Filt(L_adv)")
+    torch.testing.assert_close(dict(denoiser.state_dict()), dict(base.state_dict()), rtol=0, atol=0)
+
+
+def test_and_learns_all_of_it(artefacts):
+    base, denoiser = artefacts.denoiser("PA-Filt(L_img)"), artefacts.denoiser("PA-Filt(L_adv)")
+    for part in ("ynet", "fusion"):
+        before, after = base.get_submodule(part).state_dict(), denoiser.get_submodule(part).state_dict()
+        assert not all(torch.equal(after[name], before[name]) for name in after), part
 
 
 def test_the_fusion_of_pa_filt_learns(artefacts):
@@ -439,3 +491,46 @@ def test_an_unknown_method_is_refused_with_the_known_ones(artefacts):
         ValueError, match=r"no method named 'Filt'; there are: attacked, Add\(L_img\), .*head_1.*JPEG 75"
     ):
         artefacts.denoiser("Filt")
+
+
+@pytest.mark.parametrize("method", COMBINATIONS)
+def test_a_combination_is_its_denoiser_before_its_classifier(artefacts, method):
+    denoiser, _, classifier = method.rpartition("+")
+    name = f"{denoiser}(L_img)" if denoiser else "attacked"
+    made, expected = artefacts.denoiser(method), artefacts.denoiser(name)
+    assert made is expected if denoiser else isinstance(made, torch.nn.Identity)
+    specification = artefacts.specification(method)
+    assert specification["classifier"] == artefacts.classifier_specification(classifier)
+    assert specification["trained"] == artefacts.specification(name)["trained"]
+
+
+@pytest.mark.parametrize("method", ["attacked", "Filt(L_img)", "8-bit", "PA-Filt(L_adv)"])
+def test_what_stands_before_the_standard_classifier_names_no_other(artefacts, method):
+    assert "classifier" not in artefacts.specification(method)
+
+
+def test_a_target_of_the_attack_is_attacked(untrained, asked_of):
+    untrained.attacked("test", 3, (0.1, 0.2), "FPD")
+    ((network, eps, options),) = asked_of
+    assert isinstance(network, classifier_training.Unsquashed)
+    assert network.classifier is untrained.classifier("FPD")
+    assert (eps, options["steps"]) == ((0.1, 0.2), 3)
+
+
+@pytest.fixture
+def asked_of(monkeypatch):
+    """Which networks `ratios` was to attack, how."""
+    calls = []
+
+    def spy(classifier, images, labels, eps, **options):
+        calls.append((classifier, eps, options))
+        return torch.zeros(len(eps), *images.shape).half()
+
+    monkeypatch.setattr(module, "ratios", spy)
+    return calls
+
+
+@pytest.mark.parametrize("name", ["robust", "adv", ""])
+def test_an_unknown_classifier_is_refused(artefacts, name):
+    with pytest.raises(ValueError, match=f"no classifier named '{name}'; there are: standard, second, Adv, FD, FPD"):
+        artefacts.classifier(name)

@@ -4,13 +4,14 @@ import copy
 from itertools import pairwise
 
 import jaxtyping
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from nbsupport import attacks
-from nbsupport.attacks import AttackedSet, pgd, prepare, random_starts, ratios
+from nbsupport.attacks import AttackedSet, margin, pgd, prepare, random_starts, ratios
 from nbsupport.classifiers import Classifier, build
 from nbsupport.study import EPS, REL_STEP
 
@@ -269,6 +270,67 @@ def test_gradients_may_be_off(classifier, images, labels):
     with torch.no_grad():
         attacked = pgd(classifier, images, labels, 0.1, steps=2)
     assert torch.equal(attacked, pgd(classifier, images, labels, 0.1, steps=2))
+
+
+# -- the margin ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(1, 2), (1, 5), (50, 4)])
+def test_the_margin_is_the_best_wrong_logit_minus_the_true_one(shape):
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=shape), rng.integers(shape[1], size=shape[0])
+    expected = [max(np.delete(row, label)) - row[label] for row, label in zip(logits, labels, strict=True)]
+    found = margin(torch.tensor(logits), torch.tensor(labels))
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+    assert ((found > 0).numpy() == (logits.argmax(axis=1) != labels)).all()
+
+
+def test_the_gradient_of_the_margin_does_not_fade():
+    logits = torch.tensor([[80.0, 0.0, -5.0], [0.0, 90.0, 1.0]], requires_grad=True)
+    (gradient,) = torch.autograd.grad(margin(logits, torch.tensor([0, 1])).sum(), logits)
+    assert gradient.tolist() == [[-1, 1, 0], [0, -1, 1]]
+    (faded,) = torch.autograd.grad(F.cross_entropy(logits, torch.tensor([0, 1])), logits)
+    assert faded.abs().max() < 1e-30
+
+
+def raised(classifier, images, labels, eps, steps, rel_step):
+    """Ten lines of PGD on the margin."""
+    x = random_starts(images, torch.full((len(images),), eps, dtype=images.dtype), 3)
+    for _ in range(steps):
+        x = x.detach().requires_grad_()
+        logits = classifier(x)
+        others = torch.stack([torch.cat([row[:y], row[y + 1 :]]) for row, y in zip(logits, labels, strict=True)])
+        value = others.max(dim=1).values - logits[torch.arange(len(x)), labels]
+        (gradient,) = torch.autograd.grad(value.sum(), x)
+        x = (x + rel_step * eps * gradient.sign()).clamp(images - eps, images + eps).clamp(0, 1)
+    return x.detach()
+
+
+@pytest.mark.parametrize(("steps", "rel_step"), [(1, 0.25), (9, 0.1), (40, REL_STEP)])
+@pytest.mark.parametrize("eps", [1e-3, 0.1, 0.5])
+def test_pgd_raises_the_margin(eps, steps, rel_step, classifier, images, labels):
+    expected = raised(classifier, images, labels, eps, steps, rel_step)
+    options = dict(steps=steps, rel_step=rel_step, seed=3)
+    torch.testing.assert_close(pgd(classifier, images, labels, eps, loss="margin", **options), expected)
+    if steps == 40 and eps > 0.01:
+        assert not torch.allclose(pgd(classifier, images, labels, eps, **options), expected)
+
+
+def test_the_margin_goes_on_where_cross_entropy_has_no_gradient(images, labels):
+    confident = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE**2, CLASSES)).double().eval()
+    with torch.no_grad():
+        confident[1].weight.mul_(0.1)
+        confident[1].bias.copy_(torch.tensor([0.0, 2000, 0, 0, 0]))
+    one, eps = torch.ones(6, dtype=torch.long), torch.full((6,), 0.1, dtype=torch.float64)
+    start = random_starts(images, eps)
+    torch.testing.assert_close(pgd(confident, images, one, 0.1, steps=3), start)
+    assert (pgd(confident, images, one, 0.1, steps=3, loss="margin") - start).abs().max() > 0.005
+
+
+@pytest.mark.parametrize("loss", ["dlr", "", "Margin"])
+def test_another_loss_is_refused(loss, classifier, images, labels):
+    with pytest.raises(ValueError, match=f"pgd: expected the loss 'cross-entropy' or 'margin', got '{loss}'"):
+        pgd(classifier, images, labels, 0.1, steps=2, loss=loss)
 
 
 # -- what it refuses -----------------------------------------------------------------------------

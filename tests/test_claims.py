@@ -10,9 +10,11 @@ import torch
 from scipy.stats import spearmanr
 
 from nbsupport import claims
-from nbsupport.claims import CLAIMS, Curves, judge, per_image
+from nbsupport.claims import OVER_STEPS, judge, per_image
 from nbsupport.evaluation import Evaluation, Measurement
-from nbsupport.study import EPS, Study
+from nbsupport.predicates import CLAIMS, CORE_CLAIMS, ROBUST_CLAIMS, Curves
+from nbsupport.recipes import COMBINATIONS, TABLES
+from nbsupport.study import EPS, STRONG_EPS, Study
 from nbsupport.tables import published
 
 S, M, L = EPS[:3], EPS[3:7], EPS[7:12]  # the paper's regions, as its text names them
@@ -23,7 +25,7 @@ SL, M_PART, FUSED = "PA-Filt(L_img)_sl", "PA-Filt(L_img)_m", "PA-Filt(L_img)"
 
 
 def within(strengths):
-    return np.isin(EPS, strengths)
+    return np.isin(EPS, list(strengths))
 
 
 REGIONS = {"S": within(S), "M": within(M), "L": within(L), "C6": within(MIDDLE)}
@@ -40,8 +42,12 @@ def curve(level=0.5, **changes):
 
 def curves(given, regions=REGIONS):
     """Curves from a method (its accuracy) or a (metric, method) to numbers."""
-    named = {key if isinstance(key, tuple) else ("accuracy", key): np.asarray(v, float) for key, v in given.items()}
-    return Curves(lambda metric, method: named[metric, method], regions)
+    numbers = named(given)
+    return Curves(lambda metric, method: numbers[metric, method], regions)
+
+
+def named(given):
+    return {key if isinstance(key, tuple) else ("accuracy", key): np.asarray(v, float) for key, v in given.items()}
 
 
 def flat(*names, level=0.5):
@@ -66,9 +72,16 @@ C10 = {SL: curve(down=L), M_PART: curve(down=S), FUSED: curve()}
 C11 = {"attacked": curve(), SL: curve(up=EPS[:1]), M_PART: curve(down=EPS[:1])}
 C12 = {("spearman", "Filt(L_img)"): [0.9]}
 C13 = {("kernel_distance", SL): np.where(within([0.1]), 5.0, 1.0)}
+C14 = {"Adv": curve(), "Filt+Adv": np.where(within(STRONG_EPS), 0.501, 0.489)}
+C15 = {(OVER_STEPS, "Adv"): [0.5, 0.4, 0.3, 0.2, 0.1], (OVER_STEPS, "Filt+Adv"): [0.51, 0.41, 0.31, 0.21, 0.11]}
+C16 = {"FPD": curve(), "Add+FPD": curve(up=EPS[10:], down=EPS[:10]), "Filt+FPD": curve(up=EPS[10:], down=EPS[:10])}
+C17 = {"FD": curve(), "Add+FD": curve(up=EPS[11:], down=EPS[:11]), "Filt+FD": curve(up=EPS[11:], down=EPS[:11])}
 C18 = {"attacked": [0.9, 0.9, 0.5, 0.5, 0.5, 0.4, 0.3, 0.2, 0.1, 0.1, 0.1, 0.0, 0.0]}
 
-HOLDS = dict(C1=C1, C2=C2, C3=C3, C4=C4, C5=C5, C6=C6, C7=C7, C8=C8, C9=C9, C10=C10, C11=C11, C12=C12, C13=C13, C18=C18)
+HOLDS = {
+    **dict(C1=C1, C2=C2, C3=C3, C4=C4, C5=C5, C6=C6, C7=C7, C8=C8, C9=C9, C10=C10, C11=C11, C12=C12, C13=C13),
+    **dict(C14=C14, C15=C15, C16=C16, C17=C17, C18=C18),
+}
 FAILS = {
     "C1: seven columns for the image loss": put(C1, "Filt(L_img)", curve(up=EPS[:7])),
     "C1: seven columns for the semantic loss": put(C1, "Filt(L_sem)", curve(up=EPS[6:])),
@@ -97,6 +110,27 @@ FAILS = {
     "C12: too weak": {("spearman", "Filt(L_img)"): [0.899]},
     "C13: too near": {("kernel_distance", SL): np.where(within([0.1]), 4.99, 1.0)},
     "C13: far elsewhere": {("kernel_distance", SL): np.where(within([0.1, 1e-4]), 1.0, 9.0)},
+    **{
+        f"C14: equal at {eps}": put(C14, "Filt+Adv", np.where(within(set(STRONG_EPS) - {eps}), 0.501, 0.5))
+        for eps in STRONG_EPS
+    },
+    **{f"C14: {eps} is lost": put(C14, "Filt+Adv", C14["Filt+Adv"] - 0.001 * within([eps])) for eps in EPS[:10]},
+    **{
+        f"C15: equal at the n number {at}": put(
+            C15, (OVER_STEPS, "Filt+Adv"), np.array(C15[OVER_STEPS, "Filt+Adv"]) - 0.01 * (np.arange(5) == at)
+        )
+        for at in range(5)
+    },
+    **{
+        f"C16: {name} is equal at {eps}": put(C16, f"{name}+FPD", curve(up=set(EPS[10:]) - {eps}))
+        for name in ("Add", "Filt")
+        for eps in EPS[10:]
+    },
+    **{
+        f"C17: {name} is equal at {eps}": put(C17, f"{name}+FD", curve(up=set(EPS[11:]) - {eps}))
+        for name in ("Add", "Filt")
+        for eps in EPS[11:]
+    },
     "C18: rises once": put(C18, "attacked", [*C18["attacked"][:9], 0.11, 0.1, 0.0, 0.0]),
     "C18: stays above 0": put(C18, "attacked", [*C18["attacked"][:11], 0.001, 0.001]),
 }  # fmt: skip
@@ -127,25 +161,69 @@ def test_within_two_hundredths_includes_two_hundredths(of_500, holds):
     assert verdict("C8", {"Filt(L_img*)": counts / 500, "head_4": (counts + of_500) / 500}) == holds
 
 
-def test_all_claims_of_the_core_study_are_there():
-    assert list(CLAIMS) == [*(f"C{number}" for number in range(1, 14)), "C18"]
-    assert set(HOLDS) == set(CLAIMS)
+def test_all_claims_are_there():
+    assert list(CLAIMS) == [f"C{number}" for number in range(1, 19)]
+    assert set(HOLDS) == {case.split(":")[0] for case in FAILS} == set(CLAIMS)
+
+
+def test_the_core_claims_need_no_robust_classifier():
+    assert list(CORE_CLAIMS) == [*(f"C{number}" for number in range(1, 14)), "C18"]
+    assert dict(ROBUST_CLAIMS) == {"C14": 5, "C15": 5, "C16": 6, "C17": 7}
+    for claim in CORE_CLAIMS:
+        CLAIMS[claim][1](curves(HOLDS[claim]))  # whose curves are of the standard classifier alone
+        assert all(which[-1] not in COMBINATIONS for which in named(HOLDS[claim]))
+
+
+@pytest.mark.parametrize(("claim", "table"), ROBUST_CLAIMS.items())
+def test_a_robust_claim_is_about_methods_of_its_table(claim, table):
+    assert {method for _, method in named(HOLDS[claim])} <= set(TABLES[table])
+
+
+def test_without_all_strong_attacks_c14_has_nothing_to_say():
+    gain = [0.6, 0.6, 0.6]
+    given = {"Adv": np.zeros(3), "Filt+Adv": np.array(gain)}
+    assert not CLAIMS["C14"][1](Curves(lambda metric, method: given[method], {}, (0.0, 0.1, 0.3)))[0]
+
+
+@pytest.mark.parametrize("claim", ["C16", "C17"])
+def test_without_strengths_above_there_is_nothing_to_win(claim):
+    given = {method: values[:10] for method, values in HOLDS[claim].items()}
+    assert not CLAIMS[claim][1](Curves(lambda metric, method: given[method], {}, EPS[:10]))[0]
+
+
+def test_exactly_11_thousandths_may_be_lost():
+    counts = np.arange(60, 580, 40)
+    filtered = counts + np.where(within(STRONG_EPS), 1, -11)
+    assert verdict("C14", {"Adv": counts / 1000, "Filt+Adv": filtered / 1000})
+    filtered[3] -= 1
+    assert not verdict("C14", {"Adv": counts / 1000, "Filt+Adv": filtered / 1000})
 
 
 # -- judged on images ----------------------------------------------------------------------------
 
 
 class Crafted(Evaluation):
-    """An evaluation of given results: which images each method gets right, (strengths, images)."""
+    """An evaluation of given results: which images each method gets right, (strengths, images).
 
-    def __init__(self, correct=None, *, failures=None, seed=0, eps=EPS, **measured):
-        correct = correct or {}
+    ``over_steps`` has those at another n, ``own`` those of a classifier which is itself attacked.
+    """
+
+    def __init__(self, correct=None, *, failures=None, seed=0, eps=EPS, over_steps=None, own=None, **measured):
+        correct, self.over_steps = correct or {}, over_steps or {}
+        self.attacked_itself = {"standard": np.zeros((2, 1)), **(own or {})}
         number = next(np.shape(values)[1] for values in [*correct.values(), *measured.values()])
         self.study = Study.named("digits", "smoke", test_images=number, seed=seed, eps=eps)
         self.artefacts = SimpleNamespace(failure=(failures or {}).get)
         self.given, self.measured, self.shape = correct, measured, (len(eps), number)
 
-    def measurement(self, method):
+    def own(self, classifier):
+        return self.attacked_itself.get(classifier, np.ones((2, 1)))
+
+    def measurement(self, method, steps=None, eps=None, target="standard"):
+        if steps is not None:
+            assert (eps, target) == ((self.study.sweep_eps,), "standard")
+            curve = np.stack([np.zeros(self.shape[1]), self.over_steps[method][steps]])
+            return SimpleNamespace(correct=lambda: curve.astype(bool))
         right = torch.tensor(np.asarray(self.given.get(method, np.ones(self.shape))), dtype=torch.long)
         values = {name: torch.zeros(right.shape) for name in ("psnr", "ssim", "change")}
         given = {name: torch.as_tensor(np.asarray(v), dtype=torch.float32) for name, v in self.measured.items()}
@@ -214,7 +292,34 @@ def test_a_failed_training_is_not_measured_and_says_why():
     assert (row["paper_outcome"], row["in_the_paper"][:18]) == ("fails", "in 3 of 13 columns")
 
 
-@pytest.mark.parametrize("claim", ["C0", "C14", "c1"])
+def test_a_classifier_that_is_not_robust_is_not_measured_and_says_why():
+    own = {"Adv": np.zeros((2, 1))}
+    row = judged(Crafted({"Adv": right(20), "Filt+Adv": right(30)}, own=own), "C14")
+    assert row["outcome"] == "not measured"
+    assert row["measured"].startswith("Adv: training failed. This classifier is no more robust than the standard one")
+    assert row["paper_outcome"] == "holds"
+
+
+@pytest.mark.parametrize(("after", "outcome"), [(40, "holds"), (20, "fails"), (21, "inconclusive")])
+def test_c14_and_c16_and_c17_are_judged_on_images(after, outcome):
+    correct = {method: right(after if "+" in method else 20) for method in COMBINATIONS}
+    rows = judge(Crafted(correct), "C14", "C16", "C17")
+    assert set(rows["outcome"]) == {outcome}
+
+
+@pytest.mark.parametrize(("after", "outcome"), [(40, "holds"), (20, "fails"), (21, "inconclusive")])
+def test_c15_is_judged_over_the_steps_of_the_study(after, outcome):
+    few, many = Study.named("digits", "smoke").sweep_steps
+    over_steps = {
+        "Adv": {n: right(20)[0] for n in (few, many)},
+        "Filt+Adv": {few: right(40)[0], many: right(after)[0]},
+    }
+    row = judged(Crafted({"attacked": right(20)}, over_steps=over_steps), "C15")
+    assert row["outcome"] == outcome
+    assert row["measured"] == f"gain {(after - 20) / 40:+.3f} … +0.500"
+
+
+@pytest.mark.parametrize("claim", ["C0", "C19", "c1"])
 def test_an_unknown_claim_is_refused(claim):
     with pytest.raises(KeyError, match=claim):
         judge(Crafted({"attacked": right(20)}), claim)
@@ -340,6 +445,10 @@ def in_the_paper(claim):
         ("C11", "holds", "none 0.913, sl 0.934, m 0.875"),
         ("C12", "not measurable", "a figure without numbers"),
         ("C13", "not measurable", "a figure without numbers"),
+        ("C14", "holds", "at the three strong ε +0.032 … +0.307, elsewhere -0.011 … +0.003"),
+        ("C15", "holds", "gain +0.279 … +0.320"),
+        ("C16", "holds", "Add+FPD +0.135 … +0.243, Filt+FPD +0.010 … +0.038"),
+        ("C17", "holds", "Add+FD +0.158 … +0.196, Filt+FD +0.265 … +0.511"),
         ("C18", "holds", "rises 0 times, ends at 0.000"),
     ],
 )

@@ -4,17 +4,20 @@ import contextlib
 import importlib.metadata
 import io
 import os
+import re
 import shutil
 import subprocess
 import sys
+from itertools import pairwise
 
 import pytest
+from PIL import Image
 
 from nbsupport import runner
 from nbsupport.__main__ import INSTALL, main
 from nbsupport.artefacts import Artefacts
-from nbsupport.claims import CLAIMS
 from nbsupport.evaluation import Evaluation
+from nbsupport.predicates import CLAIMS, CORE_CLAIMS
 from nbsupport.recipes import TABLES
 from nbsupport.study import Study
 from nbsupport.tables import caption
@@ -41,10 +44,10 @@ def finished(evaluation, monkeypatch):
 
 @pytest.fixture
 def asked(monkeypatch):
-    """The studies that ``compute`` was asked for, instead of computing them."""
-    studies = []
-    monkeypatch.setattr("nbsupport.__main__._compute", studies.append)
-    return studies
+    """The studies and tables that ``compute`` was asked for, instead of computing them."""
+    calls = []
+    monkeypatch.setattr("nbsupport.__main__._compute", lambda *arguments: calls.append(arguments))
+    return calls
 
 
 def exit_of(*arguments):
@@ -67,9 +70,13 @@ def computed(evaluation, tmp_path_factory):
     return home, printed.getvalue()
 
 
-def test_compute_makes_what_is_missing(computed):
+def test_compute_makes_what_is_missing(computed, evaluation):
     home, printed = computed
-    assert len(list((home / "measurement").iterdir())) == len(METHODS)
+    wanted = [evaluation.specification(method) for method in METHODS]
+    wanted += [evaluation.specification(name, target=name) for name in ("Adv", "FPD", "FD")]
+    assert {path.name for path in (home / "measurement").iterdir()} >= {
+        evaluation.artefacts.store.folder(specification).name for specification in wanted
+    }
     assert printed.endswith(f"stored in {home}\n")
 
 
@@ -102,6 +109,43 @@ def report(evaluation):
 @pytest.mark.parametrize("number", TABLES)
 def test_report_prints_every_table_with_its_caption(number, evaluation, report):
     assert " ".join(caption(evaluation.table(number), evaluation.study).split()) in " ".join(report.split())
+
+
+@pytest.mark.parametrize(
+    ("numbers", "claims"),
+    [
+        ((2,), CORE_CLAIMS),
+        ((5,), ("C14", "C15")),
+        ((6, 7), ("C16", "C17")),
+        ((4, 7), (*CORE_CLAIMS, "C17")),
+    ],
+    ids=str,
+)
+def test_report_of_some_tables_has_them_and_their_claims_alone(numbers, claims, finished, capsys):
+    main(["report", "--scale", "smoke", "--tables", *map(str, numbers)])
+    printed = capsys.readouterr().out
+    assert [number for number in TABLES if f"\nTable {number}. " in printed] == list(numbers)
+    lines = printed.splitlines()
+    found = {line.split()[0] for line, following in pairwise(lines) if following.strip().startswith("here: ")}
+    assert found == set(claims)
+
+
+def test_report_prints_the_sweep_over_n(evaluation, finished, monkeypatch, capsys):
+    monkeypatch.setattr(Evaluation, "failure", lambda self, method: None)
+    main(["report", "--scale", "smoke", "--tables", "5"])
+    printed, rows = capsys.readouterr().out, evaluation.table(5)
+    for eps in dict.fromkeys((evaluation.study.sweep_eps, evaluation.half_eps)):
+        assert f"over the number n of PGD's steps, at ε = {eps:g}" in printed
+        part = printed.split(f"at ε = {eps:g}\n")[1]
+        for method in ("Adv", "Filt+Adv", "PA-Filt+Adv"):
+            place = (rows["method"] == method) & (rows["eps"] == eps) & (rows["steps"] != evaluation.study.steps)
+            (line, *_) = [line for line in part.splitlines() if line.split()[:1] == [method] and "measured" in line]
+            expected = [round(value, 3) for value in evaluation_values(rows, place)]
+            assert [float(number) for number in line.split()[2:]] == expected
+
+
+def evaluation_values(rows, place):
+    return rows.loc[place].sort_values("steps")["value"]
 
 
 def test_report_prints_every_method_and_source(evaluation, report):
@@ -179,7 +223,16 @@ def test_doctor_misses_the_extension_that_shows_the_sliders(complete, capsys):
 
 def test_the_command_it_gives_is_understood(asked):
     main(COMPUTE.split()[3:])
-    assert asked == [Study.named("digits", "smoke")]
+    assert asked == [(Study.named("digits", "smoke"), [*TABLES])]
+
+
+@pytest.mark.parametrize("command", ["compute", "report"])
+@pytest.mark.parametrize("numbers", [[1], [5, 7], [7, 6]])
+def test_tables_may_be_chosen(command, numbers, monkeypatch):
+    calls = []
+    monkeypatch.setattr(f"nbsupport.__main__._{command}", lambda *arguments: calls.append(arguments))
+    main([command, "--scale", "smoke", "--tables", *map(str, numbers)])
+    assert calls == [(Study.named("digits", "smoke"), numbers)]
 
 
 # -- mistakes ------------------------------------------------------------------------------------
@@ -194,13 +247,16 @@ def test_the_command_it_gives_is_understood(asked):
         (["train"], "invalid choice: 'train' (choose from"),
         ([], "the following arguments are required: command"),
         (["doctor", "07"], "unrecognized arguments: 07"),
+        (["doctor", "--tables", "1"], "unrecognized arguments: --tables 1"),
+        (["compute", "--tables", "8"], "argument --tables: invalid choice: 8 (choose from 1, 2, 3"),
+        (["report", "--tables"], "argument --tables: expected at least one argument"),
     ],
     ids=" ".join,
 )
 def test_a_mistake_ends_with_code_2_and_a_line_that_helps(arguments, help_line, capsys):
     assert exit_of(*arguments) == 2
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("python -m nbsupport: error: ")
+    assert re.match(r"python -m nbsupport( compute| report)?: error: ", last)
     assert help_line in last
 
 
@@ -216,7 +272,7 @@ def test_the_environment_chooses_and_the_command_line_overrides(asked, monkeypat
     monkeypatch.setenv("NBSUPPORT_SCALE", "paper")
     main(["compute"])
     main(["compute", "--scale", "smoke"])
-    assert [study.scale for study in asked] == ["quick", "paper", "smoke"]
+    assert [study.scale for study, _ in asked] == ["quick", "paper", "smoke"]
 
 
 def test_an_unknown_notebook_ends_with_the_known_ones(tmp_path, monkeypatch):
@@ -241,6 +297,121 @@ def test_run_says_where_its_results_are(scale, told, capsys, monkeypatch, tmp_pa
     first, second = capsys.readouterr().out.splitlines()
     assert first == f"pages            {tmp_path / 'digits' / scale / '00-07'}"
     assert second.startswith(told)
+
+
+# -- your own classifier and images ---------------------------------------------------------------
+
+MODEL = """
+import torch
+from torch import nn
+
+class Mine(nn.Module):
+    def forward(self, images):
+        return 10 * images.mean(dim=(2, 3))
+
+def factory():
+    return Mine().eval()
+
+def training():
+    return Mine()
+"""
+
+
+@pytest.fixture
+def yours(tmp_path, monkeypatch):
+    """The folder of somebody with a file of theirs and images in three classes."""
+    (tmp_path / "model.py").write_text(MODEL)
+    for label, word in enumerate(("red", "green", "blue")):
+        (tmp_path / "photos" / word).mkdir(parents=True)
+        for number in range(4):
+            colour = [40, 40, 40]
+            colour[label] = 150 + 20 * number
+            Image.new("RGB", (13, 12), tuple(colour)).save(tmp_path / "photos" / word / f"{number}.png")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+OWN = ("--study", "folder", "--scale", "smoke", "--data", "photos", "--classifier", "model.py:factory")
+
+
+def chosen(yours, **changes):
+    own = dict(data=f"{yours}/photos", classifier=f"{yours}/model.py:factory")
+    return Study.named("folder", "smoke", **own | changes)
+
+
+def test_classifier_and_images_are_chosen_on_the_command_line(asked, yours):
+    main(["compute", *OWN, "--image-size", "12"])
+    assert asked == [(chosen(yours, image_size=12), list(TABLES))]
+
+
+def test_or_in_the_environment(asked, yours, monkeypatch):
+    for name, value in {"STUDY": "folder", "DATA": "photos", "CLASSIFIER": "model.py:factory"}.items():
+        monkeypatch.setenv(f"NBSUPPORT_{name}", value)
+    main(["compute", "--scale", "smoke"])
+    monkeypatch.setenv("NBSUPPORT_IMAGE_SIZE", "12")
+    main(["compute", "--scale", "smoke"])
+    main(["compute", "--scale", "smoke", "--study", "digits", "--classifier", "small_resnet"])
+    studies = [chosen(yours), chosen(yours, image_size=12), Study.named("digits", "smoke", image_size=12)]
+    assert [study for study, _ in asked] == studies
+
+
+def test_notebooks_are_told(yours, capsys, monkeypatch, tmp_path):
+    told = []
+    monkeypatch.setattr(runner, "run", lambda *places, **choices: told.append((places, choices)) or tmp_path)
+    main(["run", "14", *OWN, "--image-size", "12"])
+    main(["run", "14", "--scale", "smoke"])
+    own = {"data": f"{yours}/photos", "classifier": f"{yours}/model.py:factory", "image_size": "12"}
+    assert told == [((["14"], "folder", "smoke"), own), ((["14"], "digits", "smoke"), {})]
+
+
+def test_doctor_says_what_it_found(complete, yours, capsys):
+    main(["doctor", *OWN])
+    lines = capsys.readouterr().out.splitlines()
+    assert f"study            folder at smoke; its data in {yours}/photos" in lines
+    assert "images           8 to train on, 4 to test on, 3 classes, 32×32 pixels" in lines
+    assert "classifier       model.py:factory: 3 logits, clean accuracy 0.250" in lines  # folders: blue, green, red
+    command = f"compute --study folder --scale smoke --classifier {yours}/model.py:factory --data {yours}/photos"
+    assert f"  train images           not made yet: python -m nbsupport {command}" in lines
+
+
+def test_the_whole_study_is_computed(yours, capsys):
+    """On images of 11×11 pixels, batches of 8 and a network without weights."""
+    main(["compute", *OWN, "--image-size", "11"])
+    printed = capsys.readouterr().out
+    assert all(f"\n{method} " in f"\n{printed}" for method in METHODS)
+
+
+@pytest.mark.parametrize("command", ["run", "compute", "report", "doctor"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"--data": "absent"}, "expected a folder of images, .*absent is none"),
+        ({"--data": ""}, "expected a folder of images, none was named; name one: python -m nbsupport compute"),
+        ({"--classifier": "absent.py:factory"}, "there is no file"),
+        ({"--classifier": "model.py:absent"}, "model.py has no function 'absent'; it has: factory, training"),
+        ({"--classifier": "model.py"}, "expected path/to/file.py:factory, got 'model.py'"),
+        ({"--classifier": "model.py:training"}, "it is in training mode"),
+        ({"--classifier": "resnet51"}, "no classifier named 'resnet51'"),
+    ],
+    ids=lambda value: "=".join(*value.items()) if isinstance(value, dict) else "",
+)
+def test_what_is_wrong_with_them_is_said_in_one_line(command, change, message, complete, yours):
+    options = dict(zip(OWN[::2], OWN[1::2], strict=True)) | change
+    told = exit_of(command, *(word for option in options.items() for word in option))
+    assert re.fullmatch(f"python -m nbsupport: .*{message}.*", told)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "photos"], "--data belongs to --study folder, not to 'digits'"),
+        (["--image-size", "large"], "expected a number of pixels such as 224, got 'large'"),
+        (["--image-size", "0"], "Study.image_size: expected a positive number, got 0"),
+    ],
+)
+def test_choices_that_make_no_sense_are_refused(arguments, message, yours, capsys):
+    assert exit_of("compute", *arguments) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
 
 
 # -- without Jupyter -----------------------------------------------------------------------------

@@ -149,7 +149,22 @@ def test_a_study_comes_back_from_its_provenance(evaluation, place):
 
 
 def study_of(record):
-    return Study(**record["study"] | {"eps": tuple(record["study"]["eps"])})
+    """The study of a record; what a study could not yet say when that was written is as it is named today."""
+    said = {name: tuple(each) if isinstance(each, list) else each for name, each in record["study"].items()}
+    return Study.named(**said)
+
+
+def test_what_else_it_was_made_from_is_named_too(evaluation):
+    found = provenance(evaluation, NOTEBOOK, METHODS, [{"kind": "adaptive"}, {"kind": "other"}])["specifications"]
+    assert [specification["kind"] for specification in found] == ["measurement", "measurement", "adaptive", "other"]
+
+
+def test_another_table_brings_its_own_markdown(evaluation, place):
+    rows = tidy(table="adaptive")
+    save(evaluation, "adaptive", rows, notebook=NOTEBOOK, methods=METHODS, specifications=[{"a": 1}], text="| a |\n")
+    assert (place / "adaptive.md").read_text(encoding="utf-8") == "| a |\n"
+    assert read(place, "adaptive")["specifications"][-1] == {"a": 1}
+    assert written(place) == ["adaptive.csv", "adaptive.json", "adaptive.md"]
 
 
 def test_every_method_is_specified(evaluation):
@@ -302,7 +317,7 @@ def test_committed_tables_have_the_columns_of_a_table():
 def test_committed_tables_are_complete():
     for path in committed_files("table*.csv"):
         rows, study = pd.read_csv(path), study_of(read(path.parent, path.stem))
-        curves = rows.groupby(["method", "attack", "metric"])["eps"].agg(tuple)
+        curves = rows[rows["steps"] == study.steps].groupby(["method", "attack", "metric"])["eps"].agg(tuple)
         assert set(curves) == {study.eps}, path.name
         assert set(rows["n"]) == {study.test_images}, path.name
 

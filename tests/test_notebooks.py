@@ -288,6 +288,14 @@ def test_the_environment_is_the_kernels_alone(before, last, notebook, no_exercis
     } == before
 
 
+def test_other_choices_reach_the_kernel_too(notebook, no_exercise):
+    path = notebook("from nbsupport.study import Study\nprint(Study.chosen())")
+    executed = execute(path, "folder", "smoke", data="photos", classifier="mine.py:factory", image_size="24")
+    study = Study.named("folder", "smoke", data="photos", classifier="mine.py:factory", image_size=24)
+    assert executed.cells[1].outputs[0].text == f"{study}\n"
+    assert not {name for name in os.environ if name.startswith("NBSUPPORT_")} - {"NBSUPPORT_HOME"}
+
+
 @pytest.fixture
 def tiny(notebook, tmp_path, monkeypatch, no_exercise):
     """Three notebooks in place of the real ones."""

@@ -8,6 +8,7 @@ import torch
 from matplotlib.figure import Figure
 
 from nbsupport import pictures
+from nbsupport.adaptive_plot import draw_defences
 from nbsupport.baselines import BASELINES
 from nbsupport.denoisers import Additive, Filtering, PAFilter
 from nbsupport.diagrams import draw_architectures, kernel_mosaic
@@ -25,7 +26,7 @@ from nbsupport.plots import (
     draw_uncertainty,
     eps_axis,
 )
-from nbsupport.recipes import TABLES
+from nbsupport.recipes import DEFENCES, TABLES
 from nbsupport.study import EPS, Study
 from nbsupport.tables import short
 
@@ -133,12 +134,35 @@ def test_no_figure_stays_open_after_an_error_either(draw):
 # -- curves over ε -------------------------------------------------------------------------------
 
 
+def test_both_attackers_stand_on_the_same_axes():
+    eps, dashed, solid = (0.0, 0.05, 0.1), np.array([1.0, 0.9, 0.8]), np.array([1.0, 0.2, 0.0])
+    figure = draw_defences(eps, {"Adv": dashed, "attacked": solid}, {"Adv": solid, "attacked": solid}, number=25)
+    lines = {
+        (line.get_linestyle(), line.get_color()): line for line in figure.axes[0].lines if len(line.get_xdata()) == 3
+    }
+    assert np.array_equal(lines["--", COLOURS["Adv"]].get_ydata(), dashed)
+    assert np.array_equal(lines["-", COLOURS["Adv"]].get_ydata(), solid)
+    assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["0", "5e-2", "1e-1"]
+    low, high = figure.axes[0].containers[0].lines[2][0].get_segments()[0][:, 1]
+    assert high - low == pytest.approx(4 * (0.25 / 25) ** 0.5)  # two standard errors of a half, both ways
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["Adv", "attacked"]
+
+
 def test_every_method_has_a_colour():
-    assert set(METHODS) <= set(COLOURS)
+    assert {*METHODS, *DEFENCES} <= set(COLOURS)
 
 
-def test_colours_are_distinct_but_for_the_baselines():
-    own = [COLOURS[method] for method in METHODS if method not in BASELINES]
+TOGETHER = {
+    "core": (*TABLES[1], *TABLES[3], *TABLES[4]),
+    "adaptive": DEFENCES,
+    "table 6": TABLES[6],
+    "table 7": TABLES[7],
+}
+
+
+@pytest.mark.parametrize("methods", TOGETHER.values(), ids=TOGETHER)
+def test_colours_are_distinct_but_for_the_baselines(methods):
+    own = [COLOURS[method] for method in dict.fromkeys(methods) if method not in BASELINES]
     grey = {COLOURS[method] for method in BASELINES}
     assert len(set(own)) == len(own)
     assert len(grey) == 1

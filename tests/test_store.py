@@ -539,6 +539,15 @@ def test_an_interrupted_training_finds_its_checkpoint(store):
     assert store.tensors(SPECIFICATION, make)[1] == {"read": "epoch 1"}
 
 
+@pytest.fixture
+def _interruptible():
+    """Python's own handling of Ctrl-C, which a process started in the background does without."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interruptible")
 @pytest.mark.parametrize("job", JOBS)
 def test_an_interrupt_at_any_moment_changes_nothing(job, store, tmp_path):
     def interrupt():

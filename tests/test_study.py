@@ -58,6 +58,17 @@ def test_the_environment_overrides_the_cell_of_a_notebook(monkeypatch):
     assert Study.chosen("cifar10", "paper", seed=3) == Study.named("digits", "smoke", seed=3)
 
 
+def test_it_also_chooses_classifier_images_and_their_size(monkeypatch):
+    for name, value in {"CLASSIFIER": "mine.py:factory", "DATA": "photos", "IMAGE_SIZE": "24"}.items():
+        monkeypatch.setenv(f"NBSUPPORT_{name}", value)
+    own = dict(classifier="mine.py:factory", image_size=24)
+    assert Study.chosen("folder", "smoke", seed=3) == Study.named("folder", "smoke", seed=3, data="photos", **own)
+    assert Study.chosen("digits", "smoke") == Study.named("digits", "smoke", **own)
+    monkeypatch.setenv("NBSUPPORT_IMAGE_SIZE", "1e2")
+    with pytest.raises(ValueError, match=r"Study.image_size: expected a number of pixels such as 224, got '1e2'"):
+        Study.chosen()
+
+
 def test_without_it_the_cell_decides():
     assert Study.chosen("digits", "smoke", seed=3) == Study.named("digits", "smoke", seed=3)
 
@@ -123,6 +134,11 @@ def test_sizes_are_positive(field, value):
 def test_learning_rates_are_positive(field, value):
     with pytest.raises(ValueError, match=f"Study.{field}: expected a positive number, got {value}"):
         Study.named(**{field: value})
+
+
+def test_the_sweep_has_other_numbers_of_steps():
+    with pytest.raises(ValueError, match=r"Study.sweep_steps: expected other numbers than steps = 30, got \(10, 30"):
+        Study.named("digits", "quick", steps=30)
 
 
 def test_kernels_have_a_middle():

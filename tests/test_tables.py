@@ -9,22 +9,34 @@ from nbconvert.filters import markdown2html
 
 from nbsupport.evaluation import COLUMNS
 from nbsupport.study import EPS, Study
-from nbsupport.tables import beside, caption, markdown, published, short, styled
+from nbsupport.tables import PAPERS, beside, caption, markdown, over_steps, published, short, styled, swept
 
+SWEPT, SWEEP = (0.3, 0.05), (10, 30, 50, 70, 90)
 STUDY = Study.named("digits", "smoke", seed=7)
 HEADS = ["0", "1e-4", "3e-4", "5e-4", "1e-3", "3e-3", "5e-3", "1e-2", "3e-2", "5e-2", "1e-1", "3e-1", "5e-1"]
 
 
 def tidy(*methods, table=1, metrics=("accuracy",), eps=EPS, seed=0):
-    """Rows as `Evaluation.table` makes them, with random values."""
+    """Rows as `Evaluation.table` makes them, with random values.
+
+    Robust classifiers of Tables 5 to 7 are attacked themselves, too; Table 5 goes over n at two strengths.
+    """
     rng = np.random.default_rng(seed)
     same = {"table": table, "study": "digits", "classifier": "small_resnet", "steps": 40, "n": 24, "seed": 7}
     rows = [
         same | {"method": method, "attack": attack, "eps": strength, "metric": metric, "value": float(rng.random())}
         for method in methods
         for metric in metrics
-        for attack in ("pgd", "pgd-envelope")
+        for attack in ("pgd", "pgd-envelope", *["pgd-on-itself"] * (method in ("Adv", "FPD", "FD")))
         for strength in eps
+    ]
+    over = {"attack": "pgd", "metric": "accuracy"}
+    rows += [
+        same | over | {"method": method, "eps": strength, "steps": n, "value": rng.random()}
+        for method in methods
+        for strength in SWEPT
+        for n in SWEEP
+        if table == 5
     ]
     return pd.DataFrame(rows, columns=COLUMNS)
 
@@ -152,6 +164,83 @@ def test_a_strength_that_the_paper_lacks_is_missing_there():
     assert np.isnan(table.loc[("accuracy", "attacked", "measured"), "1e-1"])
 
 
+@pytest.mark.parametrize(("number", "name"), [(5, "Adv"), (6, "FPD"), (7, "FD")])
+def test_a_robust_classifier_has_a_line_where_it_is_attacked_itself(number, name):
+    rows = tidy("attacked", name, f"Filt+{name}", table=number)
+    table = beside(rows)
+    sources = {method: list(part.index.get_level_values("source")) for method, part in table.groupby("method")}
+    assert sources[name] == ["measured", "envelope", "attacked itself", "published"]
+    assert sources["attacked"] == sources[f"Filt+{name}"] == ["measured", "envelope", "published"]
+    for eps, number in zip(EPS, table.loc["accuracy", name, "attacked itself"], strict=True):
+        assert number == value(rows, method=name, attack="pgd-on-itself", eps=eps)
+
+
+@pytest.mark.parametrize(
+    ("number", "method", "head", "expected"),
+    [
+        (5, "Adv", "1e-1", 0.558),
+        (5, "PA-Filt+Adv", "5e-1", 0.345),
+        (6, "attacked", "0", 0.925),
+        (6, "Filt+FPD", "3e-1", 0.570),
+        (7, "attacked", "0", 0.935),
+        (7, "Add+FD", "5e-1", 0.266),
+    ],
+)
+def test_tables_6_and_7_stand_beside_svhn_and_resnext(number, method, head, expected):
+    assert beside(tidy(method, table=number)).loc[("accuracy", method, "published"), head] == expected
+
+
+def test_the_rows_over_n_are_not_among_those_over_eps():
+    rows = tidy("attacked", "Adv", table=5)
+    alone = rows[rows["steps"] == 40]
+    pd.testing.assert_frame_equal(beside(rows), beside(alone))
+
+
+# -- over n --------------------------------------------------------------------------------------
+
+
+def test_the_strengths_of_the_sweep_come_in_their_order():
+    assert swept(tidy("attacked", "Adv", table=5)) == [0.3, 0.05]
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 6, 7])
+def test_no_other_table_was_swept(number):
+    assert swept(tidy("attacked", table=number)) == []
+
+
+def test_a_column_per_n_and_a_line_per_method_and_source():
+    table = over_steps(tidy("attacked", "Adv", "Filt+Adv", table=5), 0.3)
+    assert list(table.columns) == list(SWEEP)
+    assert table.columns.name == "n"
+    lines = [(method, source) for method in ("attacked", "Adv", "Filt+Adv") for source in ("measured", "published")]
+    assert list(table.index) == lines
+
+
+def test_every_number_over_n_stands_where_it_belongs():
+    rows = tidy("attacked", "Adv", table=5)
+    for (method, source), line in over_steps(rows, 0.3).iterrows():
+        for steps, number in line.items():
+            numbers = published(*PAPERS[5]) if source == "published" else rows[rows["attack"] == "pgd"]
+            assert number == value(numbers, table=5, method=method, steps=steps, eps=0.3)
+
+
+def test_the_paper_went_over_n_at_3e_1_alone():
+    rows = tidy("attacked", "Adv", table=5)
+    table = over_steps(rows, 0.05)
+    assert list(table.index) == [("attacked", "measured"), ("Adv", "measured")]
+    assert list(table.loc["Adv", "measured"]) == [value(rows, method="Adv", steps=n, eps=0.05) for n in SWEEP]
+
+
+def test_numbers_of_steps_that_the_paper_lacks_are_missing_there():
+    rows = tidy("Adv", table=5)
+    rows["steps"] = rows["steps"].replace({10: 11, 30: 31})
+    table = over_steps(rows, 0.3)
+    assert list(table.columns) == [11, 31, 50, 70, 90]
+    assert table.loc["Adv", "published"].isna().tolist() == [True, True, False, False, False]
+    rows["steps"] = rows["steps"].replace({50: 51, 70: 71, 90: 91})
+    assert list(over_steps(rows, 0.3).index) == [("Adv", "measured")]
+
+
 # -- captions ------------------------------------------------------------------------------------
 
 
@@ -173,8 +262,24 @@ def test_a_caption_says_how_to_read_the_numbers(part):
     assert part in caption(tidy("attacked", table=4), STUDY)
 
 
+@pytest.mark.parametrize(
+    ("number", "theirs"),
+    [
+        (1, "ResNet-50 on NeurIPS-2017DEV"),
+        (5, "ResNet-50 on NeurIPS-2017DEV"),
+        (6, "ResNet-50 on SVHN"),
+        (7, "ResNeXt-101 on NeurIPS-2017DEV"),
+    ],
+)
+def test_a_caption_names_the_papers_network_and_data(number, theirs):
+    text = caption(tidy("attacked", table=number), STUDY)
+    assert f"the paper's numbers for {theirs}, other images" in text
+    assert ("Attacked itself" in text) == (number > 4)
+
+
 def test_tables_are_captioned_apart():
-    assert len({caption(tidy("attacked", table=number), STUDY)[8:] for number in (1, 2, 3, 4)}) == 4
+    captions = {caption(tidy("attacked", table=number), STUDY)[8:] for number in range(1, 8)}
+    assert len(captions) == 7
 
 
 # -- markdown ------------------------------------------------------------------------------------
@@ -198,6 +303,20 @@ def test_the_numbers_come_back_from_markdown(table, metrics):
         assert [float(cell) for cell in line[-13:]] == pytest.approx(
             list(numbers), abs=0.00501 if metric == "psnr" else 0.000501
         )
+
+
+def test_the_numbers_over_n_come_back_from_markdown():
+    rows = tidy("attacked", "Adv", table=5)
+    first, *over = markdown(rows, STUDY, []).split("The same over the number n of PGD's steps, at ε = ")
+    assert len(cells(first)) == 2 + len(beside(rows))
+    assert [part[:4] for part in over] == ["3e-1", "5e-2"]
+    for part, eps in zip(over, SWEPT, strict=True):
+        head, _, *body = cells(part)
+        assert head == ["method", "", *map(str, SWEEP)]
+        expected = over_steps(rows, eps)
+        assert [line[1] for line in body] == [source for _, source in expected.index]
+        numbers = [[float(cell) for cell in line[2:]] for line in body]
+        np.testing.assert_allclose(numbers, expected, atol=0.000501)
 
 
 def test_the_method_stands_once_in_front_of_its_sources():

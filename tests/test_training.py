@@ -182,3 +182,54 @@ def test_least_squares_is_learnt(tmp_path):
     history = fit(line, loss, scratch=tmp_path, label="line", **options)
     assert history[-1] < 1e-3 * history[0]
     torch.testing.assert_close(line.weight, torch.tensor([[1.0, -2.0, 0.5, 3.0]]), atol=0.05, rtol=0)
+
+
+# -- clipped gradients ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    """The gradient in each of Adam's steps."""
+    seen, honest = [], torch.optim.Adam.step
+
+    def step(self, *arguments, **options):
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        seen.append([parameter.grad.clone() for parameter in parameters])
+        return honest(self, *arguments, **options)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", step)
+    return seen
+
+
+def norms(steps):
+    return [float(torch.cat([gradient.flatten() for gradient in step]).norm()) for step in steps]
+
+
+def test_gradients_are_shortened_to_the_norm_together(tmp_path, steps):
+    for name in ("free", "clipped"):
+        (tmp_path / name).mkdir()
+    train(tmp_path / "free", epochs=1)
+    free = list(steps)
+    steps.clear()
+    train(tmp_path / "clipped", epochs=1, clip_norm=0.5)
+    assert norms(free)[0] > 1
+    assert max(norms(steps)) <= 0.5 + 1e-4
+    for shortened, gradient in zip(steps[0], free[0], strict=True):  # of equal weights, in the first step
+        torch.testing.assert_close(shortened, gradient * 0.5 / norms(free)[0], rtol=1e-4, atol=1e-7)
+
+
+def test_shorter_gradients_stay(tmp_path, steps):
+    for name in ("free", "clipped"):
+        (tmp_path / name).mkdir()
+    undisturbed = train(tmp_path / "free")
+    assert same(train(tmp_path / "clipped", clip_norm=1e6), undisturbed)
+
+
+@pytest.mark.parametrize("stop", [1, 4, 7])
+def test_a_clipped_training_resumes_too(tmp_path, stop):
+    for name in ("undisturbed", "interrupted"):
+        (tmp_path / name).mkdir()
+    undisturbed = train(tmp_path / "undisturbed", clip_norm=0.1)
+    with pytest.raises(Interrupted):
+        train(tmp_path / "interrupted", stop=stop, clip_norm=0.1)
+    assert same(train(tmp_path / "interrupted", clip_norm=0.1), undisturbed)

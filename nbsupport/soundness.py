@@ -1,0 +1,100 @@
+"""Was the attack sound? Checks on an `Outcome`, each with a verdict; one that fails makes its row unreliable."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from .protocol import Outcome
+
+Verdict = tuple[bool, str]
+FLAT = 0.1  # of all that PGD gained, how much it may still have gained in its last and longest run
+
+
+def _error(share: float, number: int) -> float:
+    """Two standard errors of a share of images, never below one image."""
+    return max(2 * (share * (1 - share) / number) ** 0.5, 1 / number)
+
+
+def _monotone_in_eps(outcome: Outcome) -> Verdict:
+    accuracy = outcome.white_box().mean(axis=1)
+    rises = np.diff(accuracy)
+    allowed = [_error(share, outcome.envelope.shape[1]) for share in accuracy[:-1]]
+    return bool(
+        (rises <= allowed).all()
+    ), f"accuracy rises by at most {max(0.0, rises.max()):.3f} from one ε to the next"
+
+
+def _monotone_in_steps(outcome: Outcome) -> Verdict:
+    accuracy = outcome.trace[1:].mean(axis=1)
+    rises = np.diff(accuracy)
+    allowed = [_error(share, outcome.trace.shape[1]) for share in accuracy[:-1]]
+    text = ", ".join(f"{share:.3f} (n = {n})" for n, share in zip(outcome.steps[1:], accuracy, strict=True))
+    return bool((rises <= allowed).all()), f"accuracy at ε = {outcome.trace_eps:g}: {text}"
+
+
+def _not_weaker_than_oblivious(outcome: Outcome) -> Verdict:
+    missed = int((outcome.white_box() & ~outcome.robust["oblivious"]).sum())
+    return missed == 0, f"{missed} attacks succeed obliviously and not with the defence's gradients"
+
+
+def _not_weaker_than_square(outcome: Outcome) -> Verdict:
+    missed = int((outcome.white_box() & ~outcome.robust["Square"]).sum())
+    return missed == 0, f"{missed} attacks succeed by random search and not with the defence's gradients"
+
+
+def _not_weaker_than_transfer(outcome: Outcome) -> Verdict:
+    missed = int((outcome.white_box() & ~outcome.robust["transfer"]).sum())
+    return missed == 0, f"{missed} attacks succeed from another classifier and not with the defence's gradients"
+
+
+def _flat(outcome: Outcome) -> Verdict:
+    margins = outcome.margins.mean(axis=1)
+    total, last = margins.max() - margins[0], margins[-1] - margins[-2]
+    steps = f"from n = {outcome.steps[-2]} to {outcome.steps[-1]}"
+    return bool(last <= FLAT * total), f"the mean margin gains {last:.3f} {steps}, of {total:.3f} in all"
+
+
+def _gradients(outcome: Outcome) -> Verdict:
+    return outcome.zero_gradients == 0, f"{outcome.zero_gradients:.1%} of the images have no gradient"
+
+
+def _logits(outcome: Outcome) -> Verdict:
+    return outcome.logits, "logits" if outcome.logits else "probabilities"
+
+
+def _deterministic(outcome: Outcome) -> Verdict:
+    return outcome.deterministic, "the same twice" if outcome.deterministic else "another answer each time"
+
+
+def _chance_at_half(outcome: Outcome) -> Verdict:
+    """At ε = 0.5 every image can be made grey all over."""
+    if 0.5 not in outcome.eps:
+        return False, "ε = 0.5 was not attacked"
+    share, chance = float(outcome.white_box()[outcome.eps.index(0.5)].mean()), 1 / outcome.classes
+    limit = chance + _error(chance, outcome.envelope.shape[1])
+    return share <= limit, f"accuracy {share:.3f} at ε = 0.5, by chance {chance:.3f}"
+
+
+CHECKS: dict[str, tuple[str, Callable[[Outcome], Verdict]]] = {
+    "ε": ("a stronger attack succeeds more often", _monotone_in_eps),
+    "n": ("a longer attack succeeds more often", _monotone_in_steps),
+    "oblivious": ("who knows the denoiser is never weaker than who does not", _not_weaker_than_oblivious),
+    "Square": ("gradients are never worse than random search", _not_weaker_than_square),
+    "transfer": ("nor than attacks made on another classifier", _not_weaker_than_transfer),
+    "flat": ("PGD has nothing left to gain after its last step", _flat),
+    "gradient": ("every image has a gradient", _gradients),
+    "logits": ("the classifier says logits", _logits),
+    "deterministic": ("the defence says the same twice", _deterministic),
+    "chance": ("at ε = 0.5 nothing beats chance", _chance_at_half),
+}
+"""A short name, what is expected, and the check."""
+
+
+def verdicts(outcome: Outcome) -> dict[str, Verdict]:
+    """For every check whether it passed, and what was found."""
+    return {name: check(outcome) for name, (_, check) in CHECKS.items()}
+
+
+def failed(outcome: Outcome) -> list[str]:
+    """The names of the checks that failed; where there are any, the row is unreliable."""
+    return [name for name, (passed, _) in verdicts(outcome).items() if not passed]
