@@ -7,9 +7,9 @@ modules; each imports only from those above it there. `defend` puts a trained de
 
 import os
 
-# OpenMP's threads wait for each other by spinning, which makes everything many times slower as soon
-# as another process, such as a second notebook, wants the same cores. Read when torch is loaded.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# OpenMP's threads spin while they wait for each other, without end as it seems to whoever wants the same
+# cores: a second notebook made both many times slower. So they give up soon. Read when torch is loaded.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 import torch
 
