@@ -6,6 +6,7 @@ different ε know nothing of each other, so that `nbsupport.soundness` can tell 
 """
 
 from collections.abc import Callable
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -25,13 +26,10 @@ Images = Float[Tensor, "b c h w"]
 Labels = Int[Tensor, "b"]
 Robust = Bool[Tensor, "b"]
 
-GRADIENT_ATTACKS = ("PGD", "AutoAttack")
 LOSSES = ("cross-entropy", "margin")
 REL_STEPS = (0.25, REL_STEP, 0.01)
 """Steps relative to ε; the middle one is Foolbox's, hence the paper's."""
 RESTART_STEPS = 40
-QUERIES = 5000
-"""Square's, as in AutoAttack's standard version."""
 AUTOATTACK = ["apgd-ce", "apgd-t", "fab-t"]
 """Of AutoAttack's standard version those that follow gradients; Square, its fourth, stands alone here."""
 
@@ -71,12 +69,14 @@ def withstands(defence: nn.Module, images: Images, labels: Labels) -> Robust:
     return defence(images).argmax(dim=1) == labels
 
 
-def _survivors(defence: nn.Module, clean: Images, labels: Labels, attack: Callable[[Images, Labels], Images]) -> Robust:
-    """Which images stay correct, clean and attacked; only those that are correct when clean are attacked."""
-    robust = withstands(defence, clean, labels)
+def _survivors(
+    defence: nn.Module, images: Images, labels: Labels, robust: Robust, attack: Callable[[Images, Labels], Images]
+) -> Robust:
+    """Of the images that are robust so far, those that withstand one more attack; the others are not attacked."""
+    left = robust.clone()
     if robust.any():
-        robust[robust.clone()] = withstands(defence, attack(clean[robust], labels[robust]), labels[robust])
-    return robust
+        left[robust] = withstands(defence, attack(images[robust], labels[robust]), labels[robust])
+    return left
 
 
 def pgd_through(
@@ -95,21 +95,15 @@ def pgd_through(
     For every surrogate and loss: `restarts` starts with n = 40 for each size of step, then one with
     n = `steps`. An image that one variant deceives is not attacked by the next.
     """
-    defence, robust = chain(denoiser, classifier), torch.ones(len(images), dtype=torch.bool, device=images.device)
+    defence = chain(denoiser, classifier)
+    robust = withstands(defence, images, labels)
     networks = [chain(surrogate, classifier) for surrogate in surrogates(denoiser)]
     short = product(range(restarts), REL_STEPS)
     plan = [(min(RESTART_STEPS, steps), rel_step, seed + restart) for restart, rel_step in short]
     plan.append((steps, REL_STEP, seed + restarts))
     for (n, rel_step, start), network, loss in product(plan, networks, LOSSES):
-
-        def attack(
-            x: Images, y: Labels, to: nn.Module = network, n: int = n, rel_step: float = rel_step,
-            start: int = start, loss: str = loss,
-        ) -> Images:  # fmt: skip
-            return pgd(to, x, y, eps, steps=n, rel_step=rel_step, seed=start, loss=loss)
-
-        if robust.any():
-            robust[robust.clone()] = _survivors(defence, images[robust], labels[robust], attack)
+        attack = partial(pgd, network, eps=eps, steps=n, rel_step=rel_step, seed=start, loss=loss)
+        robust = _survivors(defence, images, labels, robust, attack)
     return robust
 
 
@@ -122,7 +116,7 @@ def autoattack(
     *,
     attacks: list[str],
     iterations: int = 100,
-    queries: int = QUERIES,
+    queries: int = 5000,
     seed: int = 0,
 ) -> Robust:
     """Which images withstand attacks of AutoAttack's standard version (Croce and Hein 2020)."""
@@ -140,7 +134,8 @@ def autoattack(
         with torch.random.fork_rng(range(torch.cuda.device_count())), torch.enable_grad():
             return ensemble.run_standard_evaluation(x, y)[0]
 
-    return _survivors(chain(denoiser, classifier), images, labels, attack)
+    defence = chain(denoiser, classifier)
+    return _survivors(defence, images, labels, withstands(defence, images, labels), attack)
 
 
 def over_steps(

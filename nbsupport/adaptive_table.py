@@ -10,7 +10,7 @@ from .evaluation import COLUMNS
 from .protocol import KNOWING, TRANSFERRED, UNSEEN, Outcome, Protocol
 from .soundness import CHECKS, failed, verdicts
 from .study import Study
-from .tables import short
+from .tables import escaped, grid, short, without_marks
 
 WORST = "worst"
 
@@ -20,7 +20,7 @@ def rows(protocol: Protocol, outcomes: Sequence[Outcome]) -> pd.DataFrame:
 
     The columns are those of the other tables (`nbsupport.evaluation.COLUMNS`).
     """
-    study, found = protocol.study, []
+    study, rows = protocol.study, []
     same = {
         "table": "adaptive",
         "study": study.name,
@@ -29,6 +29,7 @@ def rows(protocol: Protocol, outcomes: Sequence[Outcome]) -> pd.DataFrame:
     }
     same |= {"n": study.adaptive_images, "seed": study.seed}
     for outcome in outcomes:
+        found: list[dict[str, object]] = []
         curves = {**outcome.robust, "envelope": outcome.envelope, WORST: outcome.worst()}
         for attack, curve in curves.items():
             for eps, robust in zip(outcome.eps, curve, strict=True):
@@ -37,9 +38,8 @@ def rows(protocol: Protocol, outcomes: Sequence[Outcome]) -> pd.DataFrame:
             found.append({"attack": attack, "metric": "median L2 norm", "value": np.median(norms)})
         for name, (passed, _) in verdicts(outcome).items():
             found.append({"attack": "all", "metric": f"check: {name}", "value": float(passed)})
-        for row in found:
-            row.setdefault("method", outcome.method)
-    return pd.DataFrame([same | row for row in found], columns=COLUMNS)
+        rows += [same | {"method": outcome.method} | row for row in found]
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def wide(outcomes: Sequence[Outcome]) -> pd.DataFrame:
@@ -87,17 +87,16 @@ def styled(outcomes: Sequence[Outcome], study: Study) -> Styler:
     def look(line: pd.Series) -> list[str]:
         return ["" if line["", "attack"] == "sound" else "color: #777777"] * len(line)
 
-    plain = caption(study).replace("`", "").replace("*", "")
-    return table.style.format(precision=2).apply(look, axis=1).set_caption(plain)
+    return table.style.format(precision=2).apply(look, axis=1).set_caption(without_marks(caption(study)))
 
 
 def markdown(outcomes: Sequence[Outcome], study: Study) -> str:
     """The table for reading on the web, and what each check expects."""
     table = wide(outcomes)
     heads = [f"{column[1]} ({column[0]})" if column[0] else column[1] for column in table.columns]
-    lines = [f"**{caption(study)}**", "", "| defence | " + " | ".join(heads) + " |", "|" + "---|" * (len(heads) + 1)]
+    lines = []
     for name, values in zip(table.index, table.to_numpy(), strict=True):
         cells = [value if isinstance(value, str) else "none" if value == np.inf else f"{value:.2f}" for value in values]
-        lines.append("| " + " | ".join([f"**{name.replace('*', chr(92) + '*')}**", *cells]) + " |")
-    lines += ["", "Checks: " + "; ".join(f"*{name}*: {expected}" for name, (expected, _) in CHECKS.items()) + "."]
-    return "\n".join(lines) + "\n"
+        lines.append([f"**{escaped(name)}**", *cells])
+    checks = "Checks: " + "; ".join(f"*{name}*: {expected}" for name, (expected, _) in CHECKS.items()) + "."
+    return "\n".join([f"**{caption(study)}**", "", *grid(["defence", *heads], lines), "", checks]) + "\n"

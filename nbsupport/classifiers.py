@@ -13,7 +13,7 @@ from torchvision.models.resnet import BasicBlock
 from . import trial
 from .data import check_images
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IMAGENET_MEAN, IMAGENET_STD = trial.NORMALISATIONS["ImageNet's"]
 SMALL_IMAGE = 64  # below this side length, ResNets and VGGs get the stem and the pooling for CIFAR
 
 
@@ -80,6 +80,13 @@ class Classifier(nn.Module):
         return found[0]
 
 
+def are_probabilities(values: Float[Tensor, "b classes"]) -> bool:
+    """Whether every row is a probability distribution over more than one class."""
+    sums = values.sum(dim=1)
+    whole = torch.allclose(sums, torch.ones_like(sums), atol=1e-3)
+    return values.shape[1] > 1 and bool((values >= 0).all()) and whole
+
+
 def check_logits(logits: Tensor) -> None:
     """Refuse probabilities: a softmax before the loss hides the gradient from the attack.
 
@@ -94,8 +101,7 @@ def check_logits(logits: Tensor) -> None:
     values = logits.detach()
     if not torch.isfinite(values).all():
         raise ValueError("classifier: its logits are not finite (NaN or infinity)")
-    sums = values.sum(dim=1)
-    if values.shape[1] > 1 and (values >= 0).all() and torch.allclose(sums, torch.ones_like(sums), atol=1e-3):
+    if are_probabilities(values):
         raise ValueError(
             "classifier: it returns probabilities (rows are positive and sum to 1), but logits are expected; "
             "remove its last softmax"

@@ -7,7 +7,7 @@ import pandas as pd
 from .adaptive_table import WORST
 from .figures import REPOSITORY
 from .store import write_atomically
-from .tables import short
+from .tables import escaped, grid, short
 
 START, END = "<!-- results: python -m nbsupport.readme -->", "<!-- end of results -->"
 
@@ -25,23 +25,20 @@ def block(rows: pd.DataFrame) -> str:
     values = accuracy.set_index(["method", "attack", "eps"])["value"]
     broken = rows[rows["metric"].str.startswith("check: ") & (rows["value"] == 0)]["method"].unique()
     heads = [f"{who}, ε = {short(eps)}" for eps in strengths for who in ("does not know it", "knows it")]
-    lines = ["| defence | " + " | ".join(heads) + " |", "|" + "---|" * (len(heads) + 1)]
+    lines = []
     for method in rows["method"].unique():
         cells = [f"{values[method, attack, eps]:.2f}" for eps in strengths for attack in ("oblivious", WORST)]
-        name = ("no filter" if method == "attacked" else method).replace("*", "\\*") + (
-            " †" if method in broken else ""
-        )
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        name = "no filter" if method == "attacked" else escaped(method)
+        lines.append([name + (" †" if method in broken else ""), *cells])
     first = rows.iloc[0]
-    lines += [
-        "",
+    under = (
         f"*Accuracy on the first {first['n']} test images of `{first['study']}` (two standard errors of a share are up "
         f"to {1 / first['n'] ** 0.5:.2f}) when the attacker does not know the defence, as in the paper, and when he "
         f"does: per image the worst of all attacks of [notebook 12](notebooks/12_adaptive_attacks.ipynb) at this and "
         f"smaller ε. † a check of the attack failed, so the true accuracy may be lower. "
-        f"[Full table](figures/digits/adaptive.md).*",
-    ]
-    return "\n".join(lines)
+        f"[Full table](figures/digits/adaptive.md).*"
+    )
+    return "\n".join([*grid(["defence", *heads], lines), "", under])
 
 
 def updated(page: str, rows: pd.DataFrame) -> str:

@@ -95,6 +95,12 @@ COMBINATIONS = {
 }
 """Rows with an adversarially trained classifier: the denoiser before it, and the classifier."""
 
+
+def parts(method: str) -> tuple[str, str]:
+    """The denoiser of a table's row, and the classifier behind it: ``standard`` in Tables 1 to 4."""
+    return COMBINATIONS.get(method, (method, "standard"))
+
+
 TABLES = {
     1: ("attacked", "Add(L_sem)", "Filt(L_sem)", "Add(L_img)", "Filt(L_img)", "Filt(L_img*)", *BASELINES),
     2: ("attacked", "Add(L_sem)", "Filt(L_sem)", "Add(L_img)", "Filt(L_img)", "Filt(L_img*)", *BASELINES),

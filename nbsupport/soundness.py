@@ -15,36 +15,32 @@ def _error(share: float, number: int) -> float:
     return max(2 * (share * (1 - share) / number) ** 0.5, 1 / number)
 
 
-def _monotone_in_eps(outcome: Outcome) -> Verdict:
-    accuracy = outcome.white_box().mean(axis=1)
+def _rises(accuracy: np.ndarray, number: int) -> tuple[bool, float]:
+    """Whether accuracy over ever harder attacks rises by no more than chance, and its largest rise."""
     rises = np.diff(accuracy)
-    allowed = [_error(share, outcome.envelope.shape[1]) for share in accuracy[:-1]]
-    return bool(
-        (rises <= allowed).all()
-    ), f"accuracy rises by at most {max(0.0, rises.max()):.3f} from one ε to the next"
+    allowed = [_error(share, number) for share in accuracy[:-1]]
+    return bool((rises <= allowed).all()), max(0.0, rises.max(initial=0.0))
+
+
+def _monotone_in_eps(outcome: Outcome) -> Verdict:
+    passed, most = _rises(outcome.white_box().mean(axis=1), outcome.envelope.shape[1])
+    return passed, f"accuracy rises by at most {most:.3f} from one ε to the next"
 
 
 def _monotone_in_steps(outcome: Outcome) -> Verdict:
     accuracy = outcome.trace[1:].mean(axis=1)
-    rises = np.diff(accuracy)
-    allowed = [_error(share, outcome.trace.shape[1]) for share in accuracy[:-1]]
     text = ", ".join(f"{share:.3f} (n = {n})" for n, share in zip(outcome.steps[1:], accuracy, strict=True))
-    return bool((rises <= allowed).all()), f"accuracy at ε = {outcome.trace_eps:g}: {text}"
+    return _rises(accuracy, outcome.trace.shape[1])[0], f"accuracy at ε = {outcome.trace_eps:g}: {text}"
 
 
-def _not_weaker_than_oblivious(outcome: Outcome) -> Verdict:
-    missed = int((outcome.white_box() & ~outcome.robust["oblivious"]).sum())
-    return missed == 0, f"{missed} attacks succeed obliviously and not with the defence's gradients"
+def _not_weaker(attack: str, how: str) -> Callable[[Outcome], Verdict]:
+    """The check that no image falls to `attack` and withstands those that follow the defence's gradients."""
 
+    def check(outcome: Outcome) -> Verdict:
+        missed = int((outcome.white_box() & ~outcome.robust[attack]).sum())
+        return missed == 0, f"{missed} attacks succeed {how} and not with the defence's gradients"
 
-def _not_weaker_than_square(outcome: Outcome) -> Verdict:
-    missed = int((outcome.white_box() & ~outcome.robust["Square"]).sum())
-    return missed == 0, f"{missed} attacks succeed by random search and not with the defence's gradients"
-
-
-def _not_weaker_than_transfer(outcome: Outcome) -> Verdict:
-    missed = int((outcome.white_box() & ~outcome.robust["transfer"]).sum())
-    return missed == 0, f"{missed} attacks succeed from another classifier and not with the defence's gradients"
+    return check
 
 
 def _flat(outcome: Outcome) -> Verdict:
@@ -78,9 +74,9 @@ def _chance_at_half(outcome: Outcome) -> Verdict:
 CHECKS: dict[str, tuple[str, Callable[[Outcome], Verdict]]] = {
     "ε": ("a stronger attack succeeds more often", _monotone_in_eps),
     "n": ("a longer attack succeeds more often", _monotone_in_steps),
-    "oblivious": ("who knows the denoiser is never weaker than who does not", _not_weaker_than_oblivious),
-    "Square": ("gradients are never worse than random search", _not_weaker_than_square),
-    "transfer": ("nor than attacks made on another classifier", _not_weaker_than_transfer),
+    "oblivious": ("who knows the denoiser is never weaker than who does not", _not_weaker("oblivious", "obliviously")),
+    "Square": ("gradients are never worse than random search", _not_weaker("Square", "by random search")),
+    "transfer": ("nor than attacks made on another classifier", _not_weaker("transfer", "from another classifier")),
     "flat": ("PGD has nothing left to gain after its last step", _flat),
     "gradient": ("every image has a gradient", _gradients),
     "logits": ("the classifier says logits", _logits),

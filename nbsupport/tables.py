@@ -96,7 +96,7 @@ def styled(rows: pd.DataFrame, study: Study) -> Styler:
     table = beside(rows)
     looks = {MEASURED: "font-weight: bold", WORST: "", ITSELF: "", PUBLISHED: "color: #777777"}
     numbers = table.style.format(precision=3).apply(lambda line: [looks[line.name[2]]] * len(line), axis=1)
-    return numbers.set_caption(caption(rows, study).replace("`", "").replace("*", ""))
+    return numbers.set_caption(without_marks(caption(rows, study)))
 
 
 def caption(rows: pd.DataFrame, study: Study) -> str:
@@ -129,10 +129,26 @@ def markdown(rows: pd.DataFrame, study: Study, failures: list[str]) -> str:
 
 def _markdown(table: pd.DataFrame) -> list[str]:
     head = [*("" if name == "source" else str(name) for name in table.index.names), *map(str, table.columns)]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    lines = []
     for (*metric, method, source), values in zip(table.index, table.to_numpy(), strict=True):
         digits = 2 if metric == ["psnr"] else 3
         numbers = ["" if pd.isna(v) else "∞" if v == float("inf") else f"{v:.{digits}f}" for v in values]
-        name = f"**{method.replace('*', chr(92) + '*')}**" if source == MEASURED else ""
-        lines.append("| " + " | ".join([*metric, name, source, *numbers]) + " |")
-    return lines
+        lines.append([*metric, f"**{escaped(method)}**" if source == MEASURED else "", source, *numbers])
+    return grid(head, lines)
+
+
+def grid(head: list[str], lines: list[list[str]]) -> list[str]:
+    """A Markdown table, line by line."""
+    rule = "|" + "---|" * len(head)
+    first, *rest = ("| " + " | ".join(cells) + " |" for cells in (head, *lines))
+    return [first, rule, *rest]
+
+
+def escaped(method: str) -> str:
+    """A method's name in Markdown, which would take its star for emphasis."""
+    return method.replace("*", "\\*")
+
+
+def without_marks(text: str) -> str:
+    """Markdown as plain text, for a caption in a notebook."""
+    return text.replace("`", "").replace("*", "")

@@ -1,5 +1,6 @@
 """Shapes are checked in every call of the package while its tests run, and nothing leaves the test's folder."""
 
+import jaxtyping
 from jaxtyping import install_import_hook
 
 hook = install_import_hook("nbsupport", "numeric_tower.check")
@@ -23,3 +24,9 @@ def _own_home(tmp_path, monkeypatch):
 def artefacts(tmp_path_factory):
     """The artefacts of the smallest study, made once for all tests."""
     return Artefacts(Study.named("digits", "smoke"), Store(tmp_path_factory.mktemp("store")))
+
+
+@pytest.fixture
+def no_shape_checker(monkeypatch):
+    """As for a user, whom the package's own messages reach."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)

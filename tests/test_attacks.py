@@ -3,7 +3,6 @@
 import copy
 from itertools import pairwise
 
-import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -16,12 +15,6 @@ from nbsupport.classifiers import Classifier, build
 from nbsupport.study import EPS, REL_STEP
 
 CLASSES, SIDE = 5, 6
-
-
-@pytest.fixture
-def no_shape_checker(monkeypatch):
-    """As for a user, whom the package's own messages reach."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 class Network(nn.Module):

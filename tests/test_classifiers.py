@@ -1,17 +1,10 @@
 """The classifiers under attack: what they compute, and what they refuse."""
 
-import jaxtyping
 import pytest
 import torch
 from torch import nn
 
 from nbsupport.classifiers import Classifier, SmallResNet, build, check_logits
-
-
-@pytest.fixture
-def no_shape_checker(monkeypatch):
-    """As for a user, whom the package's own messages reach."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 class Constant(nn.Module):

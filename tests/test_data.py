@@ -1,6 +1,5 @@
 """Images with labels, and the refusal of anything else."""
 
-import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -10,12 +9,6 @@ from nbsupport.data import check_images, check_labels, load
 from nbsupport.study import Study
 
 both_splits = pytest.mark.parametrize("split", ["train", "test"])
-
-
-@pytest.fixture
-def no_shape_checker(monkeypatch):
-    """As for a user, whom the package's own messages reach."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 def digits(split, number=None, **changes):

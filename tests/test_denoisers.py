@@ -2,7 +2,6 @@
 
 from itertools import pairwise
 
-import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -20,12 +19,6 @@ SEEDS = range(20)
 
 every_kind = pytest.mark.parametrize("kind", [Additive, Filtering, MultiHead, YNet, PAFilter])
 every_size = pytest.mark.parametrize("size", SIZES, ids=str)
-
-
-@pytest.fixture
-def no_shape_checker(monkeypatch):
-    """As for a user, whom the package's own messages reach."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 def made(kind, *, seed=0, width=2, kernel_size=3, **options):

@@ -1,6 +1,5 @@
 """The operators against loops over pixels, F.unfold and finite differences."""
 
-import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -10,12 +9,6 @@ from nbsupport.filtering import distance_from_identity, filter_pixels, identity_
 
 SHAPES = [(1, 3, 5, 7), (2, 3, 4, 6), (2, 1, 1, 1), (1, 2, 2, 3), (3, 4, 1, 9), (1, 5, 3, 1)]
 SIZES = [1, 3, 5]
-
-
-@pytest.fixture
-def no_shape_checker(monkeypatch):
-    """As for a user, whom the package's own messages reach."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 def random(*shape, seed=0):
