@@ -16,7 +16,8 @@ from .classifier_training import KINDS, target, train, training
 from .classifiers import Classifier, wrap
 from .data import Split, fitted, load
 from .denoisers import Denoiser, View
-from .recipes import COMBINATIONS, RECIPES, VIEWS
+from .fingerprints import fingerprint, made_from
+from .recipes import RECIPES, VIEWS, parts
 from .store import Store
 from .study import REL_STEP, STRONG_EPS, Study
 from .trial import PROBES
@@ -58,7 +59,7 @@ class Artefacts:
         self.classifier = cache(self._classifier)
         self.attacked = cache(self._attacked)
         self.trained = cache(self._trained)
-        self.fingerprint = cache(lambda: outside.fingerprint(self.classifier(), self.study.classifier))
+        self.fingerprint = cache(lambda: fingerprint(self.classifier(), self.study.classifier))
 
     def images(self, split: str) -> Split:
         """The images of the study's size: ``train`` for the denoisers, ``test`` for results."""
@@ -150,15 +151,17 @@ class Artefacts:
         """
         part, specification = self.images(split), self.attacked_specification(split, steps, eps, classifier)
         strengths: tuple[float, ...] = tuple(specification["eps"])
+        attacked = self.classifier(classifier)
 
         def make(block: slice, missing: list[int]) -> Any:
             images, labels = part.images[block].to(self.device), part.labels[block].to(self.device)
             eps = tuple(strengths[row] for row in missing)
             options = dict(steps=specification["attack"]["steps"], seed=self.study.seed)
-            return ratios(target(self.classifier(classifier)), images, labels, eps, **options).cpu().numpy()
+            return ratios(target(attacked), images, labels, eps, **options).cpu().numpy()
 
         label = f"attacking the {split} images" + ("" if classifier == "standard" else f" ({classifier})")
-        array = self.store.array(specification, (len(strengths), *part.images.shape), make, label)
+        shape = (len(strengths), *part.images.shape)
+        array = self.store.array(made_from(specification, attacked), shape, make, label)
         return AttackedSet(part.images, part.labels, array, (0.0, *strengths))
 
     # -- denoisers ---------------------------------------------------------------------------
@@ -181,7 +184,7 @@ class Artefacts:
 
     def specification(self, method: str) -> dict[str, Any]:
         """What the denoiser of a table's row is a function of."""
-        denoiser, classifier = COMBINATIONS.get(method, (method, "standard"))
+        denoiser, classifier = parts(method)
         name, output = VIEWS.get(denoiser, (denoiser, None))
         trained = self.denoiser_specification(name) if name in RECIPES else None
         before = {} if classifier == "standard" else {"classifier": self.classifier_specification(classifier)}
@@ -195,7 +198,7 @@ class Artefacts:
         ValueError
             If there is no such method.
         """
-        method = COMBINATIONS.get(method, (method,))[0]
+        method, _ = parts(method)
         if method == "attacked":
             return nn.Identity()
         if method in BASELINES:
@@ -210,7 +213,7 @@ class Artefacts:
 
     def failure(self, method: str) -> str | None:
         """Why a denoiser's training counts as failed, or None."""
-        method = COMBINATIONS.get(method, (method,))[0]
+        method, _ = parts(method)
         if (
             not method.startswith("PA-Filt")
             or method in VIEWS
@@ -226,14 +229,17 @@ class Artefacts:
         recipe, study = RECIPES[name], self.study
         denoiser = self._seeded(lambda: recipe.build(width=study.width, kernel_size=study.kernel_size))
 
+        base = [self.trained(recipe.base)[0]] if recipe.base else []
+
         def make(scratch: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-            if recipe.base:
+            for trained in base:
                 part = denoiser.get_submodule("ynet") if recipe.base == "Y-Net" else denoiser
-                part.load_state_dict(self.trained(recipe.base)[0].state_dict())
+                part.load_state_dict(trained.state_dict())
             report = denoiser_training.train(name, denoiser, self.classifier(), self.attacked("train"), study, scratch)
             return denoiser.state_dict(), report
 
-        tensors, report = self.store.tensors(self.denoiser_specification(name), make)
+        specification = made_from(self.denoiser_specification(name), self.classifier(), *base)
+        tensors, report = self.store.tensors(specification, make)
         denoiser.load_state_dict(tensors)
         return denoiser.to(self.device).eval().requires_grad_(False), report
 

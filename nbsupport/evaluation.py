@@ -16,10 +16,12 @@ from .attacks import AttackedSet
 from .classifiers import Classifier
 from .denoisers import KernelDenoiser, PAFilter
 from .filtering import distance_from_identity, uncertainty_map
-from .recipes import COMBINATIONS, TABLES
+from .fingerprints import made_from
+from .recipes import TABLES, parts
 
 COLUMNS = ["table", "study", "classifier", "method", "attack", "steps", "eps", "metric", "value", "n", "seed"]
 ENVELOPE, OWN = "pgd-envelope", "pgd-on-itself"
+AT_ONCE = 50  # images; many at once leave the processor's caches, and SSIM alone takes eight times longer
 
 
 @dataclass(frozen=True)
@@ -65,19 +67,26 @@ def envelope(per_image: Shaped[np.ndarray, "strengths n"]) -> Shaped[np.ndarray,
 @torch.no_grad()
 def measure(classifier: Classifier, denoiser: nn.Module, attacked: AttackedSet) -> dict[str, Tensor]:
     """Everything that `Measurement` holds but the labels, for one denoiser before one classifier."""
-    columns: list[dict[str, Tensor]] = []
+    columns = []
     for eps in attacked.eps:
-        images = attacked.at(eps).to(classifier.mean.device)
-        clean, denoised = attacked.images.to(images), denoiser(images)
-        against = {"preds": denoised, "target": clean, "data_range": 1.0, "reduction": "none"}
-        column = {
-            "predictions": classifier(denoised).argmax(dim=1),
-            "psnr": peak_signal_noise_ratio(**against, dim=(1, 2, 3)),
-            "ssim": structural_similarity_index_measure(**against),
-            "change": (denoised - images).abs().mean(dim=(1, 2, 3)),
-        }
-        columns.append(column | _extra(denoiser, images))
-    return {name: torch.stack([column[name].cpu() for column in columns]) for name in columns[0]}
+        pairs = zip(attacked.at(eps).split(AT_ONCE), attacked.images.split(AT_ONCE), strict=True)
+        columns.append([_measured(classifier, denoiser, images, clean) for images, clean in pairs])
+    return {
+        name: torch.stack([torch.cat([part[name].cpu() for part in column]) for column in columns])
+        for name in columns[0][0]
+    }
+
+
+def _measured(classifier: Classifier, denoiser: nn.Module, images: Tensor, clean: Tensor) -> dict[str, Tensor]:
+    images, clean = images.to(classifier.mean.device), clean.to(classifier.mean.device)
+    denoised = denoiser(images)
+    against = {"preds": denoised, "target": clean, "data_range": 1.0, "reduction": "none"}
+    return {
+        "predictions": classifier(denoised).argmax(dim=1),
+        "psnr": peak_signal_noise_ratio(**against, dim=(1, 2, 3)),
+        "ssim": structural_similarity_index_measure(**against),
+        "change": (denoised - images).abs().mean(dim=(1, 2, 3)),
+    } | _extra(denoiser, images)
 
 
 def _extra(denoiser: nn.Module, images: Tensor) -> dict[str, Tensor]:
@@ -135,11 +144,13 @@ class Evaluation:
         ValueError
             If there is no such method.
         """
-        denoiser, name = self.artefacts.denoiser(method), COMBINATIONS.get(method, (method, "standard"))[1]
-        attacked = self.artefacts.attacked("test", steps, eps, target)
-        tensors, _ = self.artefacts.store.tensors(
-            self.specification(method, steps, eps, target),
-            lambda scratch: (measure(self.artefacts.classifier(name), denoiser, attacked), {}),
+        artefacts, (_, name) = self.artefacts, parts(method)
+        denoiser, classifier = artefacts.denoiser(method), artefacts.classifier(name)
+        attacked = artefacts.attacked("test", steps, eps, target)
+        specification = self.specification(method, steps, eps, target)
+        tensors, _ = artefacts.store.tensors(
+            made_from(specification, denoiser, classifier, artefacts.classifier(target)),
+            lambda scratch: (measure(classifier, denoiser, attacked), {}),
         )
         shared = {name: tensors.pop(name) for name in ("predictions", "psnr", "ssim", "change")}
         return Measurement(labels=attacked.labels, extra=tensors, **shared)
@@ -153,7 +164,7 @@ class Evaluation:
         """Why a method is no row of a table, or None: a failed training, or a robust classifier that is not."""
         if failure := self.artefacts.failure(method):
             return failure
-        classifier = COMBINATIONS.get(method, (method, "standard"))[1]
+        _, classifier = parts(method)
         if classifier == "standard":
             return None
         robust, standard = (envelope(self.own(name))[1:].mean() for name in (classifier, "standard"))
@@ -203,7 +214,7 @@ class Evaluation:
             for metric, per_image in series
             for attack, values in (("pgd", per_image), (ENVELOPE, envelope(per_image)))
         ]
-        if COMBINATIONS.get(method) == ("attacked", method):  # a robust classifier, by itself
+        if parts(method) == ("attacked", method):  # a robust classifier, by itself
             rows.append((OWN, "accuracy", envelope(self.own(method))))
         return [
             self._same(number, method) | {"attack": attack, "metric": metric, "eps": eps, "value": float(values.mean())}

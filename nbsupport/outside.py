@@ -1,4 +1,4 @@
-"""A classifier that this project does not know: loaded from ``path/to/file.py:factory``, named, fingerprinted."""
+"""A classifier that this project does not know: loaded from ``path/to/file.py:factory``, and named."""
 
 import importlib.util
 import inspect
@@ -9,7 +9,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
 
-import torch
 from torch import nn
 
 Result = TypeVar("Result")
@@ -73,38 +72,3 @@ def _imported(file: Path) -> ModuleType:
 def name(module: nn.Module) -> str:
     """What a classifier of one's own is called in tables: its class, or that of the network in it."""
     return type(getattr(module, "network", module)).__name__
-
-
-def fingerprint(module: nn.Module, reference: str = "") -> dict[str, str]:
-    """The specification of an outside classifier: hashes of all that its logits are a function of.
-
-    That is the weights with all buffers, the structure, and the text that defines it: the file of
-    `reference` where it is one, else what can be looked up of its classes. No path is part of it.
-    """
-    weights = sha256()
-    for key, tensor in sorted([*module.named_parameters(), *module.named_buffers()], key=lambda item: item[0]):
-        values = tensor.detach().cpu().contiguous()
-        weights.update(f"{key} {values.dtype} {tuple(values.shape)} ".encode())
-        weights.update(values.flatten().view(torch.uint8).numpy().tobytes())
-    file, text = Path(reference.rpartition(":")[0]).expanduser(), "".join(_sources(module))
-    if outside := is_reference(reference):
-        text = file.read_text(encoding="utf-8")
-    return {
-        "kind": "classifier",
-        "name": f"{file.name}:{reference.rpartition(':')[2]}" if outside else name(module),
-        "text": sha256(text.encode()).hexdigest(),
-        "structure": sha256(repr(module).encode()).hexdigest(),
-        "weights": weights.hexdigest(),
-    }
-
-
-def _sources(module: nn.Module) -> list[str]:
-    """The text of all classes in `module` that can be looked up; those defined in some terminals cannot."""
-    sources = []
-    for kind in sorted({type(part) for part in module.modules()}, key=lambda kind: kind.__qualname__):
-        if not kind.__module__.startswith(("torch.", "torchvision.")):
-            try:
-                sources.append(inspect.getsource(kind))
-            except (OSError, TypeError):
-                continue
-    return sources

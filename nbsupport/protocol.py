@@ -11,15 +11,17 @@ import foolbox
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from . import adaptive
 from .adaptive import AUTOATTACK, chain, withstands
 from .artefacts import VERSION
 from .attacks import prepare
+from .classifiers import are_probabilities
 from .evaluation import Evaluation, envelope
-from .recipes import COMBINATIONS
+from .fingerprints import made_from
+from .recipes import parts
 from .store import write_atomically
 
 KNOWING = ("PGD", "AutoAttack", "Square")
@@ -140,9 +142,9 @@ class Protocol:
             If there is no such method.
         """
         artefacts, study = self.evaluation.artefacts, self.study
-        tensors, report = artefacts.store.tensors(
-            self.specification(method), lambda scratch: self._make(method, scratch)
-        )
+        networks = [artefacts.classifier(name) for name in (parts(method)[1], "standard", "second")]
+        specification = made_from(self.specification(method), artefacts.denoiser(method), *networks)
+        tensors, report = artefacts.store.tensors(specification, lambda scratch: self._make(method, scratch))
         names = [*KNOWING, *TRANSFERRED, *UNSEEN]
         arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
         whole = envelope(self.evaluation.measurement(method).correct()[:, : study.adaptive_images])
@@ -158,10 +160,9 @@ class Protocol:
         artefacts, study, number = self.evaluation.artefacts, self.study, self.study.adaptive_images
         test = artefacts.images("test")
         images, labels = test.images[:number].to(artefacts.device), test.labels[:number].to(artefacts.device)
-        denoiser = artefacts.denoiser(method)
-        classifier = artefacts.classifier(COMBINATIONS.get(method, (method, "standard"))[1])
-        defence, clean = chain(denoiser, classifier), withstands(chain(denoiser, classifier), images, labels)
-        jobs = dict(self._jobs(method, images, labels))
+        denoiser, classifier = artefacts.denoiser(method), artefacts.classifier(parts(method)[1])
+        defence = chain(denoiser, classifier)
+        clean, jobs = withstands(defence, images, labels), dict(self._jobs(denoiser, classifier, images, labels))
         tensors: dict[str, Tensor] = {}
         with tqdm(total=len(jobs) * len(study.adaptive_eps), desc=f"attacking {method}", unit="attack") as bar:
             for name, attack in jobs.items():
@@ -178,23 +179,20 @@ class Protocol:
         tensors |= {f"norm {name}": values for name, values in norms.items()}
         with torch.no_grad():
             logits, again, alone = defence(images), defence(images), torch.cat([defence(x[None]) for x in images])
-        one = torch.ones(len(logits)).to(logits)
         return tensors, {
             "steps": (0, *steps),
             "trace_eps": study.adaptive_trace_eps,
             "zero_gradients": adaptive.zero_gradients(denoiser, classifier, images, labels),
             "deterministic": torch.equal(logits, again) and torch.allclose(logits, alone, rtol=1e-3, atol=1e-3),
-            "logits": not (bool((logits >= 0).all()) and torch.allclose(logits.sum(dim=1), one, atol=1e-3)),
+            "logits": not are_probabilities(logits),
             "classes": logits.shape[1],
         }
 
     def _jobs(
-        self, method: str, images: Tensor, labels: Tensor
+        self, denoiser: nn.Module, classifier: nn.Module, images: Tensor, labels: Tensor
     ) -> Iterator[tuple[str, Callable[[float], Bool[Tensor, "n"]]]]:
         """Each attack by name: from ε to which images withstand it."""
         artefacts, study = self.evaluation.artefacts, self.study
-        denoiser = artefacts.denoiser(method)
-        classifier = artefacts.classifier(COMBINATIONS.get(method, (method, "standard"))[1])
         defence, whole = chain(denoiser, classifier), (denoiser, classifier, images, labels)
         limits: dict[str, Any] = {"iterations": study.adaptive_iterations, "queries": study.adaptive_queries}
 

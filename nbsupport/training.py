@@ -65,6 +65,7 @@ def fit(
     FloatingPointError
         If the loss is not finite.
     """
+    trained.to(memory_format=torch.channels_last)
     parameters = [parameter for parameter in trained.parameters() if parameter.requires_grad]
     optimiser = torch.optim.Adam(parameters, lr=learning_rate)
     steps = -(-examples // batch_size)
@@ -98,6 +99,7 @@ def fit(
             history.append(total / examples)
             bar.set_postfix(loss=f"{history[-1]:.4f}")
             _write(checkpoint, {name: part.state_dict() for name, part in parts.items()} | {"history": history})
+    trained.to(memory_format=torch.contiguous_format)
     return history
 
 

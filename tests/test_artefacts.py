@@ -12,6 +12,7 @@ from nbsupport import classifier_training, denoiser_training
 from nbsupport.artefacts import CONSTANT, Artefacts
 from nbsupport.classifier_training import KINDS
 from nbsupport.denoisers import Additive, Filtering, MultiHead, PAFilter, YNet
+from nbsupport.fingerprints import made_from
 from nbsupport.losses import fusion_loss, image_loss, semantic_loss
 from nbsupport.recipes import COMBINATIONS, RECIPES, TABLES
 from nbsupport.store import Store
@@ -233,10 +234,37 @@ def test_the_attack_is_that_of_the_study(untrained, asked):
 
 def test_only_a_missing_strength_is_attacked_again(untrained, asked):
     untrained.attacked("test")
-    folder = untrained.store.folder(untrained.attacked_specification("test"))
+    specification = made_from(untrained.attacked_specification("test"), untrained.classifier())
+    folder = untrained.store.folder(specification)
     shutil.rmtree(folder / "array.zarr/c/3")
     Artefacts(untrained.study, untrained.store).attacked("test")
     assert [eps for _, _, eps, _ in asked] == [untrained.study.eps[1:], (untrained.study.eps[4],)]
+
+
+def test_nothing_made_from_other_weights_is_used(artefacts, tmp_path, monkeypatch):
+    """A classifier trained again elsewhere ends at other weights: its attacks and denoisers are made anew."""
+    study, home = artefacts.study, tmp_path / "home"
+    artefacts.denoiser("PA-Filt(L_img)")
+    shutil.copytree(artefacts.store.home, home)
+    other, calls = Artefacts(study, Store(home)), []
+    folder = other.store.folder(other.classifier_specification())
+    (folder / "artefact.json").unlink()
+    plain = classifier_training.train
+
+    def elsewhere(name, classifier, *arguments):
+        history = plain(name, classifier, *arguments)
+        next(classifier.parameters()).data.mul_(1 + 1e-6)
+        return history
+
+    monkeypatch.setattr(module, "train", elsewhere)
+    spied = denoiser_training.train
+    monkeypatch.setattr(denoiser_training, "train", lambda name, *rest: calls.append(name) or spied(name, *rest))
+    other.denoiser("PA-Filt(L_img)")
+    assert calls == ["Y-Net", "PA-Filt(L_img)"]
+    assert len(list((home / "attacked").glob("pgd4-train-*"))) == 2
+    again = Artefacts(study, Store(home))
+    again.denoiser("PA-Filt(L_img)")
+    assert calls == ["Y-Net", "PA-Filt(L_img)"]
 
 
 # -- what a training sees --------------------------------------------------------------------

@@ -7,7 +7,8 @@ from torch import nn
 
 from nbsupport.artefacts import Artefacts
 from nbsupport.evaluation import Evaluation, predicted_classes
-from nbsupport.outside import fingerprint, is_reference, load, name
+from nbsupport.fingerprints import fingerprint
+from nbsupport.outside import is_reference, load, name
 from nbsupport.store import Store
 from nbsupport.study import Study
 

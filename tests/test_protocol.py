@@ -82,8 +82,9 @@ def test_fgsm_is_one_step_of_the_signed_gradient_on_the_bare_classifier(made, fo
 def test_noise_is_uniform_or_gaussian_of_the_same_strength(made, monkeypatch):
     seen = []
     monkeypatch.setattr(protocol, "withstands", lambda defence, x, y: seen.append(x) or torch.ones(6, dtype=torch.bool))
-    images = made.evaluation.artefacts.images("test").images[:6]
-    jobs = dict(made._jobs("blurred", images, made.evaluation.artefacts.images("test").labels[:6]))
+    artefacts = made.evaluation.artefacts
+    images, labels = artefacts.images("test").images[:6], artefacts.images("test").labels[:6]
+    jobs = dict(made._jobs(artefacts.denoiser("blurred"), artefacts.classifier(), images, labels))
     for eps in (0.1, 0.5):
         seen.clear()
         jobs["uniform noise"](eps), jobs["Gaussian noise"](eps), jobs["uniform noise"](eps)
@@ -109,8 +110,9 @@ def test_the_three_that_know_get_what_the_study_says(made, monkeypatch):
 
     for name in ("pgd_through", "autoattack"):
         monkeypatch.setattr(adaptive, name, spy(name))
-    part, denoiser = made.evaluation.artefacts.images("test"), made.evaluation.artefacts.denoiser("blurred")
-    jobs = dict(made._jobs("blurred", part.images[:6], part.labels[:6]))
+    artefacts = made.evaluation.artefacts
+    part, denoiser = artefacts.images("test"), artefacts.denoiser("blurred")
+    jobs = dict(made._jobs(denoiser, artefacts.classifier(), part.images[:6], part.labels[:6]))
     for name in KNOWING:
         jobs[name](0.1)
     limits = {"seed": 0, "iterations": 2, "queries": 5}

@@ -1,0 +1,103 @@
+"""What is there, what is missing, and the command that mends it."""
+
+import importlib.metadata
+import os
+import platform
+import shlex
+import shutil
+import sys
+
+import torch
+
+from .artefacts import Artefacts
+from .classifiers import build
+from .figures import folder
+from .fingerprints import made_from
+from .recipes import RECIPES
+from .store import default_home
+from .study import Study
+
+INSTALL = "python -m pip install -e '.[lab]' -c constraints.txt"
+
+
+def examine(study: Study) -> None:
+    """What is there, what is missing, and the command that mends it."""
+    missing = []
+    print(f"python           {platform.python_version()} on {platform.platform()}")
+    for name in ("nbsupport", "torch", "torchvision", "foolbox", "jupyterlab", "ipywidgets", "jupyterlab_widgets"):
+        try:
+            print(f"{name:16} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            print(f"{name:16} missing: {INSTALL}")
+            missing.append(name)
+    cuda = torch.cuda.is_available()
+    device = torch.cuda.get_device_name() if cuda else f"{os.cpu_count()} CPU cores, no CUDA device found"
+    print(f"device           {device}")
+    extension = os.path.join(sys.prefix, "share", "jupyter", "labextensions", "@jupyter-widgets", "jupyterlab-manager")
+    found = os.path.isdir(extension)
+    print(f"sliders          {'JupyterLab has the widget extension' if found else f'no widget extension: {INSTALL}'}")
+    home = default_home()
+    usable = home if home.exists() else next(parent for parent in home.parents if parent.exists())
+    free = shutil.disk_usage(usable).free / 1e9
+    print(f"store            {home} ({'there' if home.exists() else 'made when needed'}, {free:.0f} GB free)")
+    print(f"figures          {folder(study.name)}")
+    artefacts = looked_at(study)
+    _found(artefacts)
+    command = " ".join(["python -m nbsupport compute --study", study.name, "--scale", study.scale, *_options(study)])
+    for name, there in _made(artefacts).items():
+        print(f"  {name:22} {'there' if there else f'not made yet: {command}'}")
+    if missing or not found:
+        sys.exit(1)
+
+
+def looked_at(study: Study) -> Artefacts:
+    """The study's artefacts once its images and its classifier were found good; otherwise the end, in one line."""
+    try:
+        artefacts = Artefacts(study)
+        if artefacts.own is None:
+            with torch.device("meta"):
+                build(study.classifier, 2, study.image_size)
+        artefacts.attacked_specification("test")
+        artefacts.images("train")
+    except (ValueError, OSError) as error:
+        sys.exit(f"python -m nbsupport: {error}")
+    return artefacts
+
+
+def _found(artefacts: Artefacts) -> None:
+    """The study's images and, where it is not the project's own, its classifier."""
+    study = artefacts.study
+    train, test = (artefacts.images(split) for split in ("train", "test"))
+    where = f"in {study.data}" if study.data else "come with scikit-learn"
+    print(f"study            {study.name} at {study.scale}; its data {where}")
+    print(f"images           {len(train)} to train on, {len(test)} to test on, {len(train.classes)} classes, "
+          f"{study.image_size}×{study.image_size} pixels")  # fmt: skip
+    if artefacts.own is not None:
+        classifier = artefacts.classifier()
+        with torch.no_grad():
+            logits = classifier(test.images.to(artefacts.device)).cpu()
+        accuracy = (logits.argmax(dim=1) == test.labels).float().mean()
+        print(f"classifier       {study.classifier_name}: {logits.shape[1]} logits, clean accuracy {accuracy:.3f}")
+
+
+def _made(artefacts: Artefacts) -> dict[str, bool]:
+    """Whether the classifier, the attacked images and some denoisers are made; nothing is made to find out."""
+    has, names = artefacts.store.has, ("Filt(L_img)", "Y-Net", "PA-Filt(L_img)")
+    found = {} if artefacts.own is not None else {"classifier": has(artefacts.classifier_specification())}
+    classifier = [artefacts.classifier()] if all(found.values()) else []
+    for split in ("train", "test"):
+        found[f"{split} images"] = any(has(made_from(artefacts.attacked_specification(split), c)) for c in classifier)
+    for name in names:
+        base = RECIPES[name].base
+        made = classifier + ([artefacts.trained(base)[0]] if base and found[base] else [])
+        wanted = made_from(artefacts.denoiser_specification(name), *made)
+        found[name] = bool(classifier) and (base is None or found[base]) and has(wanted)
+    return found
+
+
+def _options(study: Study) -> list[str]:
+    """What of the study has to be said on a command line beside its name and scale."""
+    usual = Study.named(study.name, study.scale)
+    names = ("classifier", "data", "image_size")
+    changed = {name: str(value) for name in names if (value := getattr(study, name)) != getattr(usual, name)}
+    return [word for name, value in changed.items() for word in (f"--{name.replace('_', '-')}", shlex.quote(value))]
