@@ -69,8 +69,10 @@ def _chosen(options: argparse.Namespace) -> dict[str, str]:
     chosen = {}
     if options.data and options.study == "folder":
         chosen["data"] = str(Path(options.data).expanduser().absolute())
+    elif options.data and options.study != "digits":
+        os.environ["NBSUPPORT_DATA"] = str(Path(options.data).expanduser().absolute())
     elif options.data and options.data != os.environ.get("NBSUPPORT_DATA"):
-        raise ValueError(f"--data belongs to --study folder, not to {options.study!r}")
+        raise ValueError("--data belongs to studies of images that lie somewhere, not to 'digits'")
     if options.classifier:  # what is no reference to a file stays as it is
         file, colon, factory = options.classifier.rpartition(":")
         chosen["classifier"] = f"{Path(file).expanduser().absolute()}:{factory}" if colon else factory
@@ -100,7 +102,7 @@ def main(arguments: list[str] | None = None) -> None:
         )  # fmt: skip
         command.add_argument(
             "--data", metavar="DIR", default=os.environ.get("NBSUPPORT_DATA"),
-            help="for --study folder: DIR/train/<class>/… and DIR/test/<class>/…, or DIR/<class>/…",
+            help="where images lie: the data folder, or for --study folder DIR/train/<class>/… and DIR/test/<class>/…",
         )  # fmt: skip
         command.add_argument(
             "--image-size", metavar="PIXELS", default=os.environ.get("NBSUPPORT_IMAGE_SIZE"),

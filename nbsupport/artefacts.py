@@ -1,30 +1,22 @@
 """Everything expensive in a study, by name: asked for, it is taken from the store or made."""
 
-from collections.abc import Callable
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from . import denoiser_training, outside
+from . import denoiser_training
 from .attacks import AttackedSet, ratios
 from .baselines import BASELINES, Baseline
-from .classifier_training import KINDS, target, train, training
-from .classifiers import Classifier, wrap
-from .data import Split, fitted, load
+from .classifier_artefacts import VERSION, ClassifierArtefacts
+from .classifier_training import target
 from .denoisers import Denoiser, View
-from .fingerprints import fingerprint, made_from
+from .fingerprints import made_from
 from .recipes import RECIPES, VIEWS, parts
 from .store import Store
 from .study import REL_STEP, STRONG_EPS, Study
-from .trial import PROBES
 
-Module = TypeVar("Module", bound=nn.Module)
-VERSION = 1  # part of every key: raise it when the code makes something else of a specification
-SUBSTITUTE = "small_resnet"
 CONSTANT = 1e-2  # a W whose standard deviation over pixels, images and strengths is below this is constant
 
 
@@ -37,7 +29,7 @@ def _recipe(method: str) -> tuple[str, int | str | None]:
     return name, output
 
 
-class Artefacts:
+class Artefacts(ClassifierArtefacts):
     """The artefacts of one study.
 
     Parameters
@@ -51,69 +43,10 @@ class Artefacts:
     """
 
     def __init__(self, study: Study, store: Store | None = None, own: nn.Module | None = None) -> None:
-        self.store = store or Store()
-        self.own = outside.load(study.classifier) if own is None and outside.is_reference(study.classifier) else own
-        self.study = fitted(study) if own is None else replace(fitted(study), classifier=outside.name(own))
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        super().__init__(study, store, own)
         # one object per artefact and session, so that cells which ask again wait for nothing
-        self.classifier = cache(self._classifier)
         self.attacked = cache(self._attacked)
         self.trained = cache(self._trained)
-        self.fingerprint = cache(lambda: fingerprint(self.classifier(), self.study.classifier))
-
-    def images(self, split: str) -> Split:
-        """The images of the study's size: ``train`` for the denoisers, ``test`` for results."""
-        return load(self.study, split, self.study.train_images if split == "train" else self.study.test_images)
-
-    # -- classifiers -------------------------------------------------------------------------
-
-    def classifier_specification(self, name: str = "standard") -> dict[str, Any]:
-        """What a classifier is a function of; for an outside one its weights and text, wherever it lies."""
-        if self.own is not None and name == "standard":
-            return self.fingerprint()
-        trained = training(name, self.study)
-        architecture = self.study.classifier if self.own is None else SUBSTITUTE
-        return {
-            "kind": "classifier",
-            "name": architecture + KINDS[name].ending,
-            "version": VERSION,
-            "data": load(self.study, "train").specification,
-            "epochs": self.study.classifier_epochs,
-            "seed": self.study.seed + KINDS[name].seed,
-        } | ({"trained": trained} if trained else {})
-
-    def _classifier(self, name: str = "standard") -> Classifier:
-        """A trained classifier of `nbsupport.classifier_training.KINDS`, frozen and in evaluation mode.
-
-        Beside the user's own, which is the standard one, the others have the architecture `SUBSTITUTE`.
-
-        Raises
-        ------
-        ValueError
-            If there is none of this name.
-        """
-        if self.own is not None and name == "standard":
-            return self._outside(self.own)
-        specification, split, kind = self.classifier_specification(name), load(self.study, "train"), KINDS[name]
-        classes = max(len(split.classes), int(split.labels.max()) + 1)  # more than there are where numbers are left out
-        build, size = kind.build, self.study.image_size
-        classifier = self._seeded(lambda: build(specification["name"], classes, size), kind.seed)
-        images, labels = split.images.to(self.device), split.labels.to(self.device)
-
-        def make(scratch: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-            history = train(name, classifier, images, labels, self.study, scratch)
-            return classifier.state_dict(), {"loss": history}
-
-        tensors, _ = self.store.tensors(specification, make)
-        classifier.load_state_dict(tensors)
-        return classifier.eval().requires_grad_(False)
-
-    def _outside(self, own: nn.Module) -> Classifier:
-        """The user's classifier: not trained, but tried on images that the denoisers learn from."""
-        split = load(self.study, "train", min(self.study.train_images, PROBES))
-        classes = None if split.specification.get("gaps") else len(split.classes)
-        images, labels = split.images.to(self.device), split.labels.to(self.device)
-        return wrap(own.to(self.device), images, labels, classes=classes)
 
     # -- attacked images ---------------------------------------------------------------------
 
@@ -242,8 +175,3 @@ class Artefacts:
         tensors, report = self.store.tensors(specification, make)
         denoiser.load_state_dict(tensors)
         return denoiser.to(self.device).eval().requires_grad_(False), report
-
-    def _seeded(self, make: Callable[[], Module], added: int = 0) -> Module:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            torch.manual_seed(self.study.seed + added)
-            return make().to(self.device)

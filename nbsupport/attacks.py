@@ -155,7 +155,8 @@ def pgd(
         attack = _PGD(random_starts(clean, radius, seed), loss, **options)
         criterion = foolbox.criteria.Misclassification(labels[part])
         radii: Any = radius.view(-1, 1, 1, 1)  # Foolbox's own arithmetic takes one radius per image
-        attacked.append(attack.run(model, clean, criterion, epsilon=radii).contiguous())
+        with torch.autocast(images.device.type, enabled=False):  # within a training in bfloat16, too
+            attacked.append(attack.run(model, clean, criterion, epsilon=radii).contiguous())
     return torch.cat(attacked)
 
 

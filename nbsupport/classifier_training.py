@@ -95,8 +95,26 @@ def training(name: str, study: Study) -> dict[str, Any]:
     }
 
 
+def _augmented(images: Images, generator: torch.Generator, how: str) -> Images:
+    return {"shift": _shifted, "crop": _cropped}[how](images, generator)
+
+
+def _cropped(images: Images, generator: torch.Generator) -> Images:
+    """Each shifted by up to an eighth of its side, borders repeated, and half of them mirrored."""
+    number, _, height, width = images.shape
+    most = max(height, width) // 8
+    padded = F.pad(images, (most, most, most, most), mode="replicate")
+    top, left = (torch.randint(2 * most + 1, (number, 1, 1), generator=generator).to(images.device) for _ in range(2))
+    rows = top + torch.arange(height, device=images.device)[:, None]
+    columns = left + torch.arange(width, device=images.device)
+    mirrored = (torch.rand(number, 1, 1, generator=generator) < 0.5).to(images.device)
+    columns = torch.where(mirrored, columns.flip(-1), columns)
+    picked = padded.permute(0, 2, 3, 1)[torch.arange(number, device=images.device)[:, None, None], rows, columns]
+    return picked.permute(0, 3, 1, 2)
+
+
 def _shifted(images: Images, generator: torch.Generator) -> Images:
-    """Shifted by up to one pixel, borders repeated."""
+    """Shifted by up to one pixel, all alike, borders repeated."""
     shift_y, shift_x = (int(torch.randint(3, (), generator=generator)) for _ in range(2))
     padded, (height, width) = F.pad(images, (1, 1, 1, 1), mode="replicate"), images.shape[-2:]
     return padded[..., shift_y : shift_y + height, shift_x : shift_x + width]
@@ -173,7 +191,7 @@ def train(
     -------
     The mean loss of each epoch, for each phase.
     """
-    history = {}
+    history, device = {}, classifier.mean.device
     for number, (phase, loss) in enumerate(_phases(name)):
         adversarial = loss in (_madry, _robust)
         classifier.train(loss not in (_joint, _robust)).requires_grad_(loss is not _restoring)
@@ -184,12 +202,14 @@ def train(
         place.mkdir(exist_ok=True)
 
         def batch_loss(batch: Tensor, generator: torch.Generator, loss: Loss = loss) -> Tensor:
-            return loss(classifier, _shifted(images[batch], generator), labels[batch], generator, study)
+            part, truth = images[batch].to(device), labels[batch].to(device)
+            return loss(classifier, _augmented(part, generator, study.augmentation), truth, generator, study)
 
         history[phase] = fit(
             classifier, batch_loss, examples=len(labels),
             epochs=study.adversarial_epochs if adversarial else study.classifier_epochs, batch_size=BATCH_SIZE,
             learning_rate=FPD_LEARNING_RATE if name == "FPD" else LEARNING_RATE, seed=study.seed, scratch=place,
             clip_norm=FPD_CLIP_NORM if name == "FPD" else None, label=f"training the {name} classifier: {phase}",
+            precision=study.precision,
         )  # fmt: skip
     return history

@@ -197,13 +197,17 @@ class SmallResNet(nn.Module):
         return self.head(self.stages(self.stem(images)))
 
 
+SMALL_RESNETS = {"small_resnet": 1, "resnet20": 3}
+"""`SmallResNet` by name: its blocks per stage."""
+
+
 def build(name: str, classes: int, image_size: int) -> Classifier:
     """An untrained classifier.
 
     Parameters
     ----------
     name
-        ``small_resnet``, or a name known to `torchvision.models.get_model`. ResNets and VGGs for
+        One of `SMALL_RESNETS`, or a name known to `torchvision.models.get_model`. ResNets and VGGs for
         images below 64 × 64 get a 3×3 stem of stride 1 without pooling and a head for 1×1 features.
     classes
         Number of logits.
@@ -215,10 +219,11 @@ def build(name: str, classes: int, image_size: int) -> Classifier:
     ValueError
         If the name is unknown.
     """
-    if name == "small_resnet":
-        return Classifier(SmallResNet(classes))
+    if name in SMALL_RESNETS:
+        return Classifier(SmallResNet(classes, blocks=SMALL_RESNETS[name]))
     if name not in torchvision.models.list_models(torchvision.models):
-        raise ValueError(f"no classifier named {name!r}; there are small_resnet and the names of torchvision.models")
+        known = ", ".join(SMALL_RESNETS)
+        raise ValueError(f"no classifier named {name!r}; there are {known} and the names of torchvision.models")
     network = torchvision.models.get_model(name, weights=None, num_classes=classes)
     if image_size < SMALL_IMAGE and isinstance(network, torchvision.models.ResNet):
         network.conv1 = nn.Conv2d(3, network.conv1.out_channels, 3, padding=1, bias=False)

@@ -1,6 +1,8 @@
 """Images in [0, 1] with their labels, and the refusal of anything else."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -8,21 +10,20 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from . import folders
+from . import folders, neurips, published
 from .study import Study
 
 DIGITS_TEST = 500  # of the 1,797 digits; the remaining 1,297 are for training
 SPLIT_SEED = 0  # the split never changes with a study's seed: no test image is ever trained on
 
 
-@dataclass(frozen=True)
 class Split:
     """One part of a data set.
 
-    Attributes
+    Parameters
     ----------
     images
-        Values in [0, 1].
+        Values in [0, 1], or a function that decodes them when they are first needed.
     labels
         Class numbers from 0.
     classes
@@ -31,10 +32,19 @@ class Split:
         Where the images come from, for keys and provenance.
     """
 
-    images: Float[Tensor, "n c h w"]
-    labels: Int[Tensor, "n"]
-    classes: tuple[str, ...]
-    specification: dict[str, Any]
+    def __init__(
+        self,
+        images: Float[Tensor, "n c h w"] | Callable[[], Float[Tensor, "n c h w"]],
+        labels: Int[Tensor, "n"],
+        classes: tuple[str, ...],
+        specification: dict[str, Any],
+    ) -> None:
+        self._images, self.labels, self.classes, self.specification = images, labels, classes, specification
+
+    @cached_property
+    def images(self) -> Float[Tensor, "n c h w"]:
+        """Values in [0, 1]."""
+        return self._images if isinstance(self._images, Tensor) else self._images()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -113,58 +123,66 @@ def load(study: Study, split: str, number: int | None = None) -> Split:
     Raises
     ------
     ValueError
-        If `split` is neither ``train`` nor ``test``, or holds fewer than `number` images, or an image
-        tree is refused, see `nbsupport.folders`.
+        If `split` is neither ``train`` nor ``test``, or holds fewer than `number` images, or files are
+        refused, see `nbsupport.folders`, `nbsupport.published`, `nbsupport.neurips`.
+    FileNotFoundError
+        If the data are not there and cannot be downloaded.
     """
     if split not in ("train", "test"):
         raise ValueError(f"load: expected the split 'train' or 'test', got {split!r}")
-    if study.name == "folder":
-        return _folder(study, split, number)
-    whole = LOADERS[study.name](split, study.image_size)
-    _check_number(study, split, number, len(whole))
-    specification = whole.specification | {"images": number or len(whole)}
-    return Split(whole.images[:number], whole.labels[:number], whole.classes, specification)
+    found = LOADERS[study.name](study, split, number if number is None or number > 0 else None)
+    if number is not None and not 0 < number <= len(found):
+        raise ValueError(f"load: {study.name} has {len(found)} {split} images, but {number} were asked for")
+    return found
 
 
 def fitted(study: Study) -> Study:
-    """The study, asking for no more images than its image tree has. Other data sets are known to suffice."""
-    if study.name != "folder":
+    """The study, asking for no more images than there are in a folder. Other data sets are known to suffice."""
+    if study.name == "folder":
+        there = {split: len(files) for split, files in folders.find(study.data).files.items()}
+    elif study.name == neurips.NAME:
+        there = neurips.sizes()
+    else:
         return study
-    files = folders.find(study.data).files
-    there = {f"{split}_images": len(files[split]) for split in folders.SPLITS}
-    return replace(study, **{name: min(getattr(study, name), number) for name, number in there.items()})
-
-
-def _check_number(study: Study, split: str, number: int | None, there: int) -> None:
-    if number is not None and not 0 < number <= there:
-        raise ValueError(f"load: {study.name} has {there} {split} images, but {number} were asked for")
+    wanted = {split: f"{split}_images" for split in there}
+    return replace(study, **{name: min(getattr(study, name), there[split]) for split, name in wanted.items()})
 
 
 def _folder(study: Study, split: str, number: int | None) -> Split:
     """An image tree, of which no more is decoded than is asked for; its place does not matter for keys."""
     tree = folders.find(study.data)
-    _check_number(study, split, number, len(tree.files[split]))
-    images, content = folders.read(tree, split, number, study.image_size)
-    labels = torch.tensor([label for _, label in tree.files[split][:number]])
+    files = tree.files[split][:number]
+    every = tuple(file for part in tree.files.values() for file in part)
+    images = folders.read(tree.root, files, study.image_size, beside=every)
+    content = folders.digest(tree.root, files)
     specification = {"data": "folder", "content": content, "split": split, "size": study.image_size}
-    specification |= {"classes": list(tree.classes), "gaps": tree.gaps, "images": len(labels)}
-    return Split(images, labels, tree.classes, specification)
+    specification |= {"classes": list(tree.classes), "gaps": tree.gaps, "images": len(files)}
+    return Split(images, torch.tensor([label for _, label in files]), tree.classes, specification)
 
 
-def _digits(split: str, image_size: int) -> Split:
+def _published(study: Study, split: str, number: int | None) -> Split:
+    return Split(*published.find(study.name, split, number, study.image_size))
+
+
+def _neurips(study: Study, split: str, number: int | None) -> Split:
+    return Split(*neurips.find(split, number, study.image_size))
+
+
+def _digits(study: Study, split: str, number: int | None) -> Split:
     """scikit-learn's 8×8 digits, embedded there, resized (bilinear) and repeated to RGB."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
-    digits = load_digits()
+    digits, size = load_digits(), study.image_size
     parts = train_test_split(
         digits.images / 16, digits.target, test_size=DIGITS_TEST, random_state=SPLIT_SEED, stratify=digits.target
     )
-    pixels, labels = parts[split == "test"], parts[2 + (split == "test")]
+    pixels, labels = parts[split == "test"][:number], parts[2 + (split == "test")][:number]
     images = torch.tensor(pixels, dtype=torch.float32)[:, None]
-    images = F.interpolate(images, (image_size, image_size), mode="bilinear").clamp(0, 1).repeat(1, 3, 1, 1)
-    specification = {"data": "digits", "source": "sklearn.datasets.load_digits", "split": split, "size": image_size}
+    images = F.interpolate(images, (size, size), mode="bilinear").clamp(0, 1).repeat(1, 3, 1, 1)
+    specification = {"data": "digits", "source": "sklearn.datasets.load_digits", "split": split, "size": size}
+    specification["images"] = len(labels)
     return Split(images, torch.tensor(labels), tuple("0123456789"), specification)
 
 
-LOADERS = {"digits": _digits}
+LOADERS = {"digits": _digits, "cifar10": _published, "svhn": _published, neurips.NAME: _neurips, "folder": _folder}

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from .attacks import AttackedSet, pgd
 from .classifiers import Classifier
 from .denoisers import Denoiser, PAFilter
+from .devices import precision
 from .recipes import RECIPES
 from .study import STRONG_EPS, Study
 from .training import Loss, fit
@@ -67,9 +68,10 @@ def train(
     history = fit(
         denoiser.train(), loss, examples=len(attacked.images) * (1 if recipe.knowing else len(study.attacked_eps)),
         epochs=wanted["epochs"], batch_size=study.batch_size, learning_rate=wanted["learning_rate"], seed=study.seed,
-        scratch=scratch, label=f"training {name}",
+        scratch=scratch, label=f"training {name}", precision=study.precision,
     )  # fmt: skip
-    return {"loss": history} | health(denoiser.eval(), attacked)
+    used = precision(study.precision, next(denoiser.parameters()).device)
+    return {"loss": history, "precision": used} | health(denoiser.eval(), attacked)
 
 
 def _oblivious(name: str, denoiser: Denoiser, classifier: Classifier, attacked: AttackedSet, study: Study) -> Loss:

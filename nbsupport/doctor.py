@@ -9,13 +9,14 @@ import sys
 
 import torch
 
+from . import folders, neurips, public_weights, published
 from .artefacts import Artefacts
 from .classifiers import build
 from .figures import folder
 from .fingerprints import made_from
 from .recipes import RECIPES
 from .store import default_home
-from .study import Study
+from .study import STUDIES, Study
 
 INSTALL = "python -m pip install -e '.[lab]' -c constraints.txt"
 
@@ -41,6 +42,12 @@ def examine(study: Study) -> None:
     free = shutil.disk_usage(usable).free / 1e9
     print(f"store            {home} ({'there' if home.exists() else 'made when needed'}, {free:.0f} GB free)")
     print(f"figures          {folder(study.name)}")
+    print("studies")
+    for name in STUDIES:
+        there, where = located(study if name == study.name else Study.named(name, "quick"))
+        print(f"  {name:15}{'there: ' if there else 'to get: '}{where}")
+    if study.name in published.CLASSES and not located(study)[0]:
+        sys.exit(1)  # for to look at it would be to download it
     artefacts = looked_at(study)
     _found(artefacts)
     command = " ".join(["python -m nbsupport compute --study", study.name, "--scale", study.scale, *_options(study)])
@@ -48,6 +55,26 @@ def examine(study: Study) -> None:
         print(f"  {name:22} {'there' if there else f'not made yet: {command}'}")
     if missing or not found:
         sys.exit(1)
+
+
+def located(study: Study) -> tuple[bool, str]:
+    """Whether a study's images are there, and where, or how to get them. Nothing is downloaded or decoded."""
+    if study.name == "digits":
+        return True, "its images come with scikit-learn; 8 minutes and 60 MB at quick on 2 CPU cores"
+    if study.name == "folder":
+        return bool(study.data), f"its images are in {study.data}" if study.data else folders.GIVE
+    home = published.home()
+    if study.name == neurips.NAME:
+        try:
+            return True, f"{neurips.there()} of its {neurips.WHOLE:,} images are in {home / neurips.NAME}"
+        except (ValueError, OSError) as error:
+            return False, str(error)
+    if (home / study.name / "train").is_dir():
+        return True, f"its images are in {home / study.name}, as files"
+    if published.there(study.name):
+        return True, f"torchvision's files are in {home}"
+    megabytes = published.MEGABYTES[study.name]
+    return False, f"compute and run download about {megabytes} MB to {home}; --data DIR names another place"
 
 
 def looked_at(study: Study) -> Artefacts:
@@ -68,8 +95,7 @@ def _found(artefacts: Artefacts) -> None:
     """The study's images and, where it is not the project's own, its classifier."""
     study = artefacts.study
     train, test = (artefacts.images(split) for split in ("train", "test"))
-    where = f"in {study.data}" if study.data else "come with scikit-learn"
-    print(f"study            {study.name} at {study.scale}; its data {where}")
+    print(f"study            {study.name} at {study.scale}; {located(study)[1]}")
     print(f"images           {len(train)} to train on, {len(test)} to test on, {len(train.classes)} classes, "
           f"{study.image_size}×{study.image_size} pixels")  # fmt: skip
     if artefacts.own is not None:
@@ -84,6 +110,8 @@ def _made(artefacts: Artefacts) -> dict[str, bool]:
     """Whether the classifier, the attacked images and some denoisers are made; nothing is made to find out."""
     has, names = artefacts.store.has, ("Filt(L_img)", "Y-Net", "PA-Filt(L_img)")
     found = {} if artefacts.own is not None else {"classifier": has(artefacts.classifier_specification())}
+    if public := artefacts.public("standard"):
+        found["classifier"] = public_weights.there(public)
     classifier = [artefacts.classifier()] if all(found.values()) else []
     for split in ("train", "test"):
         found[f"{split} images"] = any(has(made_from(artefacts.attacked_specification(split), c)) for c in classifier)

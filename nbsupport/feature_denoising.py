@@ -17,7 +17,7 @@ from torchvision.models import ResNet
 from torchvision.models.resnet import Bottleneck
 
 from . import classifiers
-from .classifiers import Classifier, SmallResNet
+from .classifiers import SMALL_RESNETS, Classifier, SmallResNet
 
 Features = Float[Tensor, "b c h w"]
 
@@ -126,7 +126,7 @@ def build(name: str, classes: int, image_size: int) -> Classifier:
     Parameters
     ----------
     name
-        ``small_resnet_fd``, with dot products after the stem and each stage, or one of `PUBLISHED`,
+        ``small_resnet_fd`` or ``resnet20_fd``, with dot products after the stem and each stage, or one of `PUBLISHED`,
         which pad like TensorFlow and therefore fit the published weights.
     classes
         Number of logits.
@@ -138,13 +138,15 @@ def build(name: str, classes: int, image_size: int) -> Classifier:
     ValueError
         If the name is unknown.
     """
-    if name == "small_resnet_fd":
-        small = SmallResNet(classes)
+    if (plain := name.removesuffix("_fd")) in SMALL_RESNETS and plain != name:
+        small = SmallResNet(classes, blocks=SMALL_RESNETS[plain])
         small.stem.append(DenoisingBlock(_channels(small.stem), embedded=False))
         insert(small, after="stages", embedded=False)
         return Classifier(small)
     if name not in PUBLISHED:
-        raise ValueError(f"no classifier named {name!r}; there are small_resnet_fd, {', '.join(PUBLISHED)}")
+        raise ValueError(
+            f"no classifier named {name!r}; there are small_resnet_fd, resnet20_fd, {', '.join(PUBLISHED)}"
+        )
     network = classifiers.build(name.removesuffix("_fd"), classes, image_size).network
     after, embedded = PUBLISHED[name]
     insert(network, after=after, embedded=embedded)

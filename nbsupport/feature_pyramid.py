@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torchvision.models import ResNet
 
 from . import classifiers
-from .classifiers import Classifier, SmallResNet
+from .classifiers import SMALL_RESNETS, Classifier, SmallResNet
 from .data import check_images
 from .feature_denoising import copy_weights, dot_product, stages
 
@@ -193,7 +193,7 @@ def build(name: str, classes: int, image_size: int) -> FeaturePyramidDecoder:
     Parameters
     ----------
     name
-        ``small_resnet_fpd`` or ``resnet50_fpd``, the authors' network for SVHN.
+        ``small_resnet_fpd``, ``resnet20_fpd`` or ``resnet50_fpd``, the authors' network for SVHN.
     classes
         Number of logits.
     image_size
@@ -205,11 +205,11 @@ def build(name: str, classes: int, image_size: int) -> FeaturePyramidDecoder:
     ValueError
         If the name is unknown.
     """
-    if name == "small_resnet_fpd":
-        return FeaturePyramidDecoder(SmallResNet(classes), width=64, dropout=0.0)
+    if (plain := name.removesuffix("_fpd")) in SMALL_RESNETS and plain != name:
+        return FeaturePyramidDecoder(SmallResNet(classes, blocks=SMALL_RESNETS[plain]), width=64, dropout=0.0)
     if name == "resnet50_fpd":
         return FeaturePyramidDecoder(classifiers.build("resnet50", classes, image_size).network)
-    raise ValueError(f"no classifier named {name!r}; there are small_resnet_fpd and resnet50_fpd")
+    raise ValueError(f"no classifier named {name!r}; there are small_resnet_fpd, resnet20_fpd and resnet50_fpd")
 
 
 def load_published(classifier: FeaturePyramidDecoder, path: Path) -> None:

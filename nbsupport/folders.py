@@ -25,6 +25,8 @@ SPLITS = ("train", "test")
 TEST_EVERY = 3  # of a tree without splits
 ORDER_SEED = 0  # the order never changes with a study's seed: no test image is ever trained on
 LISTED = 20  # files named in an error
+REMEMBERED = 5000  # images: more are decoded again where they are asked for again, which is rare
+Files = tuple[tuple[Path, int], ...]
 GIVE = "name one: python -m nbsupport compute --study folder --data DIR (or set NBSUPPORT_DATA)"
 
 
@@ -47,7 +49,7 @@ class Tree:
 
     root: Path
     classes: tuple[str, ...]
-    files: dict[str, tuple[tuple[Path, int], ...]]
+    files: dict[str, Files]
     gaps: bool
 
 
@@ -82,13 +84,13 @@ def find(folder: str) -> Tree:
     _check_numbers(sorted(number.values()), numbered)
     listed = {part: _list(part, {name: number[name] for name in names[part]}) for part in names}
     if parts:
-        files = {split: _shuffled(listed[part]) for split, part in parts.items()}
+        files = {split: shuffled(listed[part]) for split, part in parts.items()}
     else:
         # shuffled within each class, so that every third of the whole is a third of each, also of tiny classes
-        mixed = sorted(_shuffled(listed[root]), key=lambda item: item[1])
+        mixed = sorted(shuffled(listed[root]), key=lambda item: item[1])
         last = TEST_EVERY - 1
-        files = {"train": _shuffled([item for i, item in enumerate(mixed) if i % TEST_EVERY != last])}
-        files["test"] = _shuffled(mixed[last::TEST_EVERY])
+        files = {"train": shuffled([item for i, item in enumerate(mixed) if i % TEST_EVERY != last])}
+        files["test"] = shuffled(mixed[last::TEST_EVERY])
     if not all(files.values()):
         raise ValueError(f"folder: {len(files['train'])} images below {root} are too few to set some apart for testing")
     classes = {position: name for name, position in number.items()}
@@ -96,33 +98,60 @@ def find(folder: str) -> Tree:
     return Tree(root, tuple(classes.get(i, str(i)) for i in range(top)), files, gaps=len(classes) < top)
 
 
-def read(tree: Tree, split: str, number: int | None, image_size: int) -> tuple[Float[Tensor, "n 3 h w"], str]:
-    """The first `number` images of a split (all where None), and a hash of names, classes and contents.
+def digest(root: Path, files: Files) -> str:
+    """A hash of names, classes and contents; where the tree lies does not matter."""
+    return _digest(root, files, _stamps(files))
+
+
+def read(
+    root: Path, files: Files, image_size: int, *, beside: Files = (), cropped: float = 1.0
+) -> Float[Tensor, "n 3 h w"]:
+    """The images of `files`, in their order.
+
+    Parameters
+    ----------
+    root, files
+        Of a `Tree`.
+    image_size
+        Height and width.
+    beside
+        Files that are tried but not decoded.
+    cropped
+        How much larger the shorter side is before the centre is cut out.
 
     Raises
     ------
     ValueError
-        If files cannot be read as images: one error for all of them. Of every file in the tree the
-        beginning is read, of those that are asked for all.
+        If files cannot be read as images: one error for all of them.
     """
-    files = tree.files[split][:number]
-    everything = [path for part in tree.files.values() for path, _ in part]
-    stamps = tuple((path, (status := path.stat()).st_size, status.st_mtime_ns) for path in everything)
-    return _read(tree.root, files, image_size, stamps)
+    known = _read if len(files) <= REMEMBERED else _read.__wrapped__
+    return known(root, files, beside, image_size, cropped, _stamps((*files, *beside)))
+
+
+def _stamps(files: Files) -> tuple[tuple[int, int], ...]:
+    """What changes where a file does, for what is remembered of files."""
+    return tuple((status.st_size, status.st_mtime_ns) for path, _ in files for status in [path.stat()])
+
+
+@lru_cache(maxsize=8)
+def _digest(root: Path, files: Files, stamps: tuple[tuple[int, int], ...]) -> str:
+    whole = sha256()
+    for path, number in files:
+        name = path.relative_to(root).as_posix()
+        whole.update(f"{name}\0{number}\0{sha256(path.read_bytes()).hexdigest()}\0".encode())
+    return whole.hexdigest()
 
 
 @lru_cache(maxsize=4)
 def _read(
-    root: Path, files: tuple[tuple[Path, int], ...], image_size: int, stamps: tuple[tuple[Path, int, int], ...]
-) -> tuple[Tensor, str]:
-    problems = {path: reason for path, *_ in stamps if (reason := _problem(path))}
-    images, digest = torch.empty(len(files), 3, image_size, image_size), sha256()
-    for position, (path, number) in enumerate(files):
-        name = path.relative_to(root).as_posix()
-        digest.update(f"{name}\0{number}\0{sha256(path.read_bytes()).hexdigest()}\0".encode())
+    root: Path, files: Files, beside: Files, image_size: int, cropped: float, stamps: tuple[tuple[int, int], ...]
+) -> Tensor:
+    problems = {path: reason for path, _ in (*files, *beside) if (reason := _problem(path))}
+    images = torch.empty(len(files), 3, image_size, image_size)
+    for position, (path, _) in enumerate(files):
         if path not in problems:
             try:
-                images[position] = _decode(path, image_size)
+                images[position] = _decode(path, image_size, cropped)
             except Exception as error:  # whatever Pillow meets in a broken file
                 problems[path] = str(error)
     if problems:
@@ -131,7 +160,7 @@ def _read(
             f"folder: {len(problems)} files below {root} cannot be read as images; mend or remove them:\n  "
             + "\n  ".join(lines[:LISTED] + ([f"and {len(lines) - LISTED} more"] if len(lines) > LISTED else []))
         )
-    return images, digest.hexdigest()
+    return images
 
 
 def _problem(path: Path) -> str:
@@ -142,7 +171,7 @@ def _problem(path: Path) -> str:
         return "no image that Pillow knows" if "cannot identify" in str(error) else str(error)
 
 
-def _decode(path: Path, image_size: int) -> Float[Tensor, "3 h w"]:
+def _decode(path: Path, image_size: int, cropped: float) -> Float[Tensor, "3 h w"]:
     with Image.open(path) as file:
         picture = ImageOps.exif_transpose(file)
     if picture.mode.startswith(("I", "F")):  # which Pillow would clip to 8 bits
@@ -155,7 +184,7 @@ def _decode(path: Path, image_size: int) -> Float[Tensor, "3 h w"]:
             picture = picture.convert("RGBA")
             picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
         image = to_dtype(pil_to_tensor(picture.convert("RGB")), torch.float32, scale=True)
-    return center_crop(resize(image, [image_size], antialias=True), [image_size]).clamp(0, 1)
+    return center_crop(resize(image, [round(image_size * cropped)], antialias=True), [image_size]).clamp(0, 1)
 
 
 def _folders(path: Path) -> list[str]:
@@ -173,7 +202,7 @@ def _list(part: Path, number: dict[str, int]) -> list[tuple[Path, int]]:
     return [(Path(name), label) for name, label in files]
 
 
-def _shuffled(files: list[tuple[Path, int]]) -> tuple[tuple[Path, int], ...]:
+def shuffled(files: list[tuple[Path, int]]) -> Files:
     """In an order that depends on nothing but their number, for files that come sorted by name."""
     return tuple(files[i] for i in np.random.default_rng(ORDER_SEED).permutation(len(files)))
 

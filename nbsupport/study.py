@@ -10,6 +10,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from .scales import STUDIES
+
 EPS = (0.0, 1e-4, 3e-4, 5e-4, 1e-3, 3e-3, 5e-3, 1e-2, 3e-2, 5e-2, 1e-1, 3e-1, 5e-1)
 """The attack strengths of the paper, for images in [0, 1]: the 13 columns of its tables."""
 
@@ -49,8 +51,8 @@ class Study:
         K of the filtering denoisers.
     epochs, batch_size, learning_rate
         Training of the denoisers, the same for all of them.
-    classifier_epochs
-        Epochs for the classifier.
+    classifier_epochs, classifier_images
+        Training of the classifiers: epochs, and how many images (all there are where None).
     fusion_epochs, fusion_learning_rate
         Training of PA-Filt's fusion alone, the Y-Net frozen. At the denoisers' rate the strongest
         attacks drive its sigmoid to 0 everywhere in the first epoch, where no gradient brings it back.
@@ -65,6 +67,12 @@ class Study:
         and its restarts, the iterations of AutoAttack's parts, Square's queries.
     adaptive_trace_eps
         The strength, one of those, that the table shows in full and at which PGD's progress is checked.
+    augmentation
+        Of the classifier's training images: ``shift`` by up to one pixel, the whole batch alike, or
+        ``crop``: each image shifted by up to an eighth of its side, and half of them mirrored.
+    precision
+        Of trainings: ``float32``, or ``bfloat16`` where the hardware has it. Attacks and results are always
+        in float32.
     seed
         Seed of everything random.
     data
@@ -99,6 +107,9 @@ class Study:
     adaptive_restarts: int = 5
     adaptive_iterations: int = 100
     adaptive_queries: int = 5000
+    classifier_images: int | None = None
+    augmentation: str = "shift"
+    precision: str = "float32"
     steps: int = STEPS
     eps: tuple[float, ...] = EPS
     seed: int = 0
@@ -118,6 +129,10 @@ class Study:
             raise ValueError(
                 f"Study.sweep_steps: expected other numbers than steps = {self.steps}, got {self.sweep_steps}"
             )
+        if self.augmentation not in ("shift", "crop"):
+            raise ValueError(f"Study.augmentation: expected 'shift' or 'crop', got {self.augmentation!r}")
+        if self.precision not in ("float32", "bfloat16"):
+            raise ValueError(f"Study.precision: expected 'float32' or 'bfloat16', got {self.precision!r}")
         if self.data and self.name != "folder":
             raise ValueError(f"Study.data: a folder of images belongs to the study 'folder', not to {self.name!r}")
 
@@ -164,53 +179,6 @@ class Study:
     def specification(self) -> dict[str, Any]:
         """All attributes, for provenance; files and folders by their names, wherever they lie."""
         return asdict(self) | {"classifier": self.classifier_name, "data": Path(self.data).name}
-
-
-TOKEN: dict[str, Any] = dict(
-    adversarial_steps=2, adversarial_epochs=1, knowing_epochs=1, sweep_steps=(6, 8),
-    adaptive_images=4, adaptive_eps=(0.1, 0.5), adaptive_trace_eps=0.1, adaptive_steps=4, adaptive_restarts=1,
-    adaptive_iterations=2, adaptive_queries=4,
-)  # fmt: skip
-"""The second half of the study at ``smoke``: enough to see that it runs."""
-
-STUDIES: dict[str, dict[str, dict[str, Any]]] = {
-    "digits": {
-        "smoke": dict(
-            classifier="small_resnet", train_images=48, test_images=24, image_size=16, width=4, kernel_size=3,
-            epochs=1, batch_size=48, classifier_epochs=2, fusion_epochs=1, steps=4,
-            adversarial_eps=0.1, **TOKEN,
-        ),
-        "quick": dict(
-            classifier="small_resnet", train_images=1000, test_images=500, image_size=16, width=8, kernel_size=5,
-            epochs=5, batch_size=120, classifier_epochs=15, fusion_epochs=3,
-            adversarial_eps=0.1, adversarial_epochs=30, knowing_epochs=30, adaptive_images=32,
-            adaptive_eps=(5e-2, 0.1, 0.3, 0.5), adaptive_trace_eps=5e-2,
-        ),
-        "paper": dict(
-            classifier="small_resnet", train_images=1200, test_images=500, image_size=16, width=64, kernel_size=5,
-            epochs=40, batch_size=240, classifier_epochs=40, fusion_epochs=10,
-            adversarial_eps=0.1, adversarial_epochs=60, knowing_epochs=60, adaptive_images=500,
-            adaptive_eps=(1e-2, 3e-2, 5e-2, 0.1, 0.3, 0.5), adaptive_trace_eps=5e-2,
-        ),
-    },
-    "folder": {
-        "smoke": dict(
-            classifier="small_resnet", train_images=48, test_images=24, image_size=32, width=4, kernel_size=3,
-            epochs=1, batch_size=48, classifier_epochs=2, fusion_epochs=1, steps=4,
-            **TOKEN,
-        ),
-        "quick": dict(
-            classifier="small_resnet", train_images=1000, test_images=500, image_size=32, width=8, kernel_size=5,
-            epochs=5, batch_size=120, classifier_epochs=15, fusion_epochs=3,
-            adversarial_epochs=30, knowing_epochs=30, adaptive_images=32,
-        ),
-        "paper": dict(
-            classifier="resnet50", train_images=10_000, test_images=1000, image_size=224, width=64, kernel_size=5,
-            epochs=40, batch_size=64, classifier_epochs=40, fusion_epochs=10,
-            adversarial_epochs=60, knowing_epochs=60, adaptive_images=500,
-        ),
-    },
-}  # fmt: skip
 
 
 def sizes(chosen: dict[str, str]) -> dict[str, Any]:

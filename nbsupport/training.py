@@ -13,6 +13,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from .devices import autocast
 from .store import CorruptArtefact, write_atomically
 
 Loss = Callable[[Int[Tensor, "b"], torch.Generator], Tensor]
@@ -31,6 +32,7 @@ def fit(
     scratch: Path,
     label: str,
     clip_norm: float | None = None,
+    precision: str = "float32",
 ) -> list[float]:
     """Train with Adam and a one-cycle learning rate; go on from `scratch` after an interruption.
 
@@ -55,6 +57,8 @@ def fit(
         For the progress bar.
     clip_norm
         Gradients of a larger norm are shortened to it; None for no limit.
+    precision
+        ``float32``, or ``bfloat16`` where the hardware has it (`nbsupport.devices.precision`).
 
     Returns
     -------
@@ -66,6 +70,7 @@ def fit(
         If the loss is not finite.
     """
     trained.to(memory_format=torch.channels_last)
+    device = next(trained.parameters()).device
     parameters = [parameter for parameter in trained.parameters() if parameter.requires_grad]
     optimiser = torch.optim.Adam(parameters, lr=learning_rate)
     steps = -(-examples // batch_size)
@@ -84,7 +89,8 @@ def fit(
             total = 0.0
             for batch in torch.randperm(examples, generator=generator).split(batch_size):
                 optimiser.zero_grad(set_to_none=True)
-                value = loss(batch, generator)
+                with autocast(precision, device):
+                    value = loss(batch, generator)
                 total += float(value.detach()) * len(batch)
                 if not math.isfinite(total):
                     raise FloatingPointError(

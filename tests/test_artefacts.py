@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nbsupport import artefacts as module
-from nbsupport import classifier_training, denoiser_training
+from nbsupport import classifier_artefacts, classifier_training, denoiser_training
 from nbsupport.artefacts import CONSTANT, Artefacts
 from nbsupport.classifier_training import KINDS
 from nbsupport.denoisers import Additive, Filtering, MultiHead, PAFilter, YNet
@@ -31,7 +31,7 @@ def of(**changes):
 def _data_once():
     """Images are read once and not again for every specification."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "load", functools.cache(module.load))
+        patch.setattr(classifier_artefacts, "load", functools.cache(classifier_artefacts.load))
         yield
 
 
@@ -256,7 +256,7 @@ def test_nothing_made_from_other_weights_is_used(artefacts, tmp_path, monkeypatc
         next(classifier.parameters()).data.mul_(1 + 1e-6)
         return history
 
-    monkeypatch.setattr(module, "train", elsewhere)
+    monkeypatch.setattr(classifier_artefacts, "train", elsewhere)
     spied = denoiser_training.train
     monkeypatch.setattr(denoiser_training, "train", lambda name, *rest: calls.append(name) or spied(name, *rest))
     other.denoiser("PA-Filt(L_img)")
@@ -346,7 +346,7 @@ def test_the_report_of_pa_filt_has_mean_and_spread_of_its_weight(artefacts, name
 
 @pytest.mark.parametrize("name", sorted({*RECIPES} - FUSED))
 def test_only_the_report_of_pa_filt_has_a_weight(artefacts, name):
-    assert artefacts.report(name).keys() == {"loss", "change"}
+    assert artefacts.report(name).keys() == {"loss", "change", "precision"}
 
 
 def test_the_report_of_a_view_is_that_of_its_whole(artefacts):

@@ -349,3 +349,27 @@ def test_training_against_attacks_makes_robust(tmp_path):
         return float(difference[2, 2] / difference.sum())
 
     assert robust("Adv") > 2 * robust("standard")
+
+
+# -- augmentation --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(32, 32), (9, 16)])
+def test_every_crop_is_a_shift_of_its_image_and_half_are_mirrored(size):
+    height, width = size
+    most = max(size) // 8
+    images = torch.rand(60, 3, *size)
+    cropped = classifier_training._cropped(images, torch.Generator().manual_seed(0))
+    padded = torch.nn.functional.pad(images, (most,) * 4, mode="replicate")
+    found = []
+    for image, whole in zip(cropped, padded, strict=True):
+        windows = {
+            (top, left, mirrored): whole[:, top : top + height, left : left + width].flip(-1 if mirrored else ())
+            for top in range(2 * most + 1)
+            for left in range(2 * most + 1)
+            for mirrored in (False, True)
+        }
+        (place,) = (place for place, window in windows.items() if torch.equal(window, image))
+        found.append(place)
+    assert 15 < sum(mirrored for _, _, mirrored in found) < 45
+    assert len({place[:2] for place in found}) > 5

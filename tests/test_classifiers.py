@@ -186,5 +186,5 @@ def test_the_small_resnet_halves_the_image_twice():
 
 @pytest.mark.parametrize("name", ["resnet51", "", "SmallResNet", "fcn_resnet50"])
 def test_an_unknown_name_is_refused(name):
-    with pytest.raises(ValueError, match=f"no classifier named '{name}'; there are small_resnet and"):
+    with pytest.raises(ValueError, match=f"no classifier named '{name}'; there are small_resnet, resnet20 and"):
         build(name, 10, 32)

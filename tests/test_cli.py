@@ -191,6 +191,29 @@ def test_doctor_names_what_is_not_made_yet_and_how_to_make_it(complete, capsys):
         assert f"  {piece:22} not made yet: {COMPUTE}" in lines
 
 
+def test_doctor_lists_every_study_and_how_to_get_its_images(complete, capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("NBSUPPORT_DATA", str(tmp_path / "data"))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train_32x32.mat").touch()
+    (tmp_path / "data" / "cifar10" / "train").mkdir(parents=True)
+    main(["doctor", "--scale", "smoke"])
+    printed = capsys.readouterr().out
+    for line in (
+        "digits         there: its images come with scikit-learn",
+        f"cifar10        there: its images are in {tmp_path / 'data' / 'cifar10'}, as files",
+        f"svhn           to get: compute and run download about 250 MB to {tmp_path / 'data'}",
+        "neurips2017dev to get: neurips2017dev: ",
+        "folder         to get: name one: python -m nbsupport compute --study folder --data DIR",
+    ):
+        assert f"  {line}" in printed
+
+
+def test_doctor_downloads_nothing(complete, capsys, monkeypatch):
+    monkeypatch.setattr("nbsupport.published._download", lambda *arguments: pytest.fail("downloaded"))
+    assert exit_of("doctor", "--study", "cifar10", "--scale", "smoke") == 1
+    assert "cifar10        to get: compute and run download about 170 MB" in capsys.readouterr().out
+
+
 def test_doctor_finds_what_is_made(complete, finished, capsys):
     main(["doctor", "--scale", "smoke"])
     printed = capsys.readouterr().out
@@ -368,7 +391,7 @@ def test_notebooks_are_told(yours, capsys, monkeypatch, tmp_path):
 def test_doctor_says_what_it_found(complete, yours, capsys):
     main(["doctor", *OWN])
     lines = capsys.readouterr().out.splitlines()
-    assert f"study            folder at smoke; its data in {yours}/photos" in lines
+    assert f"study            folder at smoke; its images are in {yours}/photos" in lines
     assert "images           8 to train on, 4 to test on, 3 classes, 32×32 pixels" in lines
     assert "classifier       model.py:factory: 3 logits, clean accuracy 0.250" in lines  # folders: blue, green, red
     command = f"compute --study folder --scale smoke --classifier {yours}/model.py:factory --data {yours}/photos"
@@ -405,7 +428,7 @@ def test_what_is_wrong_with_them_is_said_in_one_line(command, change, message, c
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--data", "photos"], "--data belongs to --study folder, not to 'digits'"),
+        (["--data", "photos"], "--data belongs to studies of images that lie somewhere, not to 'digits'"),
         (["--image-size", "large"], "expected a number of pixels such as 224, got 'large'"),
         (["--image-size", "0"], "Study.image_size: expected a positive number, got 0"),
     ],

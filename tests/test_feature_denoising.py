@@ -144,7 +144,7 @@ def test_published_networks_have_their_blocks(name, number, embeddings):
 
 
 def test_unknown_name_is_refused():
-    with pytest.raises(ValueError, match="'resnet9_fd'; there are small_resnet_fd, resnet152_fd, resnext101_32x8d_fd"):
+    with pytest.raises(ValueError, match="'resnet9_fd'; there are small_resnet_fd, resnet20_fd, resnet152_fd, resnext"):
         build("resnet9_fd", 10, 32)
 
 

@@ -45,7 +45,7 @@ def one(path, size):
     found = folders.find(str(path.parents[1]))
     number = {file: position for split in folders.SPLITS for position, (file, _) in enumerate(found.files[split])}
     split = "train" if path in {file for file, _ in found.files["train"]} else "test"
-    return folders.read(found, split, None, size)[0][number[path]]
+    return folders.read(found.root, found.files[split], size)[number[path]]
 
 
 # -- what is found -------------------------------------------------------------------------------

@@ -1,0 +1,46 @@
+"""Device and precision: bfloat16 only where it is wanted and the hardware has it."""
+
+import pytest
+import torch
+
+from nbsupport import devices
+
+
+@pytest.mark.parametrize(
+    ("wanted", "has", "used"),
+    [("float32", True, "float32"), ("bfloat16", True, "bfloat16"), ("bfloat16", False, "float32")],
+)
+def test_precision_is_what_the_hardware_has(wanted, has, used, monkeypatch):
+    monkeypatch.setattr(devices, "has_bfloat16", lambda device: has)
+    device = torch.device("cpu")
+    assert devices.precision(wanted, device) == used
+    with devices.autocast(wanted, device):
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert str(product.dtype) == f"torch.{used}"
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "has"),
+    [({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({"bf16": True}, True), ({"avx2": True}, False)],
+)
+def test_a_cpu_has_it_by_its_instructions(capabilities, has, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert devices.has_bfloat16(torch.device("cpu")) is has
+
+
+def test_attacks_stay_in_float32_within_a_training_in_bfloat16(monkeypatch):
+    from nbsupport.attacks import pgd
+    from nbsupport.classifiers import build
+
+    monkeypatch.setattr(devices, "has_bfloat16", lambda device: True)
+    classifier, images, labels = build("small_resnet", 4, 8).eval(), torch.rand(3, 3, 8, 8), torch.tensor([0, 1, 2])
+    plain = pgd(classifier, images, labels, 0.1, steps=3)
+    with devices.autocast("bfloat16", torch.device("cpu")):
+        within = pgd(classifier, images, labels, 0.1, steps=3)
+    assert torch.equal(plain, within)
+    assert within.dtype == torch.float32
+
+
+def test_attacks_and_results_do_without_tf32():
+    assert not torch.backends.cuda.matmul.allow_tf32
+    assert not torch.backends.cudnn.allow_tf32
