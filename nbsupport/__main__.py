@@ -14,6 +14,7 @@ from .doctor import INSTALL, examine, looked_at
 from .evaluation import Evaluation
 from .figures import folder
 from .predicates import CORE_CLAIMS, ROBUST_CLAIMS
+from .processes import accelerator
 from .recipes import TABLES
 from .study import STUDIES, Study, sizes
 from .tables import beside, caption, over_steps, swept
@@ -21,16 +22,17 @@ from .tables import beside, caption, over_steps, swept
 
 def _compute(study: Study, numbers: list[int]) -> None:
     """Every artefact of some tables, without Jupyter."""
-    evaluation = Evaluation(Artefacts(study))
+    evaluation, say = Evaluation(Artefacts(study)), accelerator().print  # which only the first process does
     start = time.monotonic()
     for method in _methods(numbers):
         accuracy = evaluation.measurement(method).correct().mean()
-        print(f"{method:22} mean accuracy over ε {accuracy:.3f}   after {time.monotonic() - start:4.0f} s", flush=True)
+        say(f"{method:22} mean accuracy over ε {accuracy:.3f}   after {time.monotonic() - start:4.0f} s", flush=True)
     for number in numbers:
         evaluation.table(number)  # with all that is in it beside those measurements
     for failure in evaluation.failures(_methods(numbers)):
-        print(failure)
-    print(f"stored in {evaluation.artefacts.store.home}")
+        say(failure)
+    say(f"stored in {evaluation.artefacts.store.home}")
+    accelerator().end_training()
 
 
 def _methods(numbers: list[int]) -> tuple[str, ...]:

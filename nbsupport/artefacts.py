@@ -172,6 +172,6 @@ class Artefacts(ClassifierArtefacts):
             return denoiser.state_dict(), report
 
         specification = made_from(self.denoiser_specification(name), self.classifier(), *base)
-        tensors, report = self.store.tensors(specification, make)
+        tensors, report = self.store.tensors(specification, make, together=True)
         denoiser.load_state_dict(tensors)
         return denoiser.to(self.device).eval().requires_grad_(False), report

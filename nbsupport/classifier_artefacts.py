@@ -13,8 +13,9 @@ from . import neurips, outside, public_weights
 from .classifier_training import KINDS, train, training
 from .classifiers import Classifier, wrap
 from .data import Split, fitted, load
-from .devices import accelerator, precision
+from .devices import precision
 from .fingerprints import fingerprint
+from .processes import accelerator
 from .store import Store
 from .study import Study
 from .trial import PROBES

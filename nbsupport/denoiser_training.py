@@ -68,7 +68,7 @@ def train(
     history = fit(
         denoiser.train(), loss, examples=len(attacked.images) * (1 if recipe.knowing else len(study.attacked_eps)),
         epochs=wanted["epochs"], batch_size=study.batch_size, learning_rate=wanted["learning_rate"], seed=study.seed,
-        scratch=scratch, label=f"training {name}", precision=study.precision,
+        scratch=scratch, label=f"training {name}", precision=study.precision, together=True,
     )  # fmt: skip
     used = precision(study.precision, next(denoiser.parameters()).device)
     return {"loss": history, "precision": used} | health(denoiser.eval(), attacked)

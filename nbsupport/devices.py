@@ -1,16 +1,8 @@
-"""Where the work is done, and in which precision: the first GPU or the CPU, through Accelerate."""
+"""In which precision the work is done: bfloat16 for trainings where the hardware has it."""
 
 from contextlib import AbstractContextManager
-from functools import cache
 
 import torch
-from accelerate import Accelerator
-
-
-@cache
-def accelerator() -> Accelerator:
-    """This process among all that were started together."""
-    return Accelerator()
 
 
 def has_bfloat16(device: torch.device) -> bool:

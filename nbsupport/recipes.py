@@ -10,6 +10,7 @@ from .baselines import BASELINES
 from .classifiers import Classifier
 from .denoisers import HEADS, Additive, Denoiser, Filtering, MultiHead, PAFilter, View, YNet
 from .losses import fusion_loss, image_loss, semantic_loss
+from .processes import balance
 from .study import STRONG_EPS
 
 Objective = Callable[[Denoiser, Classifier, Tensor, Tensor, Tensor], Tensor]
@@ -38,7 +39,8 @@ def _branches(denoiser: Denoiser, classifier: Classifier, images: Tensor, clean:
     assert isinstance(denoiser, YNet)
     loss = image_loss(View(denoiser, "sl")(images), clean)
     strong = torch.isin(eps, torch.tensor(STRONG_EPS)).to(images.device)
-    return loss + image_loss(View(denoiser, "m")(images[strong]), clean[strong]) if strong.any() else loss
+    weight = balance(strong)
+    return loss + weight * image_loss(View(denoiser, "m")(images[strong]), clean[strong]) if strong.any() else loss
 
 
 def _fusion(denoiser: Denoiser, classifier: Classifier, images: Tensor, clean: Tensor, eps: Tensor) -> Tensor:

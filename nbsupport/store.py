@@ -14,11 +14,10 @@ What does not match is reported as a `CorruptArtefact` warning and made again.
 
 import contextlib
 import json
-import logging
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -27,12 +26,13 @@ from typing import Any
 import numpy as np
 import torch
 import zarr
-from filelock import FileLock, Timeout
 from safetensors.torch import load, save
 from torch import Tensor
 from tqdm.auto import tqdm
 from zarr.codecs import BytesCodec, Crc32cCodec
 from zarr.errors import ContainsArrayError
+
+from .processes import accelerator, locked
 
 BLOCK = 64  # images per chunk of an array
 Specification = Mapping[str, Any]
@@ -98,7 +98,9 @@ class Store:
         """Whether the artefact was finished; its content is verified when it is used."""
         return (self.folder(specification) / "artefact.json").is_file()
 
-    def tensors(self, specification: Specification, make: Callable[[Path], Tensors]) -> Tensors:
+    def tensors(
+        self, specification: Specification, make: Callable[[Path], Tensors], *, together: bool = False
+    ) -> Tensors:
         """Named tensors and a report: the stored ones, or those that `make` returns.
 
         Parameters
@@ -107,19 +109,26 @@ class Store:
             What the tensors are a function of.
         make
             Gets a scratch folder, which survives interruptions. Its report comes back as it reads from JSON.
+        together
+            Whether all processes make it at once; else one does, and the others wait for it.
         """
-        folder = self.folder(specification)
-        with self._locked(folder):
+        folder, process = self.folder(specification), accelerator()
+        with locked(folder, together):
             if stored := self._read_tensors(folder, specification):
                 return stored
             scratch = folder / "scratch"
             scratch.mkdir(exist_ok=True)
             made, report = make(scratch)
+            if together and not process.is_main_process:
+                process.wait_for_everyone()
+                return self._read_tensors(folder, specification) or (made, report)
             # cloned, because safetensors refuses tensors that share memory
             content = save({name: tensor.detach().cpu().clone().contiguous() for name, tensor in made.items()})
             write_atomically(folder / "tensors.safetensors", lambda temporary: temporary.write_bytes(content))
             record = self._finish(folder, specification, {"report": report, "sha256": sha256(content).hexdigest()})
             shutil.rmtree(scratch)
+            if together:
+                process.wait_for_everyone()
             return load(content), record["report"]
 
     def _read_tensors(self, folder: Path, specification: Specification) -> Tensors | None:
@@ -160,22 +169,26 @@ class Store:
         ValueError
             If `make` returns NaN, which marks what is missing, or another shape.
         """
-        folder = self.folder(specification)
-        with self._locked(folder):
+        folder, process = self.folder(specification), accelerator()
+        with locked(folder, together=True):
             finished = self._record(folder, specification) is not None
             stored = self._open_array(folder / "array.zarr", shape)
             result = torch.empty(shape, dtype=torch.float16)
             with tqdm(total=shape[0] * shape[1], desc=label, unit="image", disable=finished or not label) as bar:
-                for start in range(0, shape[1], BLOCK):
-                    block = slice(start, min(start + BLOCK, shape[1]))
+                blocks = [slice(start, min(start + BLOCK, shape[1])) for start in range(0, shape[1], BLOCK)]
+                for block in blocks[process.process_index :: process.num_processes]:
                     missing = [row for row in range(shape[0]) if not self._read_chunk(stored, row, block, result)]
-                    bar.update((shape[0] - len(missing)) * (block.stop - start))
+                    bar.update((shape[0] - len(missing)) * (block.stop - block.start))
                     for row, values in zip(missing, make(block, missing) if missing else (), strict=True):
                         stored[row, block] = values
                         if not self._read_chunk(stored, row, block, result):
                             raise ValueError(f"{folder.name}: NaN was made for strength {row} and {block}")
-                        bar.update(block.stop - start)
-            if not finished:
+                        bar.update(block.stop - block.start)
+            process.wait_for_everyone()
+            others = blocks if process.num_processes > 1 else []
+            if not all(self._read_chunk(stored, row, block, result) for row in range(shape[0]) for block in others):
+                raise OSError(f"{folder.name}: another process has not written its part; start again")
+            if not finished and process.is_main_process:
                 self._finish(folder, specification, {"shape": shape})
             return result
 
@@ -235,16 +248,3 @@ class Store:
         text = json.dumps(record | {"digest": key(record)}, indent=1)
         write_atomically(folder / "artefact.json", lambda temporary: temporary.write_text(text, encoding="utf-8"))
         return record
-
-    @contextlib.contextmanager
-    def _locked(self, folder: Path) -> Iterator[None]:
-        """One process at a time; the operating system lets go of the lock when a process dies."""
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / "lock")
-        try:
-            held = lock.acquire(timeout=0)
-        except Timeout:
-            logging.getLogger(__name__).warning("waiting for another process that makes %s", folder.name)
-            held = lock.acquire()
-        with held:
-            yield

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .devices import autocast
+from .processes import accelerator, mean_gradients
 from .store import CorruptArtefact, write_atomically
 
 Loss = Callable[[Int[Tensor, "b"], torch.Generator], Tensor]
@@ -33,6 +34,7 @@ def fit(
     label: str,
     clip_norm: float | None = None,
     precision: str = "float32",
+    together: bool = False,
 ) -> list[float]:
     """Train with Adam and a one-cycle learning rate; go on from `scratch` after an interruption.
 
@@ -59,6 +61,9 @@ def fit(
         Gradients of a larger norm are shortened to it; None for no limit.
     precision
         ``float32``, or ``bfloat16`` where the hardware has it (`nbsupport.devices.precision`).
+    together
+        Whether all processes train at once, each on its share of every batch. The loss has to be a mean
+        over examples, without batch norm.
 
     Returns
     -------
@@ -81,30 +86,40 @@ def fit(
         history = saved["history"]
         for name, part in parts.items():
             part.load_state_dict(saved[name])
+    process = accelerator()
+    rank, processes = (process.process_index, process.num_processes) if together else (0, 1)
     undisturbed = torch.random.fork_rng(range(torch.cuda.device_count()))
-    with tqdm(total=epochs * steps, initial=len(history) * steps, desc=label, unit="batch") as bar, undisturbed:
+    with (
+        tqdm(total=epochs * steps, initial=len(history) * steps, desc=label, unit="batch", disable=rank > 0) as bar,
+        undisturbed,
+    ):
         for epoch in range(len(history), epochs):
             generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
             torch.manual_seed(generator.initial_seed())  # dropout draws from the global state
             total = 0.0
             for batch in torch.randperm(examples, generator=generator).split(batch_size):
                 optimiser.zero_grad(set_to_none=True)
+                mine = batch[rank::processes]
                 with autocast(precision, device):
-                    value = loss(batch, generator)
+                    value = loss(mine, generator) * (len(mine) * processes / len(batch))
                 total += float(value.detach()) * len(batch)
                 if not math.isfinite(total):
                     raise FloatingPointError(
                         f"{label}: the loss is {total} in epoch {epoch + 1}; lower the learning rate"
                     )
                 value.backward()
+                if together:
+                    mean_gradients(parameters)
                 if clip_norm is not None:
                     nn.utils.clip_grad_norm_(parameters, clip_norm)
                 optimiser.step()
                 schedule.step()
                 bar.update()
-            history.append(total / examples)
+            mean = process.reduce(torch.tensor(total), reduction="mean") if processes > 1 else total
+            history.append(float(mean) / examples)
             bar.set_postfix(loss=f"{history[-1]:.4f}")
-            _write(checkpoint, {name: part.state_dict() for name, part in parts.items()} | {"history": history})
+            if rank == 0:
+                _write(checkpoint, {name: part.state_dict() for name, part in parts.items()} | {"history": history})
     trained.to(memory_format=torch.contiguous_format)
     return history
 

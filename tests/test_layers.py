@@ -9,12 +9,13 @@ import nbsupport
 
 # From the bottom up; a new module goes below all that import it.
 ORDER = (
-    "scales", "study", "store", "devices", "folders", "published", "neurips", "data", "outside", "fingerprints",
-    "trial", "classifiers", "public_weights", "feature_denoising", "feature_pyramid", "folding", "attacks",
-    "filtering", "unet", "denoisers", "defence", "baselines", "losses", "training", "classifier_training",
-    "recipes", "denoiser_training", "classifier_artefacts", "artefacts", "adaptive", "evaluation", "protocol",
-    "soundness", "tables", "adaptive_table", "predicates", "claims", "plots", "adaptive_plot", "diagrams",
-    "pictures", "figures", "readme", "doctor", "runner", "navigation", "widgets", "__main__",
+    "scales", "study", "processes", "store", "devices", "folders", "published", "neurips", "data", "outside",
+    "fingerprints", "trial", "classifiers", "public_weights", "feature_denoising", "feature_pyramid", "folding",
+    "attacks", "filtering", "unet", "denoisers", "defence", "baselines", "losses", "training",
+    "classifier_training", "recipes", "denoiser_training", "classifier_artefacts", "artefacts", "adaptive",
+    "evaluation", "protocol", "soundness", "tables", "adaptive_table", "predicates", "claims", "plots",
+    "adaptive_plot", "diagrams", "pictures", "figures", "readme", "doctor", "runner", "navigation", "widgets",
+    "__main__",
 )  # fmt: skip
 LINES = 250
 PACKAGE = Path(nbsupport.__file__).parent
