@@ -10,6 +10,7 @@ import eagerpy as ep
 import foolbox
 import torch
 import torch.nn.functional as F
+from accelerate.utils import find_executable_batch_size
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -149,15 +150,20 @@ def pgd(
     labels = labels.long()
     model = foolbox.PyTorchModel(prepared, bounds=(0, 1), device=images.device)
     options = dict(rel_stepsize=rel_step, steps=steps, random_start=True)
-    attacked = []
-    for part in torch.arange(len(images)).split(CHUNK.get(images.device.type, CHUNK["cuda"])):
-        clean, radius = images[part].contiguous(memory_format=torch.channels_last), strengths[part]
-        attack = _PGD(random_starts(clean, radius, seed), loss, **options)
-        criterion = foolbox.criteria.Misclassification(labels[part])
-        radii: Any = radius.view(-1, 1, 1, 1)  # Foolbox's own arithmetic takes one radius per image
-        with torch.autocast(images.device.type, enabled=False):  # within a training in bfloat16, too
-            attacked.append(attack.run(model, clean, criterion, epsilon=radii).contiguous())
-    return torch.cat(attacked)
+
+    def run(number: int) -> Tensor:
+        attacked = []
+        for part in torch.arange(len(images)).split(number):
+            clean, radius = images[part].contiguous(memory_format=torch.channels_last), strengths[part]
+            attack = _PGD(random_starts(clean, radius, seed), loss, **options)
+            criterion = foolbox.criteria.Misclassification(labels[part])
+            radii: Any = radius.view(-1, 1, 1, 1)  # Foolbox's own arithmetic takes one radius per image
+            with torch.autocast(images.device.type, enabled=False):  # within a training in bfloat16, too
+                attacked.append(attack.run(model, clean, criterion, epsilon=radii).contiguous())
+        return torch.cat(attacked)
+
+    at_once = CHUNK.get(images.device.type, CHUNK["cuda"])
+    return find_executable_batch_size(run, starting_batch_size=at_once)()  # halved where memory does not suffice
 
 
 @dataclass(frozen=True)

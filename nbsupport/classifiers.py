@@ -164,6 +164,13 @@ def wrap(
     return wrapped.requires_grad_(False)
 
 
+@torch.no_grad()
+def predicted_classes(classifier: nn.Module, images: Float[Tensor, "b c h w"], classes: tuple[str, ...]) -> list[str]:
+    """What the classifier sees in each image, in words; a number where it knows more classes than the data."""
+    numbers = classifier(images).argmax(dim=1).tolist()
+    return [classes[number] if number < len(classes) else str(number) for number in numbers]
+
+
 class SmallResNet(nn.Module):
     """Three stages of basic residual blocks for small images: the CIFAR ResNet, of any width and depth.
 

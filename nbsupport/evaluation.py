@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from accelerate.utils import find_executable_batch_size
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
@@ -67,14 +68,16 @@ def envelope(per_image: Shaped[np.ndarray, "strengths n"]) -> Shaped[np.ndarray,
 @torch.no_grad()
 def measure(classifier: Classifier, denoiser: nn.Module, attacked: AttackedSet) -> dict[str, Tensor]:
     """Everything that `Measurement` holds but the labels, for one denoiser before one classifier."""
-    columns = []
-    for eps in attacked.eps:
-        pairs = zip(attacked.at(eps).split(AT_ONCE), attacked.images.split(AT_ONCE), strict=True)
-        columns.append([_measured(classifier, denoiser, images, clean) for images, clean in pairs])
-    return {
-        name: torch.stack([torch.cat([part[name].cpu() for part in column]) for column in columns])
-        for name in columns[0][0]
-    }
+
+    def run(number: int) -> dict[str, Tensor]:
+        columns = []
+        for eps in attacked.eps:
+            pairs = zip(attacked.at(eps).split(number), attacked.images.split(number), strict=True)
+            found = [_measured(classifier, denoiser, images, clean) for images, clean in pairs]
+            columns.append({name: torch.cat([part[name].cpu() for part in found]) for name in found[0]})
+        return {name: torch.stack([column[name] for column in columns]) for name in columns[0]}
+
+    return find_executable_batch_size(run, starting_batch_size=AT_ONCE)()  # halved where memory does not suffice
 
 
 def _measured(classifier: Classifier, denoiser: nn.Module, images: Tensor, clean: Tensor) -> dict[str, Tensor]:
@@ -241,10 +244,3 @@ class Evaluation:
             for eps in dict.fromkeys((self.study.sweep_eps, self.half_eps))
             for steps, values in zip(self.study.sweep_steps, self.steps_curve(method, eps), strict=True)
         ]
-
-
-@torch.no_grad()
-def predicted_classes(classifier: nn.Module, images: Float[Tensor, "b c h w"], classes: tuple[str, ...]) -> list[str]:
-    """What the classifier sees in each image, in words; a number where it knows more classes than the data."""
-    numbers = classifier(images).argmax(dim=1).tolist()
-    return [classes[number] if number < len(classes) else str(number) for number in numbers]

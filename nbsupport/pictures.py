@@ -8,10 +8,11 @@ from matplotlib.figure import Figure
 
 from .adaptive import chain
 from .attacks import pgd
+from .classifiers import predicted_classes
 from .denoisers import Additive, KernelDenoiser, PAFilter
 from .denoisers import Filtering as FilteringDenoiser
 from .diagrams import draw_architectures
-from .evaluation import Evaluation, predicted_classes
+from .evaluation import Evaluation
 from .filtering import uncertainty_map
 from .plots import draw_before_after, draw_kernels, draw_parts, draw_uncertainty
 from .tables import short

@@ -521,3 +521,28 @@ def test_8_bit_images_would_not_keep_what_ratios_keep(eps, artefacts):
     kept = AttackedSet(images, attacked.labels, attacked.ratios, attacked.eps).at(eps)
     assert torch.equal((kept * 255).round() / 255, images)
     torch.testing.assert_close((kept - images).abs().max(), torch.tensor(eps), atol=1e-7, rtol=0)
+
+
+def test_chunks_halve_until_memory_suffices(monkeypatch):
+    monkeypatch.setitem(attacks.CHUNK, "cpu", 16)
+    network, images, labels, sizes = (
+        Network().eval(),
+        torch.rand(19, 3, SIDE, SIDE).double(),
+        torch.arange(19) % CLASSES,
+        [],
+    )
+    whole = pgd(network, images, labels, 0.1, steps=2)
+
+    class Small(Network):
+        """A network on a device that has room for five images."""
+
+        def forward(self, inputs):
+            sizes.append(len(inputs))
+            if len(inputs) > 5:
+                raise RuntimeError("CUDA out of memory. Tried to allocate 1 GiB")
+            return super().forward(inputs)
+
+    small = Small().eval()
+    small.load_state_dict(network.state_dict())
+    assert torch.equal(pgd(small, images, labels, 0.1, steps=2), whole)
+    assert {16, 8, 4} <= set(sizes)

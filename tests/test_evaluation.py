@@ -14,9 +14,9 @@ import nbsupport.evaluation
 from nbsupport.artefacts import Artefacts
 from nbsupport.attacks import AttackedSet, pgd
 from nbsupport.baselines import BASELINES
-from nbsupport.classifiers import Classifier
+from nbsupport.classifiers import Classifier, predicted_classes
 from nbsupport.denoisers import Additive, Denoiser, Filtering, MultiHead, PAFilter, View, YNet
-from nbsupport.evaluation import Evaluation, envelope, measure, predicted_classes
+from nbsupport.evaluation import Evaluation, envelope, measure
 from nbsupport.recipes import TABLES
 from nbsupport.store import Store
 from nbsupport.study import Study

@@ -6,7 +6,8 @@ from PIL import Image
 from torch import nn
 
 from nbsupport.artefacts import Artefacts
-from nbsupport.evaluation import Evaluation, predicted_classes
+from nbsupport.classifiers import predicted_classes
+from nbsupport.evaluation import Evaluation
 from nbsupport.fingerprints import fingerprint
 from nbsupport.outside import is_reference, load, name
 from nbsupport.store import Store
