@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 
 from nbsupport.attacks import pgd
-from nbsupport.classifiers import Classifier, SmallResNet
 from nbsupport.filtering import filter_pixels
 
 SHAPES = [(64, 3, 32, 32), (4, 3, 224, 224)]
@@ -96,22 +95,7 @@ def test_memory_of_filter_pixels(benchmark, size, backward, way):
     assert ratio < 1.2
 
 
-EPS, IMAGES, ATTACK = (1e-2, 3e-2), 500, 10  # a study's test set; steps enough for the rate of steps
-
-
-@pytest.fixture(scope="module")
-def cifar_resnet20():
-    """A CIFAR ResNet-20 and images, trained for a moment so that attacks have something to do."""
-    torch.manual_seed(0)
-    classifier = Classifier(SmallResNet(10, width=16, blocks=3)).train()
-    labels = torch.randint(10, (IMAGES,))
-    images = (torch.rand(10, 3, 32, 32)[labels] * 0.3 + 0.35 + 0.1 * torch.randn(IMAGES, 3, 32, 32)).clamp(0, 1)
-    optimiser = torch.optim.Adam(classifier.parameters(), 3e-3)
-    for _ in range(15):
-        optimiser.zero_grad()
-        F.cross_entropy(classifier(images), labels).backward()
-        optimiser.step()
-    return classifier.eval(), images, labels
+EPS, ATTACK = (1e-2, 3e-2), 10  # steps enough for the rate of steps
 
 
 def stock(classifier, images, labels):

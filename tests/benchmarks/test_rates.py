@@ -1,0 +1,95 @@
+"""How far the study's work is from what the machine can do, what it takes on disk, and how it grows."""
+
+from functools import partial
+from time import perf_counter
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from nbsupport.attacks import pgd, prepare
+from nbsupport.recipes import RECIPES
+from nbsupport.store import Store
+from nbsupport.training import fit
+
+STEPS, BATCH, STRENGTHS = 10, 120, 12
+NAMES = ("Add(L_img)", "Filt(L_img)", "Filt(L_sem)", "Multi-head-Filt(L_img)", "Y-Net")
+
+
+def bare(classifier, images, labels):
+    """Forward and backward alone: what no attack by gradients can do without."""
+    network = prepare(classifier, images[:2])
+    for part, truth in zip(images.split(64), labels.split(64), strict=True):
+        for _ in range(STEPS):
+            inputs = part.contiguous(memory_format=torch.channels_last).requires_grad_()
+            torch.autograd.grad(F.cross_entropy(network(inputs), truth, reduction="sum"), inputs)
+
+
+@pytest.mark.parametrize("way", ["ours", "bare forward + backward"])
+def test_an_attack_beside_its_limit(benchmark, cifar_resnet20, way):
+    classifier, images, labels = cifar_resnet20
+    attack = partial(pgd, eps=0.01, steps=STEPS) if way == "ours" else bare
+    benchmark.group = "pgd beside its limit, ResNet-20"
+    benchmark.pedantic(attack, args=(classifier, images, labels), rounds=3, warmup_rounds=1)
+    print(f"\n{way}: {len(images) * STEPS / benchmark.stats.stats.median:.0f} image-steps/s")
+
+
+@pytest.mark.parametrize("way", ["ours", "plain float32 loop"])
+@pytest.mark.parametrize("name", NAMES)
+def test_training(benchmark, cifar_resnet20, name, way, tmp_path):
+    """One epoch of eight batches."""
+    classifier, images, _ = cifar_resnet20
+    classifier = classifier.requires_grad_(False)
+    clean, eps = images[:BATCH], torch.tensor([1e-3, 1e-2, 1e-1, 0.3]).repeat(BATCH // 4)
+    attacked = (clean + eps.view(-1, 1, 1, 1) * torch.randn_like(clean).sign()).clamp(0, 1)
+    denoiser = RECIPES[name].build(width=12, kernel_size=5)
+
+    def loss(batch, generator=None):
+        chosen = batch % BATCH
+        return RECIPES[name].objective(denoiser, classifier, attacked[chosen], clean[chosen], eps[chosen])
+
+    def ours():
+        (tmp_path / "checkpoint.pt").unlink(missing_ok=True)
+        fit(
+            denoiser, loss, examples=8 * BATCH, epochs=1, batch_size=BATCH, learning_rate=1e-3, seed=0,
+            scratch=tmp_path, label="", precision="bfloat16",
+        )  # fmt: skip
+
+    def plain():
+        optimiser = torch.optim.Adam(denoiser.parameters(), 1e-3)
+        for batch in torch.randperm(8 * BATCH).split(BATCH):
+            optimiser.zero_grad()
+            loss(batch).backward()
+            optimiser.step()
+
+    benchmark.group = f"training {name}, width 12, 32x32"
+    benchmark.pedantic(ours if way == "ours" else plain, rounds=3, warmup_rounds=1)
+    print(f"\n{name}, {way}: {8 * BATCH / benchmark.stats.stats.median:.0f} images/s")
+
+
+@pytest.mark.parametrize("way", ["ours"])
+def test_disk_of_attacked_images(benchmark, way, tmp_path):
+    """Beside raw float32 images, everything counted that lies in the store."""
+    shape = (STRENGTHS, 256, 3, 32, 32)
+    made = torch.rand(shape).half().numpy()
+    specification = {"kind": "attacked", "name": "noise"}
+    store = Store(tmp_path)
+    benchmark.group = "disk of attacked images"
+    benchmark.pedantic(lambda: store.array(specification, shape, lambda block, rows: made[rows, block], ""), rounds=1)
+    size = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) / (shape[0] * shape[1])
+    print(f"\n{size:.0f} bytes per attacked image, {size / (4 * 3 * 32 * 32):.2f} of raw float32")
+
+
+@pytest.mark.parametrize("way", ["ours"])
+def test_time_grows_with_the_number_of_images(benchmark, cifar_resnet20, way):
+    """N, 2N and 4N images: the seconds for each, relative to N."""
+    classifier, images, labels = cifar_resnet20
+    benchmark.group, seconds = "growth over N, 2N, 4N images", {}
+    for number in (len(images) // 4, len(images) // 2, len(images)):
+        attack = partial(pgd, classifier, images[:number], labels[:number], 0.01, steps=STEPS)
+        attack()
+        start = perf_counter()
+        attack()
+        seconds[number] = perf_counter() - start
+    benchmark.pedantic(attack, rounds=1)
+    print("\n" + ", ".join(f"{number} images {value:.2f} s" for number, value in seconds.items()))
