@@ -161,7 +161,6 @@ class Artefacts(ClassifierArtefacts):
     def _trained(self, name: str) -> tuple[Denoiser, dict[str, Any]]:
         recipe, study = RECIPES[name], self.study
         denoiser = self._seeded(lambda: recipe.build(width=study.width, kernel_size=study.kernel_size))
-
         base = [self.trained(recipe.base)[0]] if recipe.base else []
 
         def make(scratch: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -35,13 +35,14 @@ class ClassifierArtefacts:
         self.device = accelerator().device
         # one object per artefact and session, so that cells which ask again wait for nothing
         self.classifier = cache(self._classifier)
+        self.classifier_specification = cache(self._classifier_specification)
         self.fingerprint = cache(lambda: fingerprint(self.classifier(), self.study.classifier))
 
     def images(self, split: str) -> Split:
         """Images of the study: ``train`` for denoisers, ``classifier`` for classifiers, ``test`` for results."""
         return load(self.study, "test" if split == "test" else "train", getattr(self.study, f"{split}_images"))
 
-    def classifier_specification(self, name: str = "standard") -> dict[str, Any]:
+    def _classifier_specification(self, name: str = "standard") -> dict[str, Any]:
         """What a classifier is a function of; for an outside one its weights and text, wherever it lies."""
         if self.own is not None and name == "standard":
             return self.fingerprint()
@@ -82,7 +83,8 @@ class ClassifierArtefacts:
 
         def make(scratch: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             history = train(name, classifier, split.images, split.labels, self.study, scratch)
-            return classifier.state_dict(), history | {"precision": precision(self.study.precision, self.device)}
+            used = precision(self.study.precision, self.device)
+            return classifier.state_dict(), {"loss": history, "precision": used}
 
         tensors, _ = self.store.tensors(specification, make)
         classifier.load_state_dict(tensors)

@@ -69,7 +69,7 @@ def located(study: Study) -> tuple[bool, str]:
             return True, f"{neurips.there()} of its {neurips.WHOLE:,} images are in {home / neurips.NAME}"
         except (ValueError, OSError) as error:
             return False, str(error)
-    if (home / study.name / "train").is_dir():
+    if published.is_tree(study.name):
         return True, f"its images are in {home / study.name}, as files"
     if published.there(study.name):
         return True, f"torchvision's files are in {home}"

@@ -27,6 +27,7 @@ CLASSES = {
     "cifar10": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
     "svhn": tuple("0123456789"),
 }
+KINDS = {"cifar10": CIFAR10, "svhn": SVHN}
 MEGABYTES = {"cifar10": 170, "svhn": 250}
 SPLITS: dict[str, dict[str, dict[str, Any]]] = {
     "cifar10": {"train": {"train": True}, "test": {"train": False}},
@@ -50,6 +51,11 @@ def home() -> Path:
     return Path(os.environ.get("NBSUPPORT_DATA") or default_home() / "data").expanduser().absolute()
 
 
+def is_tree(name: str) -> bool:
+    """Whether an image tree lies where it takes the place of torchvision's files."""
+    return (home() / name / "train").is_dir()
+
+
 def tree(name: str) -> folders.Tree | None:
     """The image tree that takes the place of torchvision's files, if there is one.
 
@@ -58,7 +64,7 @@ def tree(name: str) -> folders.Tree | None:
     ValueError
         If it is refused (`nbsupport.folders`) or its classes are not those of the data set.
     """
-    if not (home() / name / "train").is_dir():
+    if not is_tree(name):
         return None
     found = _tree(str(home() / name))
     if found.classes != CLASSES[name]:
@@ -73,7 +79,7 @@ _tree = lru_cache(maxsize=2)(folders.find)
 
 def there(name: str) -> bool:
     """Whether the data set need not be downloaded."""
-    return (home() / name / "train").is_dir() or all((home() / file).exists() for file in FILES[name])
+    return is_tree(name) or all((home() / file).exists() for file in FILES[name])
 
 
 def find(name: str, split: str, number: int | None, image_size: int) -> Source:
@@ -112,7 +118,7 @@ def _scaled(images: Tensor, image_size: int) -> Float[Tensor, "n 3 h w"]:
 
 @lru_cache(maxsize=2)
 def _torchvision(name: str, split: str, folder: Path) -> CIFAR10 | SVHN:
-    kind, options = {"cifar10": CIFAR10, "svhn": SVHN}[name], SPLITS[name][split]
+    kind, options = KINDS[name], SPLITS[name][split]
     if not there(name):
         _download(name, folder)
     try:
@@ -127,7 +133,7 @@ def _torchvision(name: str, split: str, folder: Path) -> CIFAR10 | SVHN:
 
 def _download(name: str, folder: Path) -> None:
     """Into a folder of its own first, so that an interrupted or damaged download leaves nothing behind."""
-    kind = {"cifar10": CIFAR10, "svhn": SVHN}[name]
+    kind = KINDS[name]
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
         for left in folder.glob(f"{PARTIAL}*"):  # of a process that was killed
