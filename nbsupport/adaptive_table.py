@@ -10,7 +10,7 @@ from .evaluation import COLUMNS
 from .protocol import KNOWING, TRANSFERRED, UNSEEN, Outcome, Protocol
 from .soundness import CHECKS, failed, verdicts
 from .study import Study
-from .tables import escaped, grid, short, without_marks
+from .tables import escaped, grid, short, subject, without_marks
 
 WORST = "worst"
 
@@ -68,7 +68,7 @@ def wide(outcomes: Sequence[Outcome]) -> pd.DataFrame:
 def caption(study: Study) -> str:
     """What the table shows, with everything needed to read its numbers."""
     return (
-        f"The attacker who knows the denoiser: `{study.classifier_name}` on `{study.name}`, the first "
+        f"The attacker who knows the denoiser: {subject(study)}, the first "
         f"{study.adaptive_images} test images (two standard errors of a share are up to "
         f"{1 / study.adaptive_images**0.5:.2f}), seed {study.seed}, scale {study.scale}. *Oblivious*: the paper's "
         f"attacker; *envelope*: the same in the worst of all smaller ε; *PGD*: through the whole defence, "

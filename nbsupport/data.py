@@ -137,15 +137,21 @@ def load(study: Study, split: str, number: int | None = None) -> Split:
 
 
 def fitted(study: Study) -> Study:
-    """The study, asking for no more images than there are in a folder. Other data sets are known to suffice."""
+    """The study, asking for no more images than there are in a folder, and saying what they are.
+
+    Data sets of `nbsupport.published` are known to suffice.
+    """
+    if study.name in published.CLASSES:
+        return replace(study, images_from=published.form(study.name))
     if study.name == "folder":
-        there = {split: len(files) for split, files in folders.find(study.data).files.items()}
+        there, form = {split: len(files) for split, files in folders.find(study.data).files.items()}, ""
     elif study.name == neurips.NAME:
-        there = neurips.sizes()
+        there, form = neurips.sizes(), neurips.form()
     else:
         return study
     wanted = {split: f"{split}_images" for split in there}
-    return replace(study, **{name: min(getattr(study, name), there[split]) for split, name in wanted.items()})
+    sizes = {name: min(getattr(study, name), there[split]) for split, name in wanted.items()}
+    return replace(study, images_from=form, **sizes)
 
 
 def _folder(study: Study, split: str, number: int | None) -> Split:

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from .evaluation import Evaluation
 from .store import write_atomically
-from .tables import markdown
+from .tables import markdown, subject, without_marks
 
 LIBRARIES = ("torch", "torchvision", "foolbox", "numpy", "scikit-learn", "scikit-image", "torchmetrics", "nbsupport")
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -97,20 +97,23 @@ def save(
     -------
     The file, or None at ``smoke`` scale, whose results mean nothing and are never written.
     """
-    if evaluation.study.scale == "smoke":
+    study = evaluation.study
+    if study.scale == "smoke":
         return None
     found = provenance(evaluation, notebook, methods, specifications)
     record = json.dumps(found, indent=1, ensure_ascii=False) + "\n"
-    place = folder(evaluation.study.name)
+    place = folder(study.name)
     place.mkdir(parents=True, exist_ok=True)
     if isinstance(content, Figure):
         path = place / f"{name}.png"
+        source = f"{without_marks(subject(study))}, {study.test_images} test images, seed {study.seed}, {study.scale}"
+        content.text(0, -0.01, source, va="top", fontsize=7, color="#777777")
         write_atomically(path, lambda file: content.savefig(file, format="png", dpi=150, bbox_inches="tight"))
     else:
         path = place / f"{name}.csv"
         write_atomically(path, lambda file: content.to_csv(file, index=False))
         if text is None and "table" in content:
-            text = markdown(content, evaluation.study, evaluation.failures(tuple(dict.fromkeys(methods))))
+            text = markdown(content, study, evaluation.failures(tuple(dict.fromkeys(methods))))
         if text is not None:
             page = text
             write_atomically(place / f"{name}.md", lambda file: file.write_text(page, encoding="utf-8"))

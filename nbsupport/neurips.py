@@ -55,6 +55,11 @@ def there() -> int:
     return len(_set(home()))
 
 
+def form() -> str:
+    """How many of the images there are, and what the denoisers learn from."""
+    return f"{there():,} of {WHOLE:,} images; {_parts(home())[2]}"
+
+
 @lru_cache(maxsize=2)
 def _set(folder: Path) -> folders.Files:
     place = folder / NAME

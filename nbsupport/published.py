@@ -82,6 +82,19 @@ def there(name: str) -> bool:
     return is_tree(name) or all((home() / file).exists() for file in FILES[name])
 
 
+def form(name: str) -> str:
+    """What the images are: torchvision's own, or what kind of files lies in their place."""
+    found = tree(name)
+    if found is None:
+        return "torchvision's files"
+    kinds = _suffixes(found.files["train"] + found.files["test"])
+    return "JPEG copies" if set(kinds) <= {".jpg", ".jpeg"} else f"an image tree of {', '.join(kinds)}"
+
+
+def _suffixes(files: folders.Files) -> list[str]:
+    return sorted({path.suffix.lower() for path, _ in files})
+
+
 def find(name: str, split: str, number: int | None, image_size: int) -> Source:
     """The first `number` images of a split of ``cifar10`` or ``svhn``; all where None.
 
@@ -95,8 +108,8 @@ def find(name: str, split: str, number: int | None, image_size: int) -> Source:
     specification: dict[str, Any] = {"data": name, "split": split, "size": image_size}
     if found := tree(name):
         files = found.files[split][:number]
-        suffixes = sorted({path.suffix.lower() for path, _ in files})
-        specification |= {"source": f"image tree ({', '.join(suffixes)})", "content": folders.digest(found.root, files)}
+        source = f"image tree ({', '.join(_suffixes(files))})"
+        specification |= {"source": source, "content": folders.digest(found.root, files)}
         labels = torch.tensor([label for _, label in files])
         read = partial(folders.read, found.root, files, image_size)
     else:

@@ -77,6 +77,8 @@ class Study:
         Seed of everything random.
     data
         The image tree of the study ``folder``, see `nbsupport.folders`; other studies have none.
+    images_from
+        What the images of a public data set are, for captions; found by `nbsupport.data.fitted`.
     """
 
     name: str
@@ -114,6 +116,7 @@ class Study:
     eps: tuple[float, ...] = EPS
     seed: int = 0
     data: str = ""
+    images_from: str = ""
 
     def __post_init__(self) -> None:
         rising = all(a < b for a, b in pairwise(self.eps))

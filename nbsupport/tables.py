@@ -10,9 +10,13 @@ from .evaluation import ENVELOPE, OWN
 from .study import Study
 
 PAPER = ("resnet50", "neurips2017dev")
-"""The classifier and the data set of the published numbers that stand beside Tables 1 to 5."""
+"""The classifier and the data set of the published numbers that stand beside Tables 1 to 5 where there are none
+for the study's own data set."""
 PAPERS = dict.fromkeys(range(1, 6), PAPER) | {6: ("resnet50", "svhn"), 7: ("resnext101", "neurips2017dev")}
-NAMES = {"resnet50": "ResNet-50", "resnext101": "ResNeXt-101", "neurips2017dev": "NeurIPS-2017DEV", "svhn": "SVHN"}
+NAMES = {
+    "resnet50": "ResNet-50", "vgg16": "VGG-16", "resnext101": "ResNeXt-101",
+    "neurips2017dev": "NeurIPS-2017DEV", "svhn": "SVHN", "cifar10": "CIFAR-10",
+}  # fmt: skip
 
 SUBJECTS = {
     1: "Accuracy with additive and filtering denoisers under two losses",
@@ -39,6 +43,14 @@ def published(classifier: str | None = None, data: str | None = None) -> pd.Data
     return numbers
 
 
+def compared(rows: pd.DataFrame) -> tuple[str, str]:
+    """The classifier and the data set whose published numbers stand beside a table: the nearest that the paper has."""
+    number, classifier, data = (rows[column].iloc[0] for column in ("table", "classifier", "study"))
+    numbers = published()
+    there = set(numbers.loc[numbers["table"] == number, ["threat_model", "dataset"]].itertuples(index=False, name=None))
+    return next(pair for pair in ((classifier, data), (PAPERS[number][0], data), PAPERS[number]) if pair in there)
+
+
 def short(eps: float) -> str:
     """ε as a column's head: ``5e-4``."""
     mantissa, exponent = f"{eps:.0e}".split("e")
@@ -48,7 +60,7 @@ def short(eps: float) -> str:
 def _with_published(rows: pd.DataFrame, over: str, **wanted: object) -> pd.DataFrame:
     """One line per metric, method, ε (where `over` is not ε) and source; one column per value of `over`."""
     number = int(rows["table"].iloc[0])
-    theirs = published(*PAPERS[number])
+    theirs = published(*compared(rows))
     for column, value in ({"table": number} | wanted).items():
         theirs = theirs[theirs[column] == value]
     ours, theirs = rows.assign(source=rows["attack"].map(SOURCES)), theirs.assign(source=PUBLISHED)
@@ -99,18 +111,27 @@ def styled(rows: pd.DataFrame, study: Study) -> Styler:
     return numbers.set_caption(without_marks(caption(rows, study)))
 
 
+def subject(study: Study) -> str:
+    """The classifier, the data set and the form of its images, for captions."""
+    images = f" ({study.images_from})" if study.images_from else ""
+    return f"`{study.classifier_name}` on `{study.name}`{images}"
+
+
 def caption(rows: pd.DataFrame, study: Study) -> str:
     """What a table shows, with everything needed to read its numbers."""
     number = int(rows["table"].iloc[0])
     own = f" *{ITSELF.capitalize()}*: the envelope where PGD attacks this network itself." if number > 4 else ""
-    network, data = (NAMES[name] for name in PAPERS[number])
+    network, data = compared(rows)
+    others = {"other images": data != study.name, "another network": network != study.classifier}
+    apart = " and ".join(other for other, true in others.items() if true)
+    known = f"this table for `{study.name}`" if study.name in set(published()["dataset"]) else f"`{study.name}`"
+    lacking = f", since the paper has no {known}" if data != study.name else ""
     return (
-        f"Table {number}. {SUBJECTS[number]}: `{study.classifier_name}` on `{study.name}`, "
-        f"PGD(n = {study.steps}, ε) by an "
-        f"attacker who knows the classifier and not the denoiser; the same {study.test_images} test images for all ε; "
+        f"Table {number}. {SUBJECTS[number]}: {subject(study)}, PGD(n = {study.steps}, ε) by an attacker who "
+        f"knows the classifier and not the denoiser; the same {study.test_images} test images for all ε; "
         f"seed {study.seed}, scale {study.scale}. *{WORST.capitalize()}*: per image the worst over all ε' ≤ ε. "
-        f"*{PUBLISHED.capitalize()}*: the paper's numbers for {network} on {data}, other images and another "
-        f"network, since the paper has no `{study.name}`.{own}"
+        f"*{PUBLISHED.capitalize()}*: the paper's numbers for {NAMES[network]} on {NAMES[data]}"
+        f"{', ' + apart if apart else ''}{lacking}.{own}"
     )
 
 

@@ -82,6 +82,14 @@ def test_a_table_becomes_csv_markdown_and_json(evaluation, place):
     assert written(place) == ["table1.csv", "table1.json", "table1.md"]
 
 
+def test_a_picture_says_of_what_it_is(evaluation, place):
+    drawn = picture()
+    save(evaluation, "fig2", drawn, notebook=NOTEBOOK, methods=METHODS)
+    (note,) = (text.get_text() for text in drawn.texts)
+    study = evaluation.study
+    assert note == f"small_resnet on digits, {study.test_images} test images, seed {study.seed}, {study.scale}"
+
+
 def test_a_figure_becomes_png_and_json(evaluation, place):
     path = save(evaluation, "fig2", picture(), notebook=NOTEBOOK, methods=METHODS)
     assert path == place / "fig2.png"

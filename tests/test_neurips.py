@@ -56,6 +56,7 @@ def test_a_third_is_for_testing_and_never_trained_on(data):
 
 def test_a_study_asks_for_no_more_than_there_is(data):
     assert (fitted(study()).train_images, fitted(study()).test_images) == (6, 3)
+    assert fitted(study()).images_from.startswith("9 of 1,000 images; trained on")
 
 
 def test_classes_have_imagenets_names(data):

@@ -6,6 +6,7 @@ import http.server
 import pickle
 import tarfile
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from scipy.io import savemat
 from torchvision.datasets import CIFAR10, SVHN
 
 from nbsupport import published
-from nbsupport.data import load
+from nbsupport.data import fitted, load
 from nbsupport.study import Study
 
 BATCHES = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]
@@ -179,6 +180,14 @@ def test_an_image_tree_is_taken_instead(data, cifar):
         pixels = torch.from_numpy(np.asarray(Image.open(path)).transpose(2, 0, 1).copy())
         assert torch.allclose(image * 255, pixels.float(), atol=1e-3)
         assert published.CLASSES["cifar10"][label] == path.parent.name
+
+
+@pytest.mark.parametrize(("suffix", "form"), [("jpg", "JPEG copies"), ("png", "an image tree of .png")])
+def test_a_study_says_what_its_images_are(data, suffix, form):
+    study = Study.named("cifar10", "smoke")
+    assert fitted(study).images_from == "torchvision's files"
+    tree(data, suffix=suffix)
+    assert fitted(study) == replace(study, images_from=form)
 
 
 def test_nothing_is_decoded_before_it_is_needed(data, monkeypatch):

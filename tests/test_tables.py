@@ -9,7 +9,7 @@ from nbconvert.filters import markdown2html
 
 from nbsupport.evaluation import COLUMNS
 from nbsupport.study import EPS, Study
-from nbsupport.tables import PAPERS, beside, caption, markdown, over_steps, published, short, styled, swept
+from nbsupport.tables import PAPERS, beside, caption, compared, markdown, over_steps, published, short, styled, swept
 
 SWEPT, SWEEP = (0.3, 0.05), (10, 30, 50, 70, 90)
 STUDY = Study.named("digits", "smoke", seed=7)
@@ -275,6 +275,35 @@ def test_a_caption_names_the_papers_network_and_data(number, theirs):
     text = caption(tidy("attacked", table=number), STUDY)
     assert f"the paper's numbers for {theirs}, other images" in text
     assert ("Attacked itself" in text) == (number > 4)
+
+
+@pytest.mark.parametrize(
+    ("number", "classifier", "data", "theirs"),
+    [
+        (1, "resnet20", "cifar10", "ResNet-50 on CIFAR-10, another network."),
+        (1, "resnet50", "cifar10", "ResNet-50 on CIFAR-10."),
+        (1, "resnet20", "svhn", "ResNet-50 on SVHN, another network."),
+        (2, "resnet20", "cifar10", "ResNet-50 on NeurIPS-2017DEV, other images and another network, since"),
+        (2, "resnet50", "cifar10", "ResNet-50 on NeurIPS-2017DEV, other images, since"),
+        (1, "vgg16", "neurips2017dev", "VGG-16 on NeurIPS-2017DEV."),
+        (4, "vgg16", "neurips2017dev", "ResNet-50 on NeurIPS-2017DEV, another network."),
+        (6, "resnet20", "svhn", "ResNet-50 on SVHN, another network."),
+        (7, "resnet20", "cifar10", "ResNeXt-101 on NeurIPS-2017DEV, other images and another network, since"),
+    ],
+)
+def test_the_nearest_published_numbers_stand_beside(number, classifier, data, theirs):
+    rows = tidy("attacked", table=number).assign(study=data, classifier=classifier)
+    study = Study.named(data, "smoke", classifier=classifier, images_from="JPEG copies")
+    text = caption(rows, study)
+    assert f"the paper's numbers for {theirs}" in text
+    assert f"`{classifier}` on `{data}` (JPEG copies), PGD" in text
+    network, name = compared(rows)
+    wanted = published(network, name).query("table == @number and method == 'attacked' and steps == 40")
+    metric = rows["metric"].iloc[0]
+    wanted = wanted[wanted["metric"] == metric]
+    if len(wanted):
+        shown = beside(rows).loc[(metric, "attacked", "published")]
+        assert shown.tolist() == pytest.approx(wanted.sort_values("eps")["value"].tolist())
 
 
 def test_tables_are_captioned_apart():
