@@ -2,7 +2,8 @@
 
 `study` says what is to be run, `artefacts` makes and keeps everything expensive, `evaluation`
 measures, `claims` judges, `plots`, `pictures`, `widgets` and `figures` show. CONTRIBUTING.md lists all
-modules; each imports only from those above it there. `defend` puts a trained denoiser before a classifier.
+modules; each imports only from those above it there. `defend` puts a trained denoiser before a
+classifier; `load_pretrained` gives those that come with the package.
 """
 
 import os
@@ -22,5 +23,6 @@ torch.backends.cuda.matmul.allow_tf32 = False
 torch.backends.cudnn.allow_tf32 = False
 
 from .defence import defend  # noqa: E402  (it imports all of the above)
+from .shipped import load_pretrained  # noqa: E402
 
-__all__ = ["defend"]
+__all__ = ["defend", "load_pretrained"]

@@ -1,24 +1,19 @@
 """A trained denoiser where it is needed: before a classifier, in a file, and exported without this package."""
 
 import inspect
-import json
-from hashlib import sha256
 from math import isqrt
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
-from . import __version__, denoisers
+from . import denoisers, weight_files
 from .denoisers import Additive, Denoiser, PAFilter
-from .store import canonical, write_atomically
+from .store import write_atomically
 from .trial import check_mode
 
-FORMAT = "nbsupport denoiser 1"
 TOLERANCE = 1e-5  # between an exported denoiser and the one it was made from
 
 
@@ -97,12 +92,8 @@ def save_denoiser(denoiser: Denoiser, path: str | Path, about: dict[str, Any] | 
     TypeError
         If it is no denoiser that can be built again from its class, width and kernel size.
     """
-    tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in denoiser.state_dict().items()}
-    record = canonical({"class": type(denoiser).__name__, "arguments": _arguments(denoiser), "about": about or {}})
-    metadata = {"format": FORMAT, "version": __version__, "record": record, "sha256": _digest(record, tensors)}
-    content = save(tensors, metadata)
-    write_atomically(Path(path), lambda temporary: temporary.write_bytes(content))
-    return Path(path)
+    record = {"class": type(denoiser).__name__, "arguments": _arguments(denoiser), "about": about or {}}
+    return weight_files.write(path, "denoiser", record, denoiser.state_dict())
 
 
 def load_denoiser(path: str | Path) -> Denoiser:
@@ -115,32 +106,10 @@ def load_denoiser(path: str | Path) -> Denoiser:
     ValueError
         If the file is damaged, was altered, or holds something else.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"load_denoiser: there is no file {path}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"load_denoiser: {path} is damaged or no safetensors file ({error}); save it again") from error
-    if metadata.get("format") != FORMAT:
-        raise ValueError(f"load_denoiser: {path} is no {FORMAT!r} file, got {metadata.get('format')!r}; save it with "
-                         "save_denoiser")  # fmt: skip
-    record = metadata["record"]
-    if _digest(record, tensors) != metadata["sha256"]:
-        raise ValueError(f"load_denoiser: {path} was altered (its checksum differs); save or copy it again")
-    content = json.loads(record)
+    content, tensors = weight_files.read(path, "denoiser")
     denoiser: Denoiser = _known(content["class"])(**content["arguments"])
     denoiser.load_state_dict(tensors)
     return denoiser.eval().requires_grad_(False)
-
-
-def _digest(record: str, tensors: dict[str, Tensor]) -> str:
-    digest = sha256(record.encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _known(name: str) -> Any:

@@ -23,6 +23,7 @@ from .recipes import TABLES, parts
 COLUMNS = ["table", "study", "classifier", "method", "attack", "steps", "eps", "metric", "value", "n", "seed"]
 ENVELOPE, OWN = "pgd-envelope", "pgd-on-itself"
 AT_ONCE = 50  # images; many at once leave the processor's caches, and SSIM alone takes eight times longer
+Images = Float[Tensor, "b c h w"]
 
 
 @dataclass(frozen=True)
@@ -83,13 +84,16 @@ def measure(classifier: Classifier, denoiser: nn.Module, attacked: AttackedSet) 
 def _measured(classifier: Classifier, denoiser: nn.Module, images: Tensor, clean: Tensor) -> dict[str, Tensor]:
     images, clean = images.to(classifier.mean.device), clean.to(classifier.mean.device)
     denoised = denoiser(images)
-    against = {"preds": denoised, "target": clean, "data_range": 1.0, "reduction": "none"}
-    return {
-        "predictions": classifier(denoised).argmax(dim=1),
-        "psnr": peak_signal_noise_ratio(**against, dim=(1, 2, 3)),
-        "ssim": structural_similarity_index_measure(**against),
-        "change": (denoised - images).abs().mean(dim=(1, 2, 3)),
-    } | _extra(denoiser, images)
+    psnr, ssim = quality(denoised, clean)
+    said, change = classifier(denoised).argmax(dim=1), (denoised - images).abs().mean(dim=(1, 2, 3))
+    return {"predictions": said, "psnr": psnr, "ssim": ssim, "change": change} | _extra(denoiser, images)
+
+
+def quality(images: Images, clean: Images) -> tuple[Float[Tensor, "b"], Float[Tensor, "b"]]:
+    """PSNR in dB and SSIM of images in [0, 1] against the clean ones, each by itself."""
+    against: Any = {"preds": images, "target": clean, "data_range": 1.0, "reduction": "none"}
+    ssim: Any = structural_similarity_index_measure(**against)
+    return peak_signal_noise_ratio(**against, dim=(1, 2, 3)), ssim.view(len(images))
 
 
 def _extra(denoiser: nn.Module, images: Tensor) -> dict[str, Tensor]:

@@ -1,18 +1,50 @@
-"""The results table of the README, generated from ``figures/digits/adaptive.csv``: ``python -m nbsupport.readme``."""
+"""The results in the README, generated from ``figures/``: ``python -m nbsupport.readme``."""
 
 from pathlib import Path
+from typing import cast
 
 import pandas as pd
 
 from .adaptive_table import WORST
 from .figures import REPOSITORY
 from .store import write_atomically
-from .tables import escaped, grid, short
+from .tables import MEASURED, PUBLISHED, beside, escaped, grid, short
 
-START, END = "<!-- results: python -m nbsupport.readme -->", "<!-- end of results -->"
+STUDIES = ("cifar10", "digits")
+COLUMNS = ("0", "1e-3", "3e-3", "1e-2", "3e-2", "1e-1", "5e-1")
+"""The strengths of a table that the README shows; the whole table is linked."""
 
 
-def block(rows: pd.DataFrame) -> str:
+def oblivious(rows: pd.DataFrame) -> str:
+    """Accuracy under the paper's attacker, measured beside published, in Markdown.
+
+    Parameters
+    ----------
+    rows
+        Of Tables 1 and 4, from `nbsupport.evaluation.Evaluation.table`.
+    """
+    lines: list[list[str]] = []
+    seen: set[tuple[str, str]] = set()
+    for _, part in rows.groupby("table"):
+        table = beside(part[part["metric"] == "accuracy"]).droplevel("metric")
+        means = table.mean(axis=1)
+        for index, values in table.iterrows():
+            method, source = cast(tuple[str, str], index)
+            if source in (MEASURED, PUBLISHED) and (method, source) not in seen:
+                seen.add((method, source))
+                name = "no filter" if method == "attacked" else escaped(method)
+                shown = [*(f"{values[column]:.2f}" for column in COLUMNS), f"{means[method, source]:.3f}"]
+                lines.append([f"**{name}**" if source == MEASURED else "", source, *shown])
+    study = rows.iloc[0]["study"]
+    under = (
+        f"*Accuracy on {rows.iloc[0]['n']} test images of `{study}`, by ε and as the mean over 13 ε, when the attacker "
+        f"does not know the filter. All columns, with what was measured and what was published: "
+        f"[Table 1](figures/{study}/table1.md), [Table 4](figures/{study}/table4.md).*"
+    )
+    return "\n".join([*grid(["", "", *(f"ε = {column}" for column in COLUMNS), "mean"], lines), "", under])
+
+
+def knowing(rows: pd.DataFrame) -> str:
     """Accuracy under both attackers, one line per defence, in Markdown.
 
     Parameters
@@ -36,28 +68,47 @@ def block(rows: pd.DataFrame) -> str:
         f"to {1 / first['n'] ** 0.5:.2f}) when the attacker does not know the defence, as in the paper, and when he "
         f"does: per image the worst of all attacks of [notebook 12](notebooks/12_adaptive_attacks.ipynb) at this and "
         f"smaller ε. † a check of the attack failed, so the true accuracy may be lower. "
-        f"[Full table](figures/digits/adaptive.md).*"
+        f"[Full table](figures/{first['study']}/adaptive.md).*"
     )
     return "\n".join([*grid(["defence", *heads], lines), "", under])
 
 
-def updated(page: str, rows: pd.DataFrame) -> str:
-    """The README with its results between `START` and `END`.
+def block(study: str, figures: Path = REPOSITORY / "figures") -> str:
+    """All of a study's results for the README; of ``digits`` only what the attacker who knows leaves."""
+    place, parts = figures / study, []
+    tables = [place / "table1.csv", place / "table4.csv"]
+    if study != "digits" and all(table.exists() for table in tables):
+        parts.append(oblivious(pd.concat(map(pd.read_csv, tables))))
+    if (place / "adaptive.csv").exists():
+        parts.append(knowing(pd.read_csv(place / "adaptive.csv")))
+    return "\n\n".join(parts)
+
+
+def marks(study: str) -> tuple[str, str]:
+    """Between which lines a study's results stand."""
+    return f"<!-- results of {study}: python -m nbsupport.readme -->", f"<!-- end of results of {study} -->"
+
+
+def updated(page: str, study: str, text: str) -> str:
+    """The README with a study's results between its `marks`.
 
     Raises
     ------
     ValueError
         If it does not contain both marks once.
     """
-    if page.count(START) != 1 or page.count(END) != 1:
-        raise ValueError(f"expected the README to contain {START} and {END} once each")
-    before, rest = page.split(START)
-    return f"{before}{START}\n{block(rows)}\n{END}{rest.split(END)[1]}"
+    start, end = marks(study)
+    if page.count(start) != 1 or page.count(end) != 1:
+        raise ValueError(f"expected the README to contain {start} and {end} once each")
+    before, rest = page.split(start)
+    return f"{before}{start}\n{text}\n{end}{rest.split(end)[1]}"
 
 
 def main(readme: Path = REPOSITORY / "README.md") -> None:
     """Write the results into the README."""
-    page = updated(readme.read_text(encoding="utf-8"), pd.read_csv(REPOSITORY / "figures/digits/adaptive.csv"))
+    page = readme.read_text(encoding="utf-8")
+    for study in STUDIES:
+        page = updated(page, study, block(study))
     write_atomically(readme, lambda file: file.write_text(page, encoding="utf-8"))
 
 

@@ -26,9 +26,10 @@ SMALLEST: dict[str, Any] = dict(classifier_images=200, **PHOTOGRAPHS, **SMOKE)
 CIFAR: dict[str, dict[str, Any]] = {
     "smoke": dict(classifier="resnet20", image_size=32, **SMALLEST),
     "quick": dict(
-        classifier="resnet20", image_size=32, train_images=2000, test_images=500, width=12, kernel_size=5, epochs=5,
-        batch_size=120, classifier_epochs=24, fusion_epochs=2, adversarial_epochs=8, knowing_epochs=10,
-        adaptive_images=32, adaptive_eps=(3e-3, 1e-2, 3e-2, 0.1), adaptive_trace_eps=1e-2, **PHOTOGRAPHS,
+        classifier="resnet20", image_size=32, train_images=2000, test_images=500, width=12, kernel_size=5, epochs=6,
+        batch_size=24, learning_rate=5e-4, classifier_epochs=24, fusion_epochs=2, adversarial_epochs=8,
+        knowing_epochs=10, adaptive_images=32, adaptive_eps=(3e-3, 1e-2, 3e-2, 0.1), adaptive_trace_eps=1e-2,
+        **PHOTOGRAPHS,
     ),
     "paper": dict(classifier="resnet50", image_size=32, batch_size=240, **PHOTOGRAPHS, **PAPER),
 }  # fmt: skip

@@ -9,7 +9,10 @@ import ipywidgets
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
+from .explorer import Explorer, explore
 from .study import eps_label
+
+__all__ = ["Browser", "eps_choices", "exercise", "explore", "png"]
 
 DPI = 80
 
@@ -77,11 +80,11 @@ class Browser(ipywidgets.VBox):
 
 
 def exercise() -> int:
-    """Move every slider of this session to its ends and back.
+    """Move every slider of this session to its ends and back, and every explorer's choices.
 
     Returns
     -------
-    How many sliders there are.
+    How many sliders there are; an explorer counts as one.
 
     Raises
     ------
@@ -107,7 +110,26 @@ def exercise() -> int:
             for output in widget.outputs:
                 if output["output_type"] == "error":
                     raise RuntimeError(f"an error inside of a widget: {output['ename']}: {output['evalue']}")
-    return sum(len(browser.sliders) for browser in browsers)
+    explorers = [widget for widget in _all_widgets() if isinstance(widget, Explorer)]
+    for explorer in explorers:
+        _walk(explorer)
+    return sum(len(browser.sliders) for browser in browsers) + len(explorers)
+
+
+def _walk(explorer: Explorer) -> None:
+    fixed, first = explorer.fixed, explorer.shown
+    start = {name: getattr(explorer, name) for name in ("image", "strength", "method", "row")}
+    ends = {"image": len(fixed["names"]) - 1, "strength": 0, "method": fixed["methods"][0], "row": 0}
+    for name, end in ends.items():
+        setattr(explorer, name, end)
+        if explorer.message:
+            raise RuntimeError(f"explorer: {explorer.message}")
+    if explorer.shown == first:
+        raise RuntimeError("explorer: the screen does not change")
+    for name, value in start.items():
+        setattr(explorer, name, value)
+    if explorer.shown != first:
+        raise RuntimeError("explorer: the screen does not come back")
 
 
 def _all_widgets() -> list[ipywidgets.Widget]:

@@ -2,12 +2,15 @@
 
 import pandas as pd
 import pytest
+from test_tables import tidy
 
 from nbsupport import readme
 from nbsupport.evaluation import COLUMNS
 from nbsupport.figures import REPOSITORY
+from nbsupport.tables import published
 
-PAGE = f"before\n{readme.START}\nold\n{readme.END}\nafter\n"
+START, END = readme.marks("digits")
+PAGE = f"before\n{START}\nold\n{END}\nafter\n"
 
 
 def row(method, attack, eps, metric, value):
@@ -29,32 +32,48 @@ def rows():
 
 
 def test_one_line_per_defence_with_both_attackers(rows):
-    lines = readme.block(rows).splitlines()
+    lines = readme.knowing(rows).splitlines()
     assert lines[0] == "| defence | does not know it, ε = 5e-2 | knows it, ε = 5e-2 |"
     assert lines[2] == "| no filter | 0.84 | 0.28 |"
     assert lines[3] == "| Filt(L_img\\*) † | 0.84 | 0.28 |"  # a check of its attack failed
 
 
 def test_it_says_how_many_images_and_how_uncertain(rows):
-    assert "first 25 test images of `digits`" in readme.block(rows)
-    assert "up to 0.20" in readme.block(rows)  # 2 · √(¼ / 25)
+    assert "first 25 test images of `digits`" in readme.knowing(rows)
+    assert "up to 0.20" in readme.knowing(rows)  # 2 · √(¼ / 25)
 
 
-def test_only_the_block_is_replaced(rows):
-    page = readme.updated(PAGE, rows)
-    assert page == f"before\n{readme.START}\n{readme.block(rows)}\n{readme.END}\nafter\n"
-    assert readme.updated(page, rows) == page
+def test_measured_stands_beside_published():
+    ours = pd.concat([tidy("attacked", "Filt(L_img)", table=1), tidy("attacked", "PA-Filt(L_img)", table=4)])
+    ours = ours.assign(study="cifar10", classifier="resnet20")
+    head, _, *lines = [[cell.strip() for cell in line[1:-1].split("|")] for line in readme.oblivious(ours).splitlines()]
+    assert head == ["", "", *(f"ε = {column}" for column in readme.COLUMNS), "mean"]
+    named = [(line[0], line[1]) for line in lines if len(line) == len(head)]
+    methods = ["**no filter**", "**Filt(L_img)**", "**PA-Filt(L_img)**"]
+    assert named == [pair for method in methods for pair in ((method, "measured"), ("", "published"))]
+    curve = ours[(ours["method"] == "Filt(L_img)") & (ours["attack"] == "pgd")].set_index("eps")["value"]
+    assert lines[2][2:] == [*(f"{curve[float(column)]:.2f}" for column in readme.COLUMNS), f"{curve.mean():.3f}"]
+    theirs = published("resnet50", "cifar10").query("table == 1 and method == 'Filt(L_img)'").set_index("eps")["value"]
+    assert lines[3][2:-1] == [f"{theirs[float(column)]:.2f}" for column in readme.COLUMNS]
 
 
-@pytest.mark.parametrize("page", ["", PAGE + PAGE, PAGE.replace(readme.END, "")])
-def test_a_page_without_the_marks_is_refused(page, rows):
+def test_a_study_without_results_claims_nothing(tmp_path):
+    assert readme.block("cifar10", tmp_path) == ""
+
+
+def test_only_the_block_is_replaced():
+    page = readme.updated(PAGE, "digits", "new")
+    assert page == f"before\n{START}\nnew\n{END}\nafter\n"
+    assert readme.updated(page, "digits", "new") == page
+
+
+@pytest.mark.parametrize("page", ["", PAGE + PAGE, PAGE.replace(END, "")])
+def test_a_page_without_the_marks_is_refused(page):
     with pytest.raises(ValueError, match="expected the README to contain"):
-        readme.updated(page, rows)
+        readme.updated(page, "digits", "new")
 
 
-def test_the_committed_results_are_current():
-    page, table = (REPOSITORY / "README.md").read_text(encoding="utf-8"), REPOSITORY / "figures/digits/adaptive.csv"
-    if table.exists():
-        assert readme.updated(page, pd.read_csv(table)) == page
-    else:  # not measured: then the README claims nothing
-        assert f"{readme.START}\n{readme.END}" in page
+@pytest.mark.parametrize("study", readme.STUDIES)
+def test_the_committed_results_are_current(study):
+    page = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert readme.updated(page, study, readme.block(study)) == page
