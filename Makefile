@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help install study robust lab test bench report doctor links clean
 help:
-	@echo "make study    run the core of the study on this machine: Tables 1-4, Figures 1-4 (notebooks 00-08)"
+	@echo "make study    run the core of the study on this machine: Tables 1-4, Figures 1-4 (notebooks 00-08, 13)"
 	@echo "make robust   the second half: adversarially trained classifiers, and the attacker who knows (long)"
 	@echo "make lab      open JupyterLab on notebooks/00_start_here.ipynb"
 	@echo "make test     check everything: style, types, unit tests, every notebook"
@@ -30,7 +30,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 study: $(READY)
-	@$(BIN)/python -m nbsupport run 00 01 02 03 04 05 06 07 08
+	@$(BIN)/python -m nbsupport run 00 01 02 03 04 05 06 07 08 13
 	@$(BIN)/python -m nbsupport report --tables 1 2 3 4
 	@echo; echo "Now walk through it: make lab. The second half, robust classifiers and the attacker who knows: make robust"
 

@@ -1,5 +1,6 @@
 """How the denoisers learn: from stored attacks on the bare classifier, or against attacks through themselves."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,15 @@ from torch import Tensor, nn
 
 from .attacks import AttackedSet, pgd
 from .classifiers import Classifier
-from .denoisers import Denoiser, PAFilter
+from .denoisers import HEADS, Denoiser, MultiHead, PAFilter, View, YNet
 from .devices import precision
-from .recipes import RECIPES
+from .losses import fusion_loss
+from .recipes import RECIPES, Objective
 from .study import STRONG_EPS, Study
 from .training import Loss, fit
+from .unet import OutputLayer
 
-HEALTH_IMAGES = 128
+HEALTH_IMAGES, ALIVE_IMAGES = 128, 16
 
 
 def budget(name: str, study: Study) -> dict[str, Any]:
@@ -28,8 +31,11 @@ def budget(name: str, study: Study) -> dict[str, Any]:
             "rel_step": study.adversarial_rel_step,
         }
         return {"epochs": epochs, "learning_rate": rate, "against": attack}
+    if recipe.literal:
+        return {"epochs": study.fusion_epochs, "learning_rate": study.learning_rate, "literal": True}
     if recipe.base:
-        return {"epochs": study.fusion_epochs, "learning_rate": study.fusion_learning_rate}
+        balanced = {"fusion": study.fusion} if study.fusion != "mean" else {}
+        return {"epochs": study.fusion_epochs, "learning_rate": study.fusion_learning_rate} | balanced
     return {"epochs": study.epochs, "learning_rate": study.learning_rate}
 
 
@@ -76,6 +82,8 @@ def train(
 
 def _oblivious(name: str, denoiser: Denoiser, classifier: Classifier, attacked: AttackedSet, study: Study) -> Loss:
     recipe, device = RECIPES[name], next(denoiser.parameters()).device
+    balanced = study.fusion == "balanced" and recipe.base == "Y-Net" and not recipe.literal
+    objective = _balanced(denoiser, classifier, attacked) if balanced else recipe.objective
     strengths = [study.eps.index(eps) for eps in (STRONG_EPS if recipe.strong_only else study.attacked_eps)]
 
     def loss(batch: Tensor, generator: torch.Generator) -> Tensor:
@@ -83,9 +91,24 @@ def _oblivious(name: str, denoiser: Denoiser, classifier: Classifier, attacked: 
         numbers, slots = batch % len(attacked.images), batch // len(attacked.images)
         rows = torch.tensor(strengths)[slots % len(strengths)]
         clean, images = (x.to(device) for x in (attacked.images[numbers], attacked.pick(rows, numbers)))
-        return recipe.objective(denoiser, classifier, images, clean, torch.tensor(study.eps)[rows])
+        return objective(denoiser, classifier, images, clean, torch.tensor(study.eps)[rows])
 
     return loss
+
+
+@torch.no_grad()
+def _balanced(denoiser: Denoiser, classifier: Classifier, attacked: AttackedSet) -> Objective:
+    """The fusion's loss over that of the untrained fusion, W = ½, on average at the same strength."""
+    number, device = min(HEALTH_IMAGES, len(attacked.images)), classifier.mean.device
+    clean, strengths = attacked.images[:number].to(device), torch.tensor(attacked.eps)
+    start = torch.stack([fusion_loss(classifier, denoiser(attacked.at(eps, number).to(device)), clean)
+                         for eps in attacked.eps])  # fmt: skip
+
+    def objective(denoiser: Denoiser, classifier: Classifier, images: Tensor, clean: Tensor, eps: Tensor) -> Tensor:
+        rows = (eps[:, None] == strengths).float().argmax(dim=1)
+        return fusion_loss(classifier, denoiser(images), clean, 1 / start[rows.to(device)])
+
+    return objective
 
 
 def _knowing(name: str, denoiser: Denoiser, classifier: Classifier, attacked: AttackedSet, study: Study) -> Loss:
@@ -105,12 +128,34 @@ def _knowing(name: str, denoiser: Denoiser, classifier: Classifier, attacked: At
 
 @torch.no_grad()
 def health(denoiser: Denoiser, attacked: AttackedSet) -> dict[str, Any]:
-    """Per strength the mean distance of Ĩ from Î and, where there is a W, its mean; and W's spread over everything."""
+    """Per strength the mean distance of Ĩ from Î and, where there is a W, its mean; and W's spread over everything.
+
+    Also, for each output layer, the share of the features before it that are above 0: none are where the
+    ReLUs of a decoder died, which then says the same of every pixel.
+    """
     number, device = min(HEALTH_IMAGES, len(attacked.images)), next(denoiser.parameters()).device
     batches = [attacked.at(eps, number).to(device) for eps in attacked.eps]
     found: dict[str, Any] = {"change": [float((denoiser(x) - x).abs().mean()) for x in batches]}
+    found["alive"] = _alive(denoiser, torch.cat([batch[:ALIVE_IMAGES] for batch in batches]))
     if isinstance(denoiser, PAFilter):
         weights = torch.stack([denoiser.parts(x).weight for x in batches])
         found["weight_mean"] = weights.flatten(1).mean(dim=1).tolist()
         found["weight_std"] = float(weights.std())
+    return found
+
+
+def _alive(denoiser: Denoiser, images: Tensor) -> dict[str, float]:
+    found: dict[str, float] = {}
+    layers = {name: layer for name, layer in denoiser.named_modules() if isinstance(layer, OutputLayer)}
+
+    def noting(name: str) -> Callable[[nn.Module, tuple[Tensor]], None]:
+        return lambda layer, inputs: found.update({name: float((inputs[0] > 0).float().mean())})
+
+    hooks = [layer.register_forward_pre_hook(noting(name)) for name, layer in layers.items()]
+    outputs = range(1, HEADS + 1) if isinstance(denoiser, MultiHead) else ("sl", "m")
+    views = [View(denoiser, output) for output in outputs] if isinstance(denoiser, MultiHead | YNet) else [denoiser]
+    for view in views:
+        view(images)
+    for hook in hooks:
+        hook.remove()
     return found

@@ -37,6 +37,12 @@ def semantic_loss(classifier: Classifier, denoised: Images, clean: Images, layer
     return F.l1_loss(output(denoised), output(clean).detach())
 
 
-def fusion_loss(classifier: Classifier, fused: Images, clean: Images) -> Float[Tensor, ""]:
-    """Cross-entropy of the classifier on the fused images against its probabilities on the clean ones."""
-    return F.cross_entropy(classifier(fused), classifier(clean).detach().softmax(dim=1))
+def fusion_loss(
+    classifier: Classifier, fused: Images, clean: Images, weights: Float[Tensor, "b"] | None = None
+) -> Float[Tensor, ""]:
+    """Cross-entropy of the classifier on the fused images against its probabilities on the clean ones.
+
+    The mean over the images; with `weights`, of one per image, that of the products.
+    """
+    each = F.cross_entropy(classifier(fused), classifier(clean).detach().softmax(dim=1), reduction="none")
+    return each.mean() if weights is None else (each * weights).mean()

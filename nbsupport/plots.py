@@ -24,7 +24,7 @@ COLOURS = {
     "Add(L_sem)": "#e69f00", "Filt(L_sem)": "#56b4e9", "Add(L_img)": "#d55e00", "Filt(L_img)": "#0072b2",
     "Filt(L_img*)": "#332288", "head_1": "#c9c4e4", "head_2": "#9e9ac8", "head_3": "#756bb1", "head_4": "#54278f",
     "PA-Filt(L_img)_sl": "#cc79a7", "PA-Filt(L_img)_m": "#882255", "PA-Filt(L_img)": "#009e73",
-    "PA-Filt(L_adv)": "#999933",
+    "PA-Filt(L_adv)": "#999933", "PA-Filt(L_img)_literal": "#117733",
     **dict.fromkeys(("Adv", "FPD", "FD"), "#661100"), **dict.fromkeys(("Add+Adv", "Add+FPD", "Add+FD"), "#cc6677"),
     **dict.fromkeys(("Filt+Adv", "Filt+FPD", "Filt+FD"), "#6699cc"), "PA-Filt+Adv": "#44aa99",
     **dict.fromkeys(BASELINES, "#888888"),

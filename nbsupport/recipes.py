@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -63,6 +64,8 @@ class Recipe:
         The denoiser that it starts from.
     knowing
         Whether it learns against PGD through itself and the classifier, instead of stored attacks.
+    literal
+        Whether the fusion is the paper's to the letter: its loss, its inputs, the rate of all other trainings.
     """
 
     build: Callable[..., Denoiser]
@@ -70,6 +73,7 @@ class Recipe:
     strong_only: bool = False
     base: str | None = None
     knowing: bool = False
+    literal: bool = False
 
 
 RECIPES = {
@@ -81,6 +85,7 @@ RECIPES = {
     "Multi-head-Filt(L_img)": Recipe(MultiHead, _heads),
     "Y-Net": Recipe(YNet, _branches),
     "PA-Filt(L_img)": Recipe(PAFilter, _fusion, base="Y-Net"),
+    "PA-Filt(L_img)_literal": Recipe(partial(PAFilter, literal=True), _fusion, base="Y-Net", literal=True),
     "PA-Filt(L_adv)": Recipe(PAFilter, _fusion, base="PA-Filt(L_img)", knowing=True),
 }
 VIEWS: dict[str, tuple[str, int | str]] = {
@@ -103,11 +108,12 @@ def parts(method: str) -> tuple[str, str]:
     return COMBINATIONS.get(method, (method, "standard"))
 
 
+LITERAL = "PA-Filt(L_img)_literal"
 TABLES = {
     1: ("attacked", "Add(L_sem)", "Filt(L_sem)", "Add(L_img)", "Filt(L_img)", "Filt(L_img*)", *BASELINES),
     2: ("attacked", "Add(L_sem)", "Filt(L_sem)", "Add(L_img)", "Filt(L_img)", "Filt(L_img*)", *BASELINES),
     3: ("attacked", *(f"head_{head}" for head in range(1, HEADS + 1)), *BASELINES),
-    4: ("attacked", "PA-Filt(L_img)_sl", "PA-Filt(L_img)_m", "PA-Filt(L_img)", "Filt(L_img)", *BASELINES),
+    4: ("attacked", "PA-Filt(L_img)_sl", "PA-Filt(L_img)_m", "PA-Filt(L_img)", LITERAL, "Filt(L_img)", *BASELINES),
     5: ("attacked", "Adv", "Add+Adv", "Filt+Adv", "PA-Filt+Adv"),
     6: ("attacked", "FPD", "Add+FPD", "Filt+FPD"),
     7: ("attacked", "FD", "Add+FD", "Filt+FD"),
@@ -115,7 +121,7 @@ TABLES = {
 """The methods of the paper's tables, named as there, and the simple baselines."""
 
 DEFENCES = (
-    *dict.fromkeys(method for table in (1, 3, 4, 5) for method in TABLES[table] if method not in BASELINES),
+    *dict.fromkeys(method for table in (1, 3, 4, 5) for method in TABLES[table] if method not in (*BASELINES, LITERAL)),
     *BASELINES,
     "PA-Filt(L_adv)",
 )

@@ -56,6 +56,9 @@ class Study:
     fusion_epochs, fusion_learning_rate
         Training of PA-Filt's fusion alone, the Y-Net frozen. At the denoisers' rate the strongest
         attacks drive its sigmoid to 0 everywhere in the first epoch, where no gradient brings it back.
+    fusion
+        Its loss: ``mean`` over all attacks, or ``balanced``, relative to that of W = ½ at each strength, so
+        that the strongest attacks, which cost most, do not decide alone.
     adversarial_eps, adversarial_steps, adversarial_rel_step, adversarial_epochs
         PGD adversarial training of the robust classifiers: ε, steps, step relative to ε, epochs.
     knowing_epochs
@@ -98,6 +101,7 @@ class Study:
     adaptive_images: int
     learning_rate: float = 2e-3
     fusion_learning_rate: float = 5e-4
+    fusion: str = "mean"
     adversarial_eps: float = 8 / 255
     adversarial_steps: int = 10
     adversarial_rel_step: float = 0.25
@@ -134,6 +138,8 @@ class Study:
             )
         if self.augmentation not in ("shift", "crop"):
             raise ValueError(f"Study.augmentation: expected 'shift' or 'crop', got {self.augmentation!r}")
+        if self.fusion not in ("mean", "balanced"):
+            raise ValueError(f"Study.fusion: expected 'mean' or 'balanced', got {self.fusion!r}")
         if self.precision not in ("float32", "bfloat16"):
             raise ValueError(f"Study.precision: expected 'float32' or 'bfloat16', got {self.precision!r}")
         if self.data and self.name != "folder":

@@ -11,9 +11,11 @@ from nbsupport import denoiser_training
 from nbsupport.attacks import AttackedSet, pgd
 from nbsupport.classifiers import Classifier
 from nbsupport.denoiser_training import budget, health, train
-from nbsupport.denoisers import Additive, PAFilter
+from nbsupport.denoisers import Additive, Filtering, MultiHead, PAFilter, YNet
+from nbsupport.losses import fusion_loss
 from nbsupport.recipes import RECIPES
 from nbsupport.study import STRONG_EPS, Study
+from nbsupport.unet import Decoder
 
 EPS, NUMBER, SIDE, CLASSES = (0.0, 0.01, 0.1, 0.3, 0.5), 10, 9, 3
 STUDY = Study.named(
@@ -224,6 +226,51 @@ def test_strengths_are_those_of_the_stored_attacks(monkeypatch, tmp_path, classi
         assert torch.equal(image, attacked.at(nearest)[row])
 
 
+# -- the fusion's balance ------------------------------------------------------------------------
+
+
+def test_the_literal_fusion_has_the_rate_of_all_others():
+    assert budget("PA-Filt(L_img)_literal", STUDY)["learning_rate"] == STUDY.learning_rate
+    assert budget("PA-Filt(L_img)", STUDY)["learning_rate"] == STUDY.fusion_learning_rate
+    balanced = dataclasses.replace(STUDY, fusion="balanced")
+    assert budget("PA-Filt(L_img)_literal", balanced) == budget("PA-Filt(L_img)_literal", STUDY)
+    assert budget("PA-Filt(L_img)", balanced) == budget("PA-Filt(L_img)", STUDY) | {"fusion": "balanced"}
+    assert budget("Y-Net", balanced) == budget("Y-Net", STUDY)
+
+
+def test_balanced_every_strength_starts_at_1(classifier, attacked):
+    denoiser = PAFilter(untrained("Y-Net")).eval()  # its W is one half
+    objective = denoiser_training._balanced(denoiser, classifier, attacked)
+    for eps in EPS:
+        strengths = torch.full((NUMBER,), eps)
+        loss = objective(denoiser, classifier, attacked.at(eps), attacked.images, strengths)
+        assert loss.item() == pytest.approx(1, rel=1e-4)
+
+
+def test_balanced_is_relative_to_the_start_at_each_strength(classifier, attacked):
+    denoiser, other = PAFilter(untrained("Y-Net")).eval(), untrained("PA-Filt(L_img)").eval()
+    objective = denoiser_training._balanced(denoiser, classifier, attacked)
+    rows, numbers = torch.arange(NUMBER) % len(EPS), torch.arange(NUMBER)
+    images = attacked.pick(rows, numbers)
+    parts = []
+    for number, row in enumerate(rows.tolist()):
+        alone = fusion_loss(classifier, other(images[number : number + 1]), attacked.images[number : number + 1])
+        parts.append(alone / fusion_loss(classifier, denoiser(attacked.at(EPS[row])), attacked.images))
+    loss = objective(other, classifier, images, attacked.images, torch.tensor(EPS)[rows])
+    assert loss.item() == pytest.approx(torch.stack(parts).mean().item(), rel=1e-4)
+
+
+def test_a_balanced_study_trains_another_fusion(tmp_path, classifier, attacked):
+    fusions = [
+        run(name, tmp_path / f"{name}{fusion}", classifier, attacked, dataclasses.replace(STUDY, fusion=fusion))[0]
+        for name in ("PA-Filt(L_img)", "PA-Filt(L_img)_literal")
+        for fusion in ("mean", "balanced")
+    ]
+    ours, balanced, literal, same = (fusion.fusion[0].weight for fusion in fusions)
+    assert not torch.equal(ours, balanced)
+    assert torch.equal(literal, same)
+
+
 # -- health --------------------------------------------------------------------------------------
 
 
@@ -231,7 +278,9 @@ def test_health_is_the_change_per_strength(attacked):
     denoiser = untrained("Add(L_img)").eval()
     with torch.no_grad():
         expected = [float((denoiser(attacked.at(eps)) - attacked.at(eps)).abs().mean()) for eps in EPS]
-    assert health(denoiser, attacked) == {"change": pytest.approx(expected)}
+    found = health(denoiser, attacked)
+    assert found["change"] == pytest.approx(expected)
+    assert set(found) == {"change", "alive"}
     assert min(expected) > 0
     assert isinstance(denoiser, Additive)
 
@@ -254,3 +303,26 @@ def test_health_looks_at_the_first_images_only(attacked, monkeypatch):
         first = [attacked.at(eps)[:3] for eps in EPS]
         expected = [float((denoiser(images) - images).abs().mean()) for images in first]
     assert health(denoiser, attacked)["change"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("kind", "layers"),
+    [
+        (Additive, ["output"]),
+        (Filtering, ["output"]),
+        (MultiHead, [f"outputs.{head}" for head in range(4)]),
+        (YNet, ["outputs.sl", "outputs.m"]),
+        (PAFilter, ["ynet.outputs.sl", "ynet.outputs.m"]),
+    ],
+)
+def test_a_dead_decoder_is_seen(kind, layers, attacked):
+    torch.manual_seed(0)
+    denoiser = kind(width=2, kernel_size=3).eval()
+    alive = health(denoiser, attacked)["alive"]
+    assert sorted(alive) == sorted(layers)
+    assert all(0.05 < share <= 1 for share in alive.values())
+    last = next(module for module in denoiser.modules() if isinstance(module, Decoder)).blocks[-1][-2]
+    last.bias.data.fill_(-1e3)  # its ReLUs never open again
+    alive = health(denoiser, attacked)["alive"]
+    dead = [name for name, share in alive.items() if share == 0]
+    assert dead == (layers if kind is MultiHead else layers[:1])

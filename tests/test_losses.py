@@ -51,6 +51,13 @@ def test_fusion_loss_is_the_cross_entropy_with_soft_labels(classifier, denoised,
     assert fusion_loss(classifier, denoised, clean).item() == pytest.approx(-(labels * logs).sum(axis=1).mean())
 
 
+def test_weights_multiply_each_images_part_of_the_fusion_loss(classifier, denoised, clean):
+    weights = torch.linspace(0.5, 2, len(clean))
+    alone = [fusion_loss(classifier, denoised[i : i + 1], clean[i : i + 1]).item() for i in range(len(clean))]
+    expected = np.mean([part * float(weight) for part, weight in zip(alone, weights, strict=True)])
+    assert fusion_loss(classifier, denoised, clean, weights).item() == pytest.approx(expected, rel=1e-5)
+
+
 LOSSES = {
     "logits": semantic_loss,
     "features": lambda classifier, denoised, clean: semantic_loss(classifier, denoised, clean, layer="features"),
