@@ -20,7 +20,9 @@ PAPER: dict[str, Any] = dict(
 )  # fmt: skip
 """The paper's sizes."""
 
-PHOTOGRAPHS: dict[str, Any] = dict(augmentation="crop", precision="bfloat16", fusion="balanced")
+PHOTOGRAPHS: dict[str, Any] = dict(
+    augmentation="crop", precision="bfloat16", fusion="balanced", fusion_learning_rate=1e-4
+)
 SMALLEST: dict[str, Any] = dict(classifier_images=200, **PHOTOGRAPHS, **SMOKE)
 
 CIFAR: dict[str, dict[str, Any]] = {

@@ -65,6 +65,8 @@ def test_plain_training_says_nothing_of_attacks(name):
 def test_the_specification_says_how_it_was_trained(name):
     phases = ["restoration", "restoration and labels", "adversarial"] if name == "FPD" else ["adversarial"]
     said = {"against": "LinfPGD on itself", "eps": 0.2, "steps": 2, "rel_step": 0.25, "epochs": 2, "phases": phases}
+    if name == "FPD":
+        said |= {"learning_rates": [2e-3, 2e-3, 1e-3], "clip_norm": 1.0}
     assert training(name, STUDY) == said
 
 
