@@ -14,12 +14,12 @@ from nbsupport.classifier_training import KINDS
 from nbsupport.denoisers import Additive, Filtering, MultiHead, PAFilter, YNet
 from nbsupport.fingerprints import made_from
 from nbsupport.losses import fusion_loss, image_loss, semantic_loss
-from nbsupport.recipes import COMBINATIONS, RECIPES, TABLES
+from nbsupport.recipes import COMBINATIONS, LITERAL, RECIPES, TABLES
 from nbsupport.store import Store
 from nbsupport.study import STRONG_EPS, Study
 
 METHODS = sorted({method for methods in TABLES.values() for method in methods} | {"PA-Filt(L_adv)"})
-FUSED = {"PA-Filt(L_img)", "PA-Filt(L_adv)"}
+FUSED = {"PA-Filt(L_img)", LITERAL, "PA-Filt(L_adv)"}
 BANDS = {1: (1e-4, 3e-4, 5e-4), 2: (1e-3, 3e-3, 5e-3), 3: (1e-2, 3e-2, 5e-2), 4: (1e-1, 3e-1, 5e-1)}
 
 
@@ -90,9 +90,13 @@ def test_no_denoiser_changes_with(change):
     assert changed(**dict([change])) == set()
 
 
-@pytest.mark.parametrize("change", dict(fusion_epochs=2, fusion_learning_rate=1e-4).items(), ids=str)
-def test_only_a_fused_denoiser_changes_with(change):
-    assert changed(**dict([change])) == FUSED
+@pytest.mark.parametrize("change", dict(fusion="balanced", fusion_learning_rate=1e-4).items(), ids=str)
+def test_only_our_fusion_changes_with(change):
+    assert changed(**dict([change])) == FUSED - {LITERAL}
+
+
+def test_every_fusion_changes_with_its_epochs():
+    assert changed(fusion_epochs=2) == FUSED
 
 
 AGAINST = dict(adversarial_eps=0.2, adversarial_steps=3, adversarial_rel_step=0.1)
@@ -321,7 +325,7 @@ def test_a_training_is_what_its_specification_says(untrained, monkeypatch, name)
     study = dataclasses.replace(untrained.study, epochs=2, fusion_epochs=3, knowing_epochs=4)
     changed = Artefacts(study, untrained.store)
     losses, specification = changed.report(name)["loss"], changed.denoiser_specification(name)
-    assert len(losses) == specification["epochs"] == {"PA-Filt(L_img)": 3, "PA-Filt(L_adv)": 4}.get(name, 2)
+    assert len(losses) == specification["epochs"] == {"PA-Filt(L_img)": 3, LITERAL: 3, "PA-Filt(L_adv)": 4}.get(name, 2)
     said = ("epochs", "batch_size", "learning_rate", "seed")
     assert [calls[-1][each] for each in said] == [specification[each] for each in said]
     strengths = 1 if name == "PA-Filt(L_adv)" else len(study.attacked_eps)  # who is attacked anew sees each image once
@@ -346,7 +350,7 @@ def test_the_report_of_pa_filt_has_mean_and_spread_of_its_weight(artefacts, name
 
 @pytest.mark.parametrize("name", sorted({*RECIPES} - FUSED))
 def test_only_the_report_of_pa_filt_has_a_weight(artefacts, name):
-    assert artefacts.report(name).keys() == {"loss", "change", "precision"}
+    assert artefacts.report(name).keys() == {"loss", "change", "precision", "alive"}
 
 
 def test_the_report_of_a_view_is_that_of_its_whole(artefacts):

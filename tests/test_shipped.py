@@ -17,6 +17,12 @@ from nbsupport.shipped import SAMPLE_STRENGTHS, about, load_pretrained, names, r
 MOST_BYTES = 12_000_000
 APART = 2  # of 20 images: rounding differs between machines, and 40 steps of signs amplify it
 
+
+@pytest.fixture(scope="module")
+def classifier():
+    return load_pretrained(shipped.CLASSIFIER)
+
+
 each = pytest.mark.parametrize("name", names())
 
 
@@ -41,10 +47,9 @@ def test_a_network_comes_ready(name):
 
 
 @each
-def test_it_is_as_accurate_as_it_says(name):
+def test_it_is_as_accurate_as_it_says(name, classifier):
     known = about(name)["accuracy"]
     assert known["sample_strengths"] == list(SAMPLE_STRENGTHS)
-    classifier = load_pretrained(shipped.CLASSIFIER)
     denoiser = torch.nn.Identity() if name == shipped.CLASSIFIER else load_pretrained(name)
     found = right_on_samples(classifier, denoiser)
     assert found[0] == known["samples"][0]
@@ -71,8 +76,8 @@ def test_the_samples_are_foolboxs():
     assert part.classes[3] == "cat"
 
 
-def test_the_samples_are_attacked_as_hard_as_foolbox_does():
-    classifier, part = load_pretrained(shipped.CLASSIFIER), samples()
+def test_the_samples_are_attacked_as_hard_as_foolbox_does(classifier):
+    part = samples()
     model = shipped.foolbox.PyTorchModel(classifier, bounds=(0, 1), device="cpu")
     _, stock, _ = LinfPGD()(model, part.images, part.labels, epsilons=SAMPLE_STRENGTHS[2])
     theirs = int((classifier(stock).argmax(dim=1) == part.labels).sum())
