@@ -106,7 +106,10 @@ function render({ model, el }) {
   words[1].box.append(quality);
   const below = make("div", { class: "nbs-below" }, words[0].box, words[1].box,
     make("div", {}, pixel, kernels), make("div", {}, make("h4", {}, "accuracy on these images"), curves));
-  el.append(make("div", { class: "nbs" }, strip, controls, message, figures, below));
+  const root = make("div", { class: "nbs", "data-lm-suppress-shortcuts": "true" }, strip, controls, message, figures, below);
+  // JupyterLab's own shortcuts (arrows move between headings) stay away from keys that are meant for this screen.
+  root.addEventListener("keydown", (event) => event.stopPropagation());
+  el.append(root);
 
   function say(list, pairs, truth) {
     list.replaceChildren(...pairs.map(([word, probability]) => {
