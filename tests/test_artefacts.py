@@ -357,7 +357,7 @@ def test_the_report_of_a_view_is_that_of_its_whole(artefacts):
     assert artefacts.report("head_2") == artefacts.report("Multi-head-Filt(L_img)")
 
 
-WEIGHTED = {"PA-Filt(L_img)": "PA-Filt(L_img)", "PA-Filt(L_adv)": "PA-Filt(L_adv)", "PA-Filt+Adv": "PA-Filt(L_img)"}
+WEIGHTED = {name: name for name in sorted(FUSED)} | {"PA-Filt+Adv": "PA-Filt(L_img)"}
 
 
 @pytest.mark.parametrize("spread", [0.0, CONSTANT / 2, float("nan")])
