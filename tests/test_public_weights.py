@@ -77,6 +77,7 @@ def test_a_study_of_neurips_takes_the_public_classifier(weights, tmp_path, monke
     classifier, images = public_weights.load(NAME), torch.rand(24, 3, 64, 64)
     split = Split(images, classifier(images).argmax(dim=1), ("a",) * 1000, {"data": "noise"})
     monkeypatch.setattr(neurips, "sizes", lambda: {"train": 12, "test": 6})
+    monkeypatch.setattr(neurips, "form", lambda: "")
     monkeypatch.setattr(Artefacts, "images", lambda self, name: split)
     artefacts = Artefacts(study, Store(tmp_path / "home"))
     assert torch.equal(artefacts.classifier()(images), classifier(images))
