@@ -13,7 +13,7 @@ from nbsupport.classifiers import Classifier
 from nbsupport.denoiser_training import budget, health, train
 from nbsupport.denoisers import Additive, Filtering, MultiHead, PAFilter, YNet
 from nbsupport.losses import fusion_loss
-from nbsupport.recipes import RECIPES
+from nbsupport.recipes import LITERAL, RECIPES
 from nbsupport.study import STRONG_EPS, Study
 from nbsupport.unet import Decoder
 
@@ -66,11 +66,11 @@ def run(name, scratch, classifier, attacked, study=STUDY):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_who_only_adjusts_a_trained_denoiser_has_a_budget_of_its_own(name):
-    expected = {"PA-Filt(L_img)": (3, 5e-4), KNOWING: (2, 5e-4)}.get(name, (2, 2e-3))
+    expected = {"PA-Filt(L_img)": (3, 5e-4), LITERAL: (3, 2e-3), KNOWING: (2, 5e-4)}.get(name, (2, 2e-3))
     found = budget(name, STUDY)
     assert (found.pop("epochs"), found.pop("learning_rate")) == expected
     attack = {"eps": 0.2, "steps": 2, "rel_step": 0.25}
-    assert found == ({"against": attack} if name == KNOWING else {})
+    assert found == {KNOWING: {"against": attack}, LITERAL: {"literal": True}}.get(name, {})
 
 
 # -- against PGD through itself ------------------------------------------------------------------
