@@ -39,7 +39,8 @@ class ClassifierArtefacts:
         self.fingerprint = cache(lambda: fingerprint(self.classifier(), self.study.classifier))
 
     def images(self, split: str) -> Split:
-        """Images of the study: ``train`` for denoisers, ``classifier`` for classifiers, ``test`` for results."""
+        """Images of the study: ``train`` for denoisers, ``classifier`` and ``adversarial`` for classifiers that learn
+        plainly or against attacks, ``test`` for results."""
         return load(self.study, "test" if split == "test" else "train", getattr(self.study, f"{split}_images"))
 
     def _classifier_specification(self, name: str = "standard") -> dict[str, Any]:
@@ -55,7 +56,7 @@ class ClassifierArtefacts:
             "kind": "classifier",
             "name": architecture + KINDS[name].ending,
             "version": VERSION,
-            "data": self.images("classifier").specification,
+            "data": self.images(KINDS[name].split).specification,
             "epochs": self.study.classifier_epochs,
             "seed": self.study.seed + KINDS[name].seed,
         } | {key: value for key, value in said.items() if value}
@@ -76,7 +77,7 @@ class ClassifierArtefacts:
             classifier, clean = public_weights.load(public).to(self.device), self.images("test")
             public_weights.check(classifier, public, clean.images[:PROBES].to(self.device), clean.labels[:PROBES])
             return classifier
-        specification, split, kind = self.classifier_specification(name), self.images("classifier"), KINDS[name]
+        specification, split, kind = self.classifier_specification(name), self.images(KINDS[name].split), KINDS[name]
         classes = max(len(split.classes), int(split.labels.max()) + 1)  # more than there are where numbers are left out
         build, size = kind.build, self.study.image_size
         classifier = self._seeded(lambda: build(specification["name"], classes, size), kind.seed)

@@ -45,6 +45,11 @@ class Kind:
     adversarial: bool = True
     seed: int = 0
 
+    @property
+    def split(self) -> str:
+        """Which of the study's images it learns from."""
+        return "adversarial" if self.adversarial else "classifier"
+
 
 KINDS = {
     "standard": Kind(adversarial=False),

@@ -23,15 +23,16 @@ PAPER: dict[str, Any] = dict(
 PHOTOGRAPHS: dict[str, Any] = dict(
     augmentation="crop", precision="bfloat16", fusion="balanced", fusion_learning_rate=1e-4
 )
-SMALLEST: dict[str, Any] = dict(classifier_images=200, **PHOTOGRAPHS, **SMOKE)
+SMALLEST: dict[str, Any] = dict(classifier_images=200, adversarial_images=200, **PHOTOGRAPHS, **SMOKE)
 
 CIFAR: dict[str, dict[str, Any]] = {
     "smoke": dict(classifier="resnet20", image_size=32, **SMALLEST),
     "quick": dict(
         classifier="resnet20", image_size=32, train_images=2000, test_images=500, width=12, kernel_size=5, epochs=6,
-        batch_size=24, learning_rate=5e-4, classifier_epochs=24, fusion_epochs=2, adversarial_epochs=8,
-        knowing_epochs=10, adaptive_images=32, adaptive_eps=(3e-3, 1e-2, 3e-2, 0.1), adaptive_trace_eps=1e-2,
-        **PHOTOGRAPHS,
+        batch_size=24, learning_rate=5e-4, classifier_epochs=24, fusion_epochs=2, adversarial_eps=4 / 255,
+        adversarial_images=8000, adversarial_epochs=15, adversarial_steps=3, adversarial_rel_step=0.5,
+        knowing_epochs=6, adaptive_images=32, adaptive_eps=(3e-3, 1e-2, 3e-2, 0.5), adaptive_trace_eps=3e-3,
+        adaptive_steps=100, adaptive_restarts=2, adaptive_iterations=40, adaptive_queries=1000, **PHOTOGRAPHS,
     ),
     "paper": dict(classifier="resnet50", image_size=32, batch_size=240, **PHOTOGRAPHS, **PAPER),
 }  # fmt: skip

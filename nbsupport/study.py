@@ -59,8 +59,9 @@ class Study:
     fusion
         Its loss: ``mean`` over all attacks, or ``balanced``, relative to that of W = ½ at each strength, so
         that the strongest attacks, which cost most, do not decide alone.
-    adversarial_eps, adversarial_steps, adversarial_rel_step, adversarial_epochs
-        PGD adversarial training of the robust classifiers: ε, steps, step relative to ε, epochs.
+    adversarial_eps, adversarial_steps, adversarial_rel_step, adversarial_epochs, adversarial_images
+        PGD adversarial training of the robust classifiers: ε, steps, step relative to ε, epochs, and how
+        many images (all there are where None).
     knowing_epochs
         Epochs of PA-Filt(L_adv), which learns against attacks on the whole chain, with the same PGD.
     sweep_eps, sweep_steps
@@ -114,6 +115,7 @@ class Study:
     adaptive_iterations: int = 100
     adaptive_queries: int = 5000
     classifier_images: int | None = None
+    adversarial_images: int | None = None
     augmentation: str = "shift"
     precision: str = "float32"
     steps: int = STEPS
