@@ -8,10 +8,11 @@ export PIP_USER := 0
 export PYTHONNOUSERSITE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install study robust lab test bench report doctor links clean
+.PHONY: help install study robust seeds lab test bench report doctor links clean
 help:
 	@echo "make study    run the core of the study on this machine: Tables 1-4, Figures 1-4 (notebooks 00-08, 13)"
 	@echo "make robust   the second half: adversarially trained classifiers, and the attacker who knows (long)"
+	@echo "make seeds    the headline comparisons once more, over three trainings of every denoiser"
 	@echo "make lab      open JupyterLab on notebooks/00_start_here.ipynb"
 	@echo "make test     check everything: style, types, unit tests, every notebook"
 	@echo "make bench    how fast, beside the usual ways of doing it"
@@ -37,6 +38,9 @@ study: $(READY)
 robust: $(READY)
 	@$(BIN)/python -m nbsupport run 09 10 11 12
 	@$(BIN)/python -m nbsupport report --tables 5 6 7
+
+seeds: $(READY)
+	@$(BIN)/python -m nbsupport run 15
 
 lab: $(READY)
 	@$(BIN)/python -m jupyterlab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/00_start_here.ipynb

@@ -11,6 +11,7 @@ from .attacks import AttackedSet, ratios
 from .baselines import BASELINES, Baseline
 from .classifier_artefacts import VERSION, ClassifierArtefacts
 from .classifier_training import target
+from .denoiser_training import training_seed
 from .denoisers import Denoiser, View
 from .fingerprints import made_from
 from .recipes import RECIPES, VIEWS, parts
@@ -110,7 +111,7 @@ class Artefacts(ClassifierArtefacts):
             "kernel_size": study.kernel_size,
             "batch_size": study.batch_size,
             "strong_eps": list(STRONG_EPS),
-            "seed": study.seed,
+            "seed": training_seed(study),
             "attacked": self.attacked_specification("train"),
         } | denoiser_training.budget(name, study)
         return specification | ({"base": self.denoiser_specification(base)} if base else {})
@@ -160,7 +161,8 @@ class Artefacts(ClassifierArtefacts):
 
     def _trained(self, name: str) -> tuple[Denoiser, dict[str, Any]]:
         recipe, study = RECIPES[name], self.study
-        denoiser = self._seeded(lambda: recipe.build(width=study.width, kernel_size=study.kernel_size))
+        added = training_seed(study) - study.seed
+        denoiser = self._seeded(lambda: recipe.build(width=study.width, kernel_size=study.kernel_size), added)
         base = [self.trained(recipe.base)[0]] if recipe.base else []
 
         def make(scratch: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -20,6 +20,11 @@ from .unet import OutputLayer
 HEALTH_IMAGES, ALIVE_IMAGES = 128, 16
 
 
+def training_seed(study: Study) -> int:
+    """The seed of the denoisers' trainings."""
+    return study.seed if study.denoiser_seed is None else study.denoiser_seed
+
+
 def budget(name: str, study: Study) -> dict[str, Any]:
     """Epochs and learning rate of a recipe: the same for all, but for what only adjusts a trained denoiser."""
     recipe = RECIPES[name]
@@ -73,8 +78,8 @@ def train(
     wanted = budget(name, study)
     history = fit(
         denoiser.train(), loss, examples=len(attacked.images) * (1 if recipe.knowing else len(study.attacked_eps)),
-        epochs=wanted["epochs"], batch_size=study.batch_size, learning_rate=wanted["learning_rate"], seed=study.seed,
-        scratch=scratch, label=f"training {name}", precision=study.precision, together=True,
+        epochs=wanted["epochs"], batch_size=study.batch_size, learning_rate=wanted["learning_rate"],
+        seed=training_seed(study), scratch=scratch, label=f"training {name}", precision=study.precision, together=True,
     )  # fmt: skip
     used = precision(study.precision, next(denoiser.parameters()).device)
     return {"loss": history, "precision": used} | health(denoiser.eval(), attacked)

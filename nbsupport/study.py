@@ -79,6 +79,9 @@ class Study:
         in float32.
     seed
         Seed of everything random.
+    denoiser_seed
+        Of the trainings of denoisers alone; `seed` where None. Another one gives other denoisers for the same
+        classifier and the same attacks, see `nbsupport.seeds`.
     data
         The image tree of the study ``folder``, see `nbsupport.folders`; other studies have none.
     images_from
@@ -121,6 +124,7 @@ class Study:
     steps: int = STEPS
     eps: tuple[float, ...] = EPS
     seed: int = 0
+    denoiser_seed: int | None = None
     data: str = ""
     images_from: str = ""
 
@@ -130,7 +134,7 @@ class Study:
             raise ValueError(f"Study.eps: expected strengths that rise from 0 and stay within 1, got {self.eps}")
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, (int, float)) and field.name != "seed" and not value > 0:
+            if isinstance(value, (int, float)) and not field.name.endswith("seed") and not value > 0:
                 raise ValueError(f"Study.{field.name}: expected a positive number, got {value}")
         if self.kernel_size % 2 == 0:
             raise ValueError(f"Study.kernel_size: expected an odd number, got {self.kernel_size}")

@@ -13,8 +13,8 @@ ORDER = (
     "outside", "fingerprints", "trial", "classifiers", "public_weights", "feature_denoising", "feature_pyramid",
     "folding", "attacks", "filtering", "unet", "denoisers", "defence", "shipped", "baselines", "losses", "training",
     "classifier_training", "recipes", "denoiser_training", "classifier_artefacts", "artefacts", "adaptive",
-    "evaluation", "protocol", "soundness", "tables", "adaptive_table", "predicates", "claims", "plots", "exploration",
-    "explorer", "adaptive_plot", "diagrams", "pictures", "figures", "readme", "shipping", "doctor", "runner",
+    "evaluation", "protocol", "soundness", "tables", "adaptive_table", "predicates", "claims", "seeds", "plots",
+    "seed_plot", "exploration", "explorer", "adaptive_plot", "diagrams", "pictures", "figures", "readme", "shipping", "doctor", "runner",
     "navigation", "widgets", "__main__",
 )  # fmt: skip
 LINES = 250
