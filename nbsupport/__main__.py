@@ -10,6 +10,7 @@ from pathlib import Path
 
 from .artefacts import Artefacts
 from .claims import judge
+from .disk import FULL
 from .doctor import INSTALL, examine, looked_at
 from .evaluation import Evaluation
 from .figures import folder
@@ -125,7 +126,12 @@ def main(arguments: list[str] | None = None) -> None:
     elif options.command == "doctor":
         examine(study)
     else:
-        {"compute": _compute, "report": _report}[options.command](study, options.tables)
+        try:
+            {"compute": _compute, "report": _report}[options.command](study, options.tables)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            sys.exit(error.strerror)
 
 
 def _run(names: list[str], study: Study, chosen: dict[str, str]) -> None:

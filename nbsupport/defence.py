@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from . import denoisers, weight_files
 from .denoisers import Additive, Denoiser, PAFilter
-from .store import write_atomically
+from .disk import write_atomically
 from .trial import check_mode
 
 TOLERANCE = 1e-5  # between an exported denoiser and the one it was made from

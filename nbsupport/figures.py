@@ -14,8 +14,8 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
+from .disk import write_atomically
 from .evaluation import Evaluation
-from .store import write_atomically
 from .tables import markdown, subject, without_marks
 
 LIBRARIES = ("torch", "torchvision", "foolbox", "numpy", "scikit-learn", "scikit-image", "torchmetrics", "nbsupport")

@@ -19,10 +19,10 @@ from .adaptive import AUTOATTACK, chain, withstands
 from .artefacts import VERSION
 from .attacks import prepare
 from .classifiers import are_probabilities
+from .disk import write_atomically
 from .evaluation import Evaluation, envelope
 from .fingerprints import made_from
 from .recipes import parts
-from .store import write_atomically
 
 KNOWING = ("PGD", "AutoAttack", "Square")
 """Attacks on the whole defence; the first two follow gradients."""

@@ -6,8 +6,8 @@ from typing import cast
 import pandas as pd
 
 from .adaptive_table import WORST
+from .disk import write_atomically
 from .figures import REPOSITORY
-from .store import write_atomically
 from .tables import MEASURED, PUBLISHED, beside, escaped, grid, short
 
 STUDIES = ("cifar10", "digits")

@@ -32,6 +32,7 @@ from tqdm.auto import tqdm
 from zarr.codecs import BytesCodec, Crc32cCodec
 from zarr.errors import ContainsArrayError
 
+from .disk import room, write_atomically
 from .processes import accelerator, locked
 
 BLOCK = 64  # images per chunk of an array
@@ -57,18 +58,6 @@ def canonical(specification: Specification) -> str:
 def key(specification: Specification) -> str:
     """Sixteen hexadecimal digits that stand for the specification."""
     return sha256(canonical(specification).encode()).hexdigest()[:16]
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary neighbour of `path`, then put it in place at once, or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _report(reason: str, *discarded: Path) -> None:
@@ -113,7 +102,7 @@ class Store:
             Whether all processes make it at once; else one does, and the others wait for it.
         """
         folder, process = self.folder(specification), accelerator()
-        with locked(folder, together):
+        with room(folder), locked(folder, together):
             if stored := self._read_tensors(folder, specification):
                 return stored
             scratch = folder / "scratch"
@@ -170,7 +159,7 @@ class Store:
             If `make` returns NaN, which marks what is missing, or another shape.
         """
         folder, process = self.folder(specification), accelerator()
-        with locked(folder, together=True):
+        with room(folder), locked(folder, together=True):
             finished = self._record(folder, specification) is not None
             stored = self._open_array(folder / "array.zarr", shape)
             result = torch.empty(shape, dtype=torch.float16)

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .devices import autocast
+from .disk import write_atomically
 from .processes import accelerator, mean_gradients
-from .store import CorruptArtefact, write_atomically
+from .store import CorruptArtefact
 
 Loss = Callable[[Int[Tensor, "b"], torch.Generator], Tensor]
 

@@ -12,7 +12,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from . import __version__
-from .store import canonical, write_atomically
+from .disk import write_atomically
+from .store import canonical
 
 
 def write(path: str | Path, kind: str, record: dict[str, Any], weights: Mapping[str, Tensor]) -> Path:

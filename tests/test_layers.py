@@ -9,13 +9,13 @@ import nbsupport
 
 # From the bottom up; a new module goes below all that import it.
 ORDER = (
-    "scales", "study", "processes", "store", "weight_files", "devices", "folders", "published", "neurips", "data",
-    "outside", "fingerprints", "trial", "classifiers", "public_weights", "feature_denoising", "feature_pyramid",
-    "folding", "attacks", "filtering", "unet", "denoisers", "defence", "shipped", "baselines", "losses", "training",
-    "classifier_training", "recipes", "denoiser_training", "classifier_artefacts", "artefacts", "adaptive",
-    "evaluation", "protocol", "soundness", "tables", "adaptive_table", "predicates", "claims", "seeds", "plots",
-    "seed_plot", "exploration", "explorer", "adaptive_plot", "diagrams", "pictures", "figures", "readme", "shipping", "doctor", "runner",
-    "navigation", "widgets", "__main__",
+    "scales", "study", "processes", "disk", "store", "weight_files", "devices", "folders", "published", "neurips",
+    "data", "outside", "fingerprints", "trial", "classifiers", "public_weights", "feature_denoising",
+    "feature_pyramid", "folding", "attacks", "filtering", "unet", "denoisers", "defence", "shipped", "baselines",
+    "losses", "training", "classifier_training", "recipes", "denoiser_training", "classifier_artefacts",
+    "artefacts", "adaptive", "evaluation", "protocol", "soundness", "tables", "adaptive_table", "predicates",
+    "claims", "seeds", "plots", "seed_plot", "exploration", "explorer", "adaptive_plot", "diagrams", "pictures",
+    "figures", "readme", "shipping", "doctor", "runner", "navigation", "widgets", "__main__",
 )  # fmt: skip
 LINES = 250
 PACKAGE = Path(nbsupport.__file__).parent
