@@ -6,8 +6,8 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
 
-from .plots import COLOURS, canvas
-from .tables import short
+from .plots import canvas, eps_axis
+from .style import COLOURS, MARKERS
 
 
 def draw_defences(
@@ -16,7 +16,7 @@ def draw_defences(
     worst: Mapping[str, Float[np.ndarray, "strengths"]],
     number: int,
 ) -> Figure:
-    """Accuracy over ε under the attacker who does not know the denoiser (dashed) and the one who does (solid).
+    """Accuracy over ε under the attacker who does not know the denoiser (dashed, hollow) and the one who does.
 
     Parameters
     ----------
@@ -30,12 +30,12 @@ def draw_defences(
     with canvas(1, 1, (7.2, 4.2)) as (figure, axes):
         axis = axes[0, 0]
         for name, curve in worst.items():
-            axis.plot(range(len(eps)), oblivious[name], "--", marker="o", ms=4, color=COLOURS[name], alpha=0.6)
-            axis.plot(range(len(eps)), curve, "-", marker="o", ms=4, color=COLOURS[name], label=name)
-        axis.errorbar(len(eps) - 0.7, 0.5, 1 / number**0.5, color="#888888", capsize=3)
-        axis.set_xticks(range(len(eps)), [short(strength) for strength in eps])
-        axis.set(xlabel="attack strength ε (images in [0, 1])", ylabel="accuracy", ylim=(-0.03, 1.03))
-        figure.legend(
-            title="dashed: does not know it\nsolid: worst of all attacks", loc="outside right upper", fontsize=8
-        )
+            look = {"color": COLOURS[name], "marker": MARKERS[name]}
+            axis.plot(eps, oblivious[name], "--", markerfacecolor="white", **look)
+            axis.plot(eps, curve, "-", label=name, **look)
+        eps_axis(axis, eps)
+        axis.errorbar(1.7 * eps[-1], 0.5, 1 / number**0.5, color="#6b6b6b", capsize=3)
+        axis.set_xlim(right=2 * eps[-1])
+        axis.set(ylabel="accuracy", ylim=(-0.03, 1.03))
+        figure.legend(title="dashed: does not know it\nsolid: worst of all attacks", loc="outside right upper")
     return figure

@@ -16,8 +16,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from .exploration import ATTACKED, Exploration
-from .plots import COLOURS
 from .study import EPS, eps_label
+from .style import COLOURS
 
 
 def _picture(image: Float[Tensor, "3 h w"]) -> dict[str, Any]:

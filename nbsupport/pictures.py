@@ -1,10 +1,12 @@
 """The pictures of a study: which images and tensors of it go into which `draw_…`."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from .adaptive import chain
 from .attacks import pgd
@@ -89,32 +91,46 @@ def uncertainty(evaluation: Evaluation, image: int) -> Figure:
     return draw_uncertainty(list(images.cpu()), list(maps), eps, means)
 
 
-@torch.no_grad()
-def parts(evaluation: Evaluation, image: int, strengths: Sequence[float]) -> Figure:
-    """Fig. 3: clean, attacked, Ĩ_sl, Ĩ_m, W and Ĩ of one test image, a row per strength.
+class Panel(NamedTuple):
+    """One picture of a row: its name, an image or a map, the classifier's word for an image, and a number in words."""
 
-    The number under an image is its PSNR against the clean one, the word what the classifier sees.
+    name: str
+    picture: Float[Tensor, "3 h w"] | Float[Tensor, "h w"]
+    word: str | None
+    note: str
+
+
+@torch.no_grad()
+def panels(evaluation: Evaluation, image: int, eps: float) -> list[Panel]:
+    """Clean, attacked, Ĩ_sl, Ĩ_m, W and Ĩ of one test image under one strength.
+
+    The number of an image is its PSNR against the clean one, that of W its mean.
     """
     artefacts = evaluation.artefacts
     attacked, classes = artefacts.attacked("test"), artefacts.images("test").classes
     pa_filter, clean = artefacts.denoiser("PA-Filt(L_img)"), attacked.images[image].to(artefacts.device)
     assert isinstance(pa_filter, PAFilter)
+    hat = attacked.at(eps)[image : image + 1].to(artefacts.device)
+    made = pa_filter.parts(hat)
+    images = torch.cat([clean[None], hat, made.sl, made.m, pa_filter(hat)])
+    words = predicted_classes(artefacts.classifier(), images, classes)
+    errors = (images - clean).square().mean(dim=(1, 2, 3))
+    notes = [f"{-10 * float(error.log10()):.1f} dB" if error > 0 else "" for error in errors]
+    names = ("clean I", "attacked Î", "Ĩ_sl", "Ĩ_m", "Ĩ")
+    found = [Panel(*each) for each in zip(names, images.cpu(), words, notes, strict=True)]
+    found.insert(4, Panel("W", made.weight[0, 0].cpu(), None, f"mean {float(made.weight.mean()):.2f}"))
+    return found
+
+
+def parts(evaluation: Evaluation, image: int, strengths: Sequence[float]) -> Figure:
+    """Fig. 3: the `panels` of one test image, a row per strength."""
     rows = []
     for eps in strengths:
-        hat = attacked.at(eps)[image : image + 1].to(artefacts.device)
-        made = pa_filter.parts(hat)
-        images = torch.cat([clean[None], hat, made.sl, made.m, pa_filter(hat)])
-        words = predicted_classes(artefacts.classifier(), images, classes)
-        errors = (images - clean).square().mean(dim=(1, 2, 3))
-        names = ("clean I", "attacked Î", "Ĩ_sl", "Ĩ_m", "Ĩ")
-        titles = [
-            f"{name}\n“{word}”" + (f", {-10 * float(error.log10()):.1f} dB" if error > 0 else "")
-            for name, word, error in zip(names, words, errors, strict=True)
-        ]
-        panels = list(zip(images.cpu(), titles, strict=True))
-        mean = float(made.weight.mean())
-        panels.insert(4, (made.weight[0, 0].cpu(), f"W\nmean {mean:.2f}"))
-        rows.append({"label": f"ε = {short(eps)}", "panels": panels})
+        drawn = []
+        for name, picture, word, note in panels(evaluation, image, eps):
+            said = [f"“{word}”"] if word is not None else []
+            drawn.append((picture, f"{name}\n" + ", ".join([*said, *([note] if note else [])])))
+        rows.append({"label": f"ε = {short(eps)}", "panels": drawn})
     return draw_parts(rows)
 
 

@@ -13,37 +13,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from .baselines import BASELINES
 from .study import EPS
+from .style import COLOURS, DASHES, MARKERS, sheet
 from .tables import short
 
 Image = Float[Tensor, "3 h w"]
 Map = Float[Tensor, "h w"]
-COLOURS = {
-    "attacked": "#000000",
-    "Add(L_sem)": "#e69f00", "Filt(L_sem)": "#56b4e9", "Add(L_img)": "#d55e00", "Filt(L_img)": "#0072b2",
-    "Filt(L_img*)": "#332288", "head_1": "#c9c4e4", "head_2": "#9e9ac8", "head_3": "#756bb1", "head_4": "#54278f",
-    "PA-Filt(L_img)_sl": "#cc79a7", "PA-Filt(L_img)_m": "#882255", "PA-Filt(L_img)": "#009e73",
-    "PA-Filt(L_adv)": "#999933", "PA-Filt(L_img)_literal": "#117733",
-    **dict.fromkeys(("Adv", "FPD", "FD"), "#661100"), **dict.fromkeys(("Add+Adv", "Add+FPD", "Add+FD"), "#cc6677"),
-    **dict.fromkeys(("Filt+Adv", "Filt+FPD", "Filt+FD"), "#6699cc"), "PA-Filt+Adv": "#44aa99",
-    **dict.fromkeys(BASELINES, "#888888"),
-}  # fmt: skip
-"""One colour per method, before whatever robust classifier; the baselines are grey and differ in their dashes."""
-
-DASHES = dict(zip(BASELINES, ((4, 2), (1, 1), (3, 1, 1, 1), (5, 1, 1, 1, 1, 1), (1, 3)), strict=True))
-
-STYLE: Any = {
-    "font.size": 9, "axes.titlesize": 9, "axes.spines.top": False, "axes.spines.right": False,
-    "axes.grid": True, "grid.alpha": 0.25, "image.interpolation": "nearest", "figure.facecolor": "white",
-    "legend.frameon": False, "figure.constrained_layout.use": True,
-}  # fmt: skip
 
 
 @contextmanager
 def canvas(rows: int, columns: int, size: tuple[float, float], **options: Any) -> Iterator[tuple[Figure, np.ndarray]]:
     """A figure that no global list of figures knows, so that nothing is shown twice or kept."""
-    with plt.rc_context(STYLE):
+    with sheet():
         figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, **options)
         try:
             yield figure, axes
@@ -62,13 +43,16 @@ def show_image(axes: Axes, image: Image | Map, title: str = "", /, **options: An
     return shown
 
 
-def eps_axis(axes: Axes) -> None:
-    """ε on a symmetric-logarithmic axis that shows 0, labelled as in the paper."""
-    axes.set_xscale("symlog", linthresh=1e-4, linscale=0.6)
-    marks = [eps for eps in EPS if eps == 0 or short(eps).startswith("1")]
+def eps_axis(axes: Axes, strengths: Sequence[float] = EPS) -> None:
+    """ε on a symmetric-logarithmic axis that shows 0, labelled as in the paper; its linear part ends at the first ε."""
+    first, last = strengths[1], strengths[-1]
+    axes.set_xscale("symlog", linthresh=first, linscale=0.6)
+    few = len(strengths) <= 6
+    marks = [eps for eps in strengths if eps == 0 or few or short(eps).startswith("1")]
     axes.set_xticks(marks, [short(eps) for eps in marks])
-    axes.set_xticks([], minor=True)
-    axes.set_xlim(-2e-5, 0.7)
+    axes.set_xticks([eps for eps in strengths if eps not in marks], minor=True)
+    axes.xaxis.set_minor_formatter("")
+    axes.set_xlim(-0.2 * first, 1.4 * last)
     axes.set_xlabel("attack strength ε (images in [0, 1])")
 
 
@@ -97,12 +81,12 @@ def draw_curves(
             dashes = {method: DASHES.get(method, "") for method in methods}
             sns.lineplot(
                 part, x="eps", y="value", hue="method", style="method", palette=COLOURS, dashes=dashes,
-                markers=dict.fromkeys(methods, "o"), markersize=4.5, markeredgewidth=0, errorbar=None, ax=axis,
+                markers=MARKERS, markersize=5.5, markeredgewidth=0, errorbar=None, ax=axis,
             )  # fmt: skip
             axis.get_legend().remove()
             eps_axis(axis)
             axis.set_ylabel(names[metric])
-        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
+        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper")
         figure.suptitle(title)
     return figure
 
@@ -158,7 +142,7 @@ def draw_uncertainty(
     limits: Any = {"vmin": min(float(m.min()) for m in maps), "vmax": max(float(m.max()) for m in maps)}
     columns = len(images)
     mosaic: Any = [[f"image {column}" for column in range(columns)], [f"map {column}" for column in range(columns)]]
-    with plt.rc_context(STYLE):
+    with sheet():
         figure, axes = plt.subplot_mosaic(
             [*mosaic, ["means"] * columns], figsize=(0.95 * columns + 0.6, 4.6), height_ratios=(1, 1, 1.9)
         )
@@ -169,6 +153,7 @@ def draw_uncertainty(
         maps_axes = [axes[f"map {column}"] for column in range(columns)]
         figure.colorbar(shown, ax=maps_axes, shrink=0.9, label="uncertainty")
         _bands(axes["means"], eps, {"Filt(L_img)": means}, "mean uncertainty of an image")
+        axes["means"].legend(loc="best")
     return figure
 
 
@@ -237,6 +222,7 @@ def draw_bands(eps: Sequence[float], curves: Mapping[str, Float[np.ndarray, "str
     """Per-image values over ε: the median and the middle 95 % of the images, for each method."""
     with canvas(1, 1, (6.2, 3.2)) as (figure, axes):
         _bands(axes[0, 0], eps, curves, label)
+        figure.legend(loc="outside right upper")
     return figure
 
 
@@ -244,7 +230,6 @@ def _bands(axes: Axes, eps: Sequence[float], curves: Mapping[str, np.ndarray], l
     for name, values in curves.items():
         low, middle, high = np.quantile(values, (0.025, 0.5, 0.975), axis=1)
         axes.fill_between(eps, low, high, color=COLOURS[name], alpha=0.2, lw=0)
-        axes.plot(eps, middle, color=COLOURS[name], marker="o", ms=3.5, label=name)
-    eps_axis(axes)
+        axes.plot(eps, middle, color=COLOURS[name], marker=MARKERS[name], label=name)
+    eps_axis(axes, eps)
     axes.set_ylabel(label)
-    axes.legend(loc="best", fontsize=8)

@@ -4,8 +4,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from .plots import COLOURS, canvas, eps_axis
+from .plots import canvas, eps_axis
 from .seeds import MEAN
+from .style import COLOURS, MARKERS
 
 
 def draw_differences(rows: pd.DataFrame) -> Figure:
@@ -24,7 +25,7 @@ def draw_differences(rows: pd.DataFrame) -> Figure:
             eps, colour = part["eps"].to_numpy(float), COLOURS[method]
             axis.fill_between(eps, part["low"].to_numpy(float), part["high"].to_numpy(float), color=colour, alpha=0.2)
             axis.plot(eps, np.array([text.split() for text in part["per_seed"]], dtype=float), color=colour, lw=0.6)
-            axis.plot(eps, part["value"].to_numpy(float), color=colour, marker="o", ms=3.5, lw=1.8)
+            axis.plot(eps, part["value"].to_numpy(float), color=colour, marker=MARKERS[method], lw=1.8)
             axis.axhline(0, color="#444444", lw=0.8)
             axis.set_title(f"{method}\nminus {other}")
             eps_axis(axis)

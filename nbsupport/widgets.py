@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 
 from .explorer import Explorer, explore
 from .study import eps_label
+from .style import sheet
 
 __all__ = ["Browser", "eps_choices", "exercise", "explore", "png"]
 
@@ -20,7 +21,8 @@ DPI = 80
 def png(figure: Figure) -> bytes:
     """A figure as the bytes of a PNG file."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI)
+    with sheet():
+        figure.savefig(buffer, format="png", dpi=DPI)
     return buffer.getvalue()
 
 

@@ -1,13 +1,17 @@
 """Files under ``figures/``: what is written, with which provenance, and that what is committed keeps to it."""
 
+import base64
 import dataclasses
 import io
 import json
 import subprocess
+from xml.etree import ElementTree
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -15,10 +19,13 @@ from nbsupport import figures
 from nbsupport.artefacts import Artefacts
 from nbsupport.evaluation import COLUMNS, Evaluation
 from nbsupport.figures import REPOSITORY, folder, provenance, save
+from nbsupport.frames import Frames
+from nbsupport.plots import draw_bands, draw_strip
 from nbsupport.study import Study
 from nbsupport.tables import markdown
 
 METHODS = ("attacked", "Filt(L_img)")
+SVG = "{http://www.w3.org/2000/svg}"
 NOTEBOOK = "03_image_vs_semantic_loss"
 
 
@@ -90,11 +97,52 @@ def test_a_picture_says_of_what_it_is(evaluation, place):
     assert note == f"small_resnet on digits, {study.test_images} test images, seed {study.seed}, {study.scale}"
 
 
-def test_a_figure_becomes_png_and_json(evaluation, place):
+def test_a_figure_of_fewer_images_says_so(evaluation, place):
+    drawn = picture()
+    save(evaluation, "fig3", drawn, notebook=NOTEBOOK, methods=METHODS, images=1)
+    assert ", 1 test image, " in drawn.texts[0].get_text()
+    assert read(place, "fig3")["images"] == 1
+
+
+def test_a_figure_becomes_svg_png_and_json(evaluation, place):
     path = save(evaluation, "fig2", picture(), notebook=NOTEBOOK, methods=METHODS)
     assert path == place / "fig2.png"
-    assert written(place) == ["fig2.json", "fig2.png"]
+    assert written(place) == ["fig2.json", "fig2.png", "fig2.svg"]
     assert path.read_bytes().startswith(b"\x89PNG\r\n")
+    assert ElementTree.parse(path.with_suffix(".svg")).getroot().tag == f"{SVG}svg"
+
+
+def test_the_same_figure_is_the_same_file(evaluation, place):
+    found = []
+    for user in ({}, {"font.size": 30, "svg.hashsalt": "other", "svg.fonttype": "none", "savefig.dpi": 10}):
+        with plt.rc_context(user):
+            save(evaluation, "fig2", draw_bands((0.0, 0.1), {"attacked": np.eye(2)}, "y"), notebook="n", methods=())
+        found.append({ending: (place / f"fig2.{ending}").read_bytes() for ending in ("svg", "png")})
+    assert found[0] == found[1]
+
+
+def test_letters_are_outlines_and_pixels_stay_pixels(evaluation, place):
+    figure = draw_strip([torch.rand(3, 5, 7)], ["title"])
+    save(evaluation, "fig2", figure, notebook=NOTEBOOK, methods=METHODS)
+    svg = ElementTree.parse(place / "fig2.svg")
+    assert list(svg.iter(f"{SVG}text")) == []
+    (image,) = svg.iter(f"{SVG}image")
+    encoded = image.get("{http://www.w3.org/1999/xlink}href").partition("base64,")[2]
+    with Image.open(io.BytesIO(base64.b64decode(encoded))) as stored:
+        assert stored.size == (7, 5)
+
+
+def test_frames_become_png_and_json(evaluation, place):
+    pixels = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
+    words = (("7", None, "7"), ("1", None, "7"))
+    sheet = Frames(pixels, 2, 5, "7", (0.0, 0.1), ("Î", "W", "Ĩ"), words, (("", "", ""), ("", "", "")))
+    path = save(evaluation, "frames", sheet, notebook=NOTEBOOK, methods=METHODS, images=1)
+    assert written(place) == ["frames.json", "frames.png"]
+    with Image.open(path) as stored:
+        np.testing.assert_array_equal(np.asarray(stored), pixels)
+    index = read(place, "frames")["frames"]
+    assert (index["eps"], index["names"], index["words"][1]) == ([0.0, 0.1], ["Î", "W", "Ĩ"], ["1", None, "7"])
+    assert (index["size"], index["image"], index["truth"]) == (2, 5, "7")
 
 
 def test_other_rows_become_csv_and_json_only(evaluation, place):

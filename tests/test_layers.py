@@ -14,8 +14,8 @@ ORDER = (
     "feature_pyramid", "folding", "attacks", "filtering", "unet", "denoisers", "defence", "shipped", "baselines",
     "losses", "training", "classifier_training", "recipes", "denoiser_training", "classifier_artefacts",
     "artefacts", "adaptive", "evaluation", "protocol", "soundness", "tables", "adaptive_table", "predicates",
-    "claims", "seeds", "plots", "seed_plot", "exploration", "explorer", "adaptive_plot", "diagrams", "pictures",
-    "figures", "readme", "shipping", "doctor", "runner", "navigation", "widgets", "__main__",
+    "claims", "seeds", "style", "plots", "seed_plot", "exploration", "explorer", "adaptive_plot", "diagrams",
+    "pictures", "frames", "figures", "readme", "shipping", "doctor", "runner", "navigation", "widgets", "__main__",
 )  # fmt: skip
 LINES = 250
 PACKAGE = Path(nbsupport.__file__).parent

@@ -14,8 +14,6 @@ from nbsupport.denoisers import Additive, Filtering, PAFilter
 from nbsupport.diagrams import draw_architectures, kernel_mosaic
 from nbsupport.evaluation import COLUMNS, Evaluation, Measurement
 from nbsupport.plots import (
-    COLOURS,
-    DASHES,
     draw_bands,
     draw_before_after,
     draw_curves,
@@ -26,8 +24,9 @@ from nbsupport.plots import (
     draw_uncertainty,
     eps_axis,
 )
-from nbsupport.recipes import DEFENCES, TABLES
+from nbsupport.recipes import TABLES
 from nbsupport.study import EPS, Study
+from nbsupport.style import COLOURS, MARKERS
 from nbsupport.tables import short
 
 METHODS = list(dict.fromkeys(method for table in TABLES.values() for method in table))
@@ -148,32 +147,6 @@ def test_both_attackers_stand_on_the_same_axes():
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["Adv", "attacked"]
 
 
-def test_every_method_has_a_colour():
-    assert {*METHODS, *DEFENCES} <= set(COLOURS)
-
-
-TOGETHER = {
-    "core": (*TABLES[1], *TABLES[3], *TABLES[4]),
-    "adaptive": DEFENCES,
-    "table 6": TABLES[6],
-    "table 7": TABLES[7],
-}
-
-
-@pytest.mark.parametrize("methods", TOGETHER.values(), ids=TOGETHER)
-def test_colours_are_distinct_but_for_the_baselines(methods):
-    own = [COLOURS[method] for method in dict.fromkeys(methods) if method not in BASELINES]
-    grey = {COLOURS[method] for method in BASELINES}
-    assert len(set(own)) == len(own)
-    assert len(grey) == 1
-    assert not grey & set(own)
-
-
-def test_the_baselines_differ_in_their_dashes():
-    assert set(DASHES) == set(BASELINES)
-    assert len(set(DASHES.values())) == len(BASELINES)
-
-
 def drawn_lines(axis):
     return [line for line in axis.lines if len(line.get_xdata())]
 
@@ -181,6 +154,16 @@ def drawn_lines(axis):
 def test_only_the_baselines_are_dashed():
     dashed = [line.is_dashed() for line in drawn_lines(draw_curves(tidy(*METHODS)).axes[0])]
     assert dashed == [method in BASELINES for method in METHODS]
+
+
+def test_a_method_looks_the_same_everywhere():
+    curves = {FUSED: VALUES, "head_2": VALUES}
+    flat = {name: values.mean(axis=1) for name, values in curves.items()}
+    axes = [draw_curves(tidy(*curves)).axes[0], draw_bands(EPS, curves, "").axes[0]]
+    axes.append(draw_defences(EPS, flat, flat, number=20).axes[0])
+    for axis in axes:
+        looks = {(line.get_color(), line.get_marker()) for line in drawn_lines(axis) if len(line.get_xdata()) == 13}
+        assert looks == {(COLOURS[name], MARKERS[name]) for name in curves}
 
 
 def test_a_line_per_method_in_each_panel():
@@ -225,8 +208,9 @@ def test_infinite_psnr_leaves_a_gap():
         lambda: draw_curves(ROWS).axes[1],
         lambda: draw_bands(EPS, {FUSED: VALUES}, "").axes[0],
         lambda: draw_uncertainty([IMAGE] * 13, [MAP] * 13, EPS, VALUES).axes[26],
+        lambda: draw_defences(EPS, {FUSED: VALUES[:, 0]}, {FUSED: VALUES[:, 1]}, number=20).axes[0],
     ],
-    ids=["draw_curves", "draw_bands", "draw_uncertainty"],
+    ids=["draw_curves", "draw_bands", "draw_uncertainty", "draw_defences"],
 )
 def test_eps_is_logarithmic_and_0_is_shown(axis):
     axis = axis()
@@ -235,10 +219,11 @@ def test_eps_is_logarithmic_and_0_is_shown(axis):
     assert dict(zip(axis.get_xticks(), [text.get_text() for text in axis.get_xticklabels()], strict=True))[0] == "0"
 
 
-def test_the_strengths_stand_apart():
+@pytest.mark.parametrize("strengths", [EPS, (0.0, 0.05, 0.1, 0.3, 0.5), (0.0, 0.3)], ids=len)
+def test_the_strengths_stand_apart(strengths):
     axis = plt.figure().add_subplot()
-    eps_axis(axis)
-    places = axis.transAxes.inverted().transform(axis.transData.transform([(eps, 0) for eps in EPS]))[:, 0]
+    eps_axis(axis, strengths)
+    places = axis.transAxes.inverted().transform(axis.transData.transform([(eps, 0) for eps in strengths]))[:, 0]
     plt.close("all")
     assert (np.diff(places) > 0.03).all()
     assert (places > 0).all() and (places < 1).all()
