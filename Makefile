@@ -16,7 +16,7 @@ help:
 	@echo "make lab      open JupyterLab on notebooks/00_start_here.ipynb"
 	@echo "make test     check everything: style, types, unit tests, every notebook"
 	@echo "make bench    how fast, beside the usual ways of doing it"
-	@echo "make report   tables and claims on the terminal"
+	@echo "make report   one web page of all results, which needs no network: build/report.html"
 	@echo "make doctor   what is installed, what is there, what is missing"
 	@echo "make clean    remove the virtual environment and the pages (not the store)"
 
@@ -33,11 +33,13 @@ $(READY): pyproject.toml constraints.txt
 study: $(READY)
 	@$(BIN)/python -m nbsupport run 00 01 02 03 04 05 06 07 08 13
 	@$(BIN)/python -m nbsupport report --tables 1 2 3 4
+	@$(BIN)/python -m nbsupport report --html
 	@echo; echo "Now walk through it: make lab. The second half, robust classifiers and the attacker who knows: make robust"
 
 robust: $(READY)
 	@$(BIN)/python -m nbsupport run 09 10 11 12
 	@$(BIN)/python -m nbsupport report --tables 5 6 7
+	@$(BIN)/python -m nbsupport report --html
 
 seeds: $(READY)
 	@$(BIN)/python -m nbsupport run 15
@@ -54,8 +56,11 @@ test: $(READY)
 bench: $(READY)
 	$(BIN)/python -m pytest tests/benchmarks -o addopts= --benchmark-only --benchmark-disable-gc
 
-report doctor: $(READY)
-	@$(BIN)/python -m nbsupport $@
+report: $(READY)
+	@$(BIN)/python -m nbsupport report --html
+
+doctor: $(READY)
+	@$(BIN)/python -m nbsupport doctor
 
 links: $(READY)
 	@$(BIN)/python -m nbsupport.navigation

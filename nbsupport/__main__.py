@@ -13,12 +13,14 @@ from .claims import judge
 from .disk import FULL
 from .doctor import INSTALL, examine, looked_at
 from .evaluation import Evaluation
-from .figures import folder
+from .figures import REPOSITORY, folder
 from .predicates import CORE_CLAIMS, ROBUST_CLAIMS
 from .processes import accelerator
 from .recipes import TABLES
 from .study import STUDIES, Study, sizes
 from .tables import beside, caption, over_steps, swept
+
+REPORT = REPOSITORY / "build" / "report.html"
 
 
 def _compute(study: Study, numbers: list[int]) -> None:
@@ -89,7 +91,7 @@ def main(arguments: list[str] | None = None) -> None:
     for name, help_text in {
         "run": "execute notebooks (all, or those named by their numbers) and keep a web page of each",
         "compute": "make every artefact of the study, without Jupyter",
-        "report": "print the tables and the claims",
+        "report": "print the tables and the claims, or write the page of all results",
         "doctor": "say what is there, what is missing and how to get it",
     }.items():
         command = commands.add_parser(name, help=help_text)
@@ -111,6 +113,11 @@ def main(arguments: list[str] | None = None) -> None:
             "--image-size", metavar="PIXELS", default=os.environ.get("NBSUPPORT_IMAGE_SIZE"),
             help="height and width to which images are resized and cropped",
         )  # fmt: skip
+        if name == "report":
+            command.add_argument(
+                "--html", nargs="?", type=Path, metavar="FILE", const=REPORT,
+                help="instead, put all stored results, of every study, on one web page (build/report.html)",
+            )  # fmt: skip
         if name == "run":
             command.add_argument("notebooks", nargs="*", metavar="NOTEBOOK", help="such as 07 or 07_pa_filt")
     options = parser.parse_args(arguments)
@@ -119,6 +126,9 @@ def main(arguments: list[str] | None = None) -> None:
         study = Study.named(options.study, options.scale, **sizes(chosen))
     except ValueError as error:
         parser.error(str(error))
+    if options.command == "report" and options.html:
+        _page(options.html)
+        return
     if chosen and options.command != "doctor":  # which says first what else there is
         looked_at(study)
     if options.command == "run":
@@ -132,6 +142,18 @@ def main(arguments: list[str] | None = None) -> None:
             if error.errno not in FULL:
                 raise
             sys.exit(error.strerror)
+
+
+def _page(path: Path) -> None:
+    """The stored results of all studies on one page; nothing is made."""
+    try:
+        from . import page, runner
+    except ModuleNotFoundError as error:
+        sys.exit(f"the page needs Jupyter's parts ({error}): {INSTALL}\nwithout them: python -m nbsupport report")
+    try:
+        print(f"report           {page.write(path, folder('').resolve(), runner.find([]))}")
+    except (FileNotFoundError, ValueError) as error:
+        sys.exit(str(error))
 
 
 def _run(names: list[str], study: Study, chosen: dict[str, str]) -> None:

@@ -18,6 +18,7 @@ from nbsupport import runner
 from nbsupport.__main__ import INSTALL, main
 from nbsupport.artefacts import Artefacts
 from nbsupport.evaluation import Evaluation
+from nbsupport.figures import REPOSITORY
 from nbsupport.predicates import CLAIMS, CORE_CLAIMS
 from nbsupport.recipes import TABLES
 from nbsupport.study import Study
@@ -259,6 +260,36 @@ def test_tables_may_be_chosen(command, numbers, monkeypatch):
     assert calls == [(Study.named("digits", "smoke"), numbers)]
 
 
+# -- the page ------------------------------------------------------------------------------------
+
+
+def test_the_page_is_written_where_it_is_wanted(tmp_path, capsys):
+    main(["report", "--html", str(tmp_path / "new" / "page.html")])
+    assert capsys.readouterr().out == f"report           {tmp_path}/new/page.html\n"
+    assert "</html>" in (tmp_path / "new" / "page.html").read_text(encoding="utf-8")
+
+
+def test_or_where_git_ignores_it(monkeypatch):
+    calls = []
+    monkeypatch.setattr("nbsupport.__main__._page", calls.append)
+    main(["report", "--html"])
+    assert calls == [REPOSITORY / "build" / "report.html"]
+
+
+def test_without_results_it_says_how_to_make_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("NBSUPPORT_FIGURES", str(tmp_path / "none"))
+    told = exit_of("report", "--html", str(tmp_path / "page.html"))
+    assert told == f"there are no results in {tmp_path}/none; make them: python -m nbsupport run, or make study"
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_a_result_of_unknown_origin_is_refused_by_name(tmp_path, monkeypatch):
+    (tmp_path / "digits").mkdir()
+    (tmp_path / "digits" / "fig1.png").touch()
+    monkeypatch.setenv("NBSUPPORT_FIGURES", str(tmp_path))
+    assert exit_of("report", "--html", str(tmp_path / "page.html")).startswith(f"{tmp_path}/digits/fig1.json: expected")
+
+
 # -- mistakes ------------------------------------------------------------------------------------
 
 
@@ -452,9 +483,9 @@ class Absent:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Absent())
-for command in ("compute", "run"):
+for command, more in {"compute": [], "run": [], "report": ["--html"]}.items():
     print("begin", command)
-    sys.argv = ["nbsupport", command, "--study", "digits", "--scale", "smoke"]
+    sys.argv = ["nbsupport", command, "--study", "digits", "--scale", "smoke", *more]
     try:
         runpy.run_module("nbsupport", run_name="__main__")
     except SystemExit as error:
@@ -480,3 +511,8 @@ def test_run_says_how_to_install_it(without_jupyter):
     missing = f"running notebooks needs Jupyter (No module named 'nbformat'): {INSTALL}\n"
     assert without_jupyter["run"].startswith(missing), without_jupyter["stderr"]
     assert "Traceback" not in without_jupyter["stderr"]
+
+
+def test_so_does_the_page(without_jupyter):
+    missing = f"the page needs Jupyter's parts (No module named 'nbformat'): {INSTALL}\n"
+    assert without_jupyter["report"].startswith(missing), without_jupyter["stderr"]

@@ -15,7 +15,8 @@ ORDER = (
     "losses", "training", "classifier_training", "recipes", "denoiser_training", "classifier_artefacts",
     "artefacts", "adaptive", "evaluation", "protocol", "soundness", "tables", "adaptive_table", "predicates",
     "claims", "seeds", "style", "plots", "seed_plot", "exploration", "explorer", "adaptive_plot", "diagrams",
-    "pictures", "frames", "figures", "readme", "shipping", "doctor", "runner", "navigation", "widgets", "__main__",
+    "pictures", "frames", "figures", "readme", "shipping", "doctor", "runner", "navigation", "widgets", "results",
+    "comparison", "prose", "page", "__main__",
 )  # fmt: skip
 LINES = 250
 PACKAGE = Path(nbsupport.__file__).parent
