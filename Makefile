@@ -43,6 +43,7 @@ robust: $(READY)
 
 seeds: $(READY)
 	@$(BIN)/python -m nbsupport run 15
+	@$(BIN)/python -m nbsupport report --html
 
 lab: $(READY)
 	@$(BIN)/python -m jupyterlab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/00_start_here.ipynb

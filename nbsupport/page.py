@@ -16,10 +16,10 @@ from markupsafe import Markup
 
 from . import prose
 from .comparison import LIMITS, against_published, against_published_over_steps, both_attackers
+from .disk import write_atomically
 from .figures import REPOSITORY, commit
 from .prose import Story, told
 from .results import Result, studies
-from .store import write_atomically
 from .study import eps_label
 from .style import COLOURS
 from .tables import NAMES, caption, short, subject, swept, without_marks
