@@ -15,7 +15,9 @@ from .style import sheet
 
 __all__ = ["Browser", "eps_choices", "exercise", "explore", "png"]
 
-DPI = 80
+DPI = 100  # of figures in a notebook, so that a picture is as large and as sharp as one without sliders
+# A readout as wide as its text would make the slider's track shorter, and the handle jump, as it moves.
+STYLE = "<style>.nbs-sliders .widget-readout { flex: 0 0 10em; margin-left: 14px; text-align: left; }</style>"
 
 
 def png(figure: Figure) -> bytes:
@@ -62,15 +64,17 @@ class Browser(ipywidgets.VBox):
                 value=0,
                 description="ε" if name == "eps" else name,
                 continuous_update=True,
-                layout=ipywidgets.Layout(width="420px"),
+                layout=ipywidgets.Layout(width="480px"),
             )
             for name, mapping in choices.items()
         ]
-        self.picture = ipywidgets.Image(format="png", value=self.frames[positions[0]])
+        natural = ipywidgets.Layout(align_self="flex-start")  # not stretched to the page, which would blur it
+        self.picture = ipywidgets.Image(format="png", value=self.frames[positions[0]], layout=natural)
         self.message = ipywidgets.HTML()
         for slider in self.sliders:
             slider.observe(self._show, "value")
-        super().__init__([*self.sliders, self.picture, self.message])
+        super().__init__([*self.sliders, self.picture, self.message, ipywidgets.HTML(STYLE)])
+        self.add_class("nbs-sliders")
 
     def _show(self, change: Any) -> None:
         # An exception in a callback is visible nowhere in JupyterLab, so it is shown where the person looks.

@@ -80,7 +80,9 @@ def test_eps_is_written_as_a_letter():
 
 
 def test_the_page_holds_sliders_picture_and_message(browser):
-    assert list(browser.children) == [*browser.sliders, browser.picture, browser.message]
+    *shown, style = browser.children
+    assert shown == [*browser.sliders, browser.picture, browser.message]
+    assert style.value.startswith("<style>")
 
 
 def test_pictures_are_png(browser):
