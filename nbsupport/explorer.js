@@ -102,7 +102,7 @@ function render({ model, el }) {
   const quality = make("small");
   const kernels = make("div", { class: "nbs-kernels" });
   const pixel = make("h4");
-  const curves = svg("svg", { viewBox: "0 0 300 170", role: "img", "aria-label": "accuracy over ε" });
+  const curves = svg("svg", { viewBox: "0 0 240 150", role: "img", "aria-label": "accuracy over ε" });
   words[1].box.append(quality);
   const below = make("div", { class: "nbs-below" }, words[0].box, words[1].box,
     make("div", {}, pixel, kernels), make("div", {}, make("h4", {}, "accuracy on these images"), curves));
@@ -119,7 +119,7 @@ function render({ model, el }) {
   }
 
   function plot() {
-    const [left, right, top, bottom] = [28, 292, 6, 140];
+    const [left, right, top, bottom] = [28, 224, 6, 118];
     const last = fixed.eps.length - 1;
     const x = (number) => left + ((right - left) * number) / last;
     const y = (value) => bottom - (bottom - top) * value;
@@ -136,7 +136,7 @@ function render({ model, el }) {
       const colour = name === "attacked" ? "currentColor" : fixed.colours[name];
       parts.push(svg("polyline", { class: "curve", points, stroke: colour, "stroke-width": chosen ? 3 : 1.2 }));
       if (chosen) parts.push(svg("circle", { cx: x(now), cy: y(values[now]), r: 4.5, fill: colour }),
-        svg("text", { x: left, y: 166 }, `${name}: ${values[now].toFixed(2)} at ε = ${fixed.eps[now].split(" ")[0]}`));
+        svg("text", { x: left, y: 146 }, `${name}: ${values[now].toFixed(2)} at ε = ${fixed.eps[now].split(" ")[0]}`));
     }
     curves.replaceChildren(...parts);
   }
