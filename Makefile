@@ -7,14 +7,18 @@ unexport PYTHONPATH PYTHONHOME
 export PIP_USER := 0
 export PYTHONNOUSERSITE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# The notebooks are tested in this browser; named (make test CHROMIUM=/path/to/chromium), it must be there.
+CHROMIUM ?= $(firstword $(foreach name,chromium chromium-browser google-chrome,$(shell command -v $(name) 2>/dev/null)))
+NO_CHROMIUM := The notebooks were NOT tested in a browser: install Chromium (Debian: apt install chromium), or name one: make browser CHROMIUM=/path/to/chromium
 
-.PHONY: help install study robust seeds lab test bench report doctor links clean
+.PHONY: help install study robust seeds lab test browser bench report doctor links clean
 help:
 	@echo "make study    run the core of the study on this machine: Tables 1-4, Figures 1-4 (notebooks 00-08, 13)"
 	@echo "make robust   the second half: adversarially trained classifiers, and the attacker who knows (long)"
 	@echo "make seeds    the headline comparisons once more, over three trainings of every denoiser"
 	@echo "make lab      open JupyterLab on notebooks/00_start_here.ipynb"
-	@echo "make test     check everything: style, types, unit tests, every notebook"
+	@echo "make test     check everything: style, types, unit tests, every notebook, and again in a browser"
+	@echo "make browser  only the last: every notebook in JupyterLab in Chromium, with screenshots"
 	@echo "make bench    how fast, beside the usual ways of doing it"
 	@echo "make report   one web page of all results, which needs no network: build/report.html"
 	@echo "make doctor   what is installed, what is there, what is missing"
@@ -53,6 +57,11 @@ test: $(READY)
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
 	$(BIN)/python -m pytest
+	$(if $(CHROMIUM),@$(MAKE) --no-print-directory browser,@echo "$(NO_CHROMIUM)")
+
+browser: $(READY)
+	@test -n "$(CHROMIUM)" || { echo "$(NO_CHROMIUM)"; exit 1; }
+	CHROMIUM="$(CHROMIUM)" $(BIN)/python -m pytest tests/browser -o addopts="-ra --strict-markers"
 
 bench: $(READY)
 	$(BIN)/python -m pytest tests/benchmarks -o addopts= --benchmark-only --benchmark-disable-gc
