@@ -122,7 +122,7 @@ class Opened:
         """Run all cells, up to the first that fails."""
         self.page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells'); }")
         executed = f"{CODE}.every((cell) => cell.model.executionCount !== null)"
-        self.until(f"{IDLE} && (window.kernel.failed || {executed})", "the end of the last cell", seconds=300)
+        self.until(f"{IDLE} && (window.kernel.failed || {executed})", "the end of the last cell", seconds=900)
 
     def _console(self, message) -> None:
         if message.type == "error":

@@ -169,7 +169,7 @@ def test_its_keys_are_not_jupyterlabs(notebook, explorer):
     cells = f"() => {PANEL}.content.widgets.map((cell) => cell.model.id)"
     before = notebook.page.evaluate(cells)
     explorer.get_by_role("button").first.focus()
-    for key in "xabddz":
+    for key in "abxdd":
         notebook.page.keyboard.press(key)
     assert notebook.page.evaluate(cells) == before
 
