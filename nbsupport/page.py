@@ -94,7 +94,7 @@ def finder(part: Part, all_parts: list[Part]) -> Callable[[str], str | None]:
 
 
 def content(result: Result) -> dict[str, Any]:
-    """What the template shows of a result, by its kind: frames, figure, table, adaptive, claims."""
+    """What the template shows of a result, by its kind: frames, figure, table, adaptive, claims, words."""
     study, record = result.study, result.record
     picture, table = result.file("svg", "png"), result.file("csv")
     if "frames" in record and picture:
@@ -108,6 +108,8 @@ def content(result: Result) -> dict[str, Any]:
     if "claim" in rows:
         return {"kind": "claims", "rows": rows.to_dict("records")}
     text = table.with_suffix(".md").read_text(encoding="utf-8")
+    if "table" not in rows:  # of another form than the paper's
+        return {"kind": "words", "text": text}
     if rows["table"].iloc[0] == "adaptive":
         strengths, defences = both_attackers(rows)
         return {"kind": "adaptive", "strengths": strengths, "defences": defences, "n": rows["n"].iloc[0], "text": text}
