@@ -152,7 +152,7 @@ class Protocol:
         return Outcome(
             method=method, eps=eps, robust={name: arrays[name] for name in names},
             envelope=whole[[study.eps.index(strength) for strength in eps]],
-            norms={name.removeprefix("norm "): values for name, values in arrays.items() if name.startswith("norm ")},
+            norms={name.removeprefix("norm "): arrays[name] for name in sorted(arrays) if name.startswith("norm ")},
             trace=arrays["trace"], margins=arrays["margins"], **{**report, "steps": tuple(report["steps"])},
         )  # fmt: skip
 

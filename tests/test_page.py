@@ -215,6 +215,13 @@ def test_all_claims_are_gathered_once(page):
     assert set(names) == judged
 
 
+@stored("seeds.csv")
+def test_a_table_of_another_form_than_the_papers_is_there_as_it_was_written(path, page):
+    rows, shown = pd.read_csv(path), words(section(page, path))
+    for row in rows[rows["eps"] == "mean"].itertuples():
+        assert f"{row.method} − {row.other} {row.value:+.3f} {row.low:+.3f} … {row.high:+.3f}" in shown
+
+
 @stored("adaptive.csv")
 def test_the_oblivious_attacker_stands_beside_the_worst(path, page):
     rows = pd.read_csv(path)
