@@ -6,6 +6,7 @@ integration), ``quick`` (minutes on a CPU) and ``paper`` (a GPU). A scale change
 
 import os
 from dataclasses import asdict, dataclass, fields, replace
+from html import escape
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -194,6 +195,14 @@ class Study:
     def specification(self) -> dict[str, Any]:
         """All attributes, for provenance; files and folders by their names, wherever they lie."""
         return asdict(self) | {"classifier": self.classifier_name, "data": Path(self.data).name}
+
+    def _repr_html_(self) -> str:
+        """In a notebook one line, which opens to show everything."""
+        rows = "".join(
+            f"<tr><th>{name}</th><td>{escape(str(value))}</td></tr>" for name, value in self.specification().items()
+        )
+        said = f"{self.name} at {self.scale}: {self.classifier_name}, {self.test_images} test images, seed {self.seed}"
+        return f"<details><summary>{escape(said)}</summary><table>{rows}</table></details>"
 
 
 def sizes(chosen: dict[str, str]) -> dict[str, Any]:

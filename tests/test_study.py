@@ -169,3 +169,12 @@ def test_a_label_gives_the_strength_in_both_units(eps):
     strength, units = re.fullmatch(r"(\de-\d) \((\d+(?:\.\d+)?)/255\)", eps_label(eps)).groups()
     assert float(strength) == eps
     assert float(units) == pytest.approx(255 * eps, rel=0.03)
+
+
+def test_in_a_notebook_it_is_one_line_that_opens():
+    study = Study.named("digits", "smoke", classifier="a<b")
+    shown = study._repr_html_()
+    summary, rest = shown.removeprefix("<details><summary>").split("</summary>")
+    assert summary == f"digits at smoke: a&lt;b, {study.test_images} test images, seed 0"
+    assert rest.count("<tr>") == len(study.specification())
+    assert "<tr><th>learning_rate</th><td>0.002</td></tr>" in rest
