@@ -155,16 +155,16 @@ class Exploration:
         device = self.classifier.mean.device
         alone = AttackedSet(clean[None], torch.zeros(1, dtype=torch.long), row, self.eps)
         strengths = range(len(self.eps)) if only is None else [only]
+        hats = torch.cat([alone.at(self.eps[strength]) for strength in strengths]).to(device)
         found = {}
-        for strength in strengths:
-            hat = alone.at(self.eps[strength]).to(device)
-            for name, denoiser in self.denoisers.items():
-                denoised, maps, kernels = _denoised(denoiser, hat)
-                psnr, ssim = quality(denoised, clean[None].to(device))
-                probabilities = self.classifier(denoised)[0].softmax(dim=0).cpu()
-                found[number, strength, name] = Frame(
-                    denoised[0].cpu(), maps, kernels, probabilities, float(psnr), float(ssim)
-                )
+        for name, denoiser in self.denoisers.items():
+            denoised, maps, kernels = _denoised(denoiser, hats)
+            psnr, ssim = quality(denoised, clean.to(device).expand_as(denoised))
+            probabilities = self.classifier(denoised).softmax(dim=1).cpu()
+            for place, (strength, image) in enumerate(zip(strengths, denoised.cpu(), strict=True)):
+                own, taps = ({part: batch[place] for part, batch in every.items()} for every in (maps, kernels))
+                said = probabilities[place], float(psnr[place]), float(ssim[place])
+                found[number, strength, name] = Frame(image, own, taps, *said)
         return found
 
     @torch.no_grad()
@@ -181,7 +181,7 @@ class Exploration:
 
 
 def _denoised(denoiser: nn.Module, hat: Tensor) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-    """Ĩ, and the maps and kernels that a denoiser has, of one image."""
+    """Ĩ, and the maps and kernels that a denoiser has."""
     if isinstance(denoiser, PAFilter):
         parts = denoiser.parts(hat)
         kernels = {"sl": parts.kernels_sl, "m": parts.kernels_m}
@@ -191,5 +191,5 @@ def _denoised(denoiser: nn.Module, hat: Tensor) -> tuple[Tensor, dict[str, Tenso
         maps = {"uncertainty": uncertainty_map(kernels[""])}
     else:
         kernels, maps = {}, {}
-    half = {name: taps[0].half().cpu() for name, taps in kernels.items()}
-    return denoiser(hat), {name: map[0, 0].cpu() for name, map in maps.items()}, half
+    half = {name: taps.half().cpu() for name, taps in kernels.items()}
+    return denoiser(hat), {name: map[:, 0].cpu() for name, map in maps.items()}, half

@@ -11,7 +11,7 @@ from . import shipped, weight_files
 from .defence import save_denoiser
 from .evaluation import Evaluation
 
-METHODS = ("Add(L_img)", "Filt(L_img)", "PA-Filt(L_img)")
+METHODS = ("Add(L_img)", "Filt(L_img)", "Multi-head-Filt(L_img)", "PA-Filt(L_img)")
 
 
 def ship(evaluation: Evaluation, folder: Path = shipped.FOLDER) -> list[Path]:
@@ -59,5 +59,5 @@ def _about(evaluation: Evaluation, denoiser: nn.Module) -> dict[str, Any]:
             "test_images": study.test_images,
         },
         "study": study.specification(),
-        "again": f"python -m nbsupport compute --study {study.name} --scale {study.scale} --tables 1 4",
+        "again": f"python -m nbsupport compute --study {study.name} --scale {study.scale} --tables 1 3 4",
     }
