@@ -390,3 +390,30 @@ def test_committed_pictures_are_pictures():
     for path in committed_files("*.png"):
         with Image.open(io.BytesIO(path.read_bytes())) as image:
             image.verify()
+
+
+def test_every_committed_figure_is_a_vector_picture_too():
+    drawn = [path for path in committed_files("*.png") if path.stem != "frames"]
+    assert [str(path) for path in drawn if not path.with_suffix(".svg").is_file()] == []
+
+
+def test_committed_letters_are_outlines():
+    for path in committed_files("*.svg"):
+        assert list(ElementTree.parse(path).iter(f"{SVG}text")) == [], path.name
+
+
+def test_every_committed_study_has_frames_for_all_its_strengths():
+    places = {path.parent for path in committed_files("*.json")}
+    for place in places:
+        record = read(place, "frames")
+        index, size = record["frames"], record["frames"]["size"]
+        assert index["eps"] == record["study"]["eps"], place.name
+        with Image.open(place / "frames.png") as sheet:
+            assert sheet.size == (size * len(index["names"]), size * len(index["eps"])), place.name
+        assert (place / "frames.png").stat().st_size < 700_000, place.name
+
+
+def test_committed_results_of_the_attacker_who_knows_say_of_how_many_images():
+    for path in committed_files("adaptive*.json"):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        assert record["images"] == record["study"]["adaptive_images"], path.name
