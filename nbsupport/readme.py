@@ -21,7 +21,7 @@ def oblivious(rows: pd.DataFrame) -> str:
     Parameters
     ----------
     rows
-        Of Tables 1 and 4, from `nbsupport.evaluation.Evaluation.table`.
+        Of Tables 1, 4 and 5, from `nbsupport.evaluation.Evaluation.table`.
     """
     lines: list[list[str]] = []
     seen: set[tuple[str, str]] = set()
@@ -36,10 +36,10 @@ def oblivious(rows: pd.DataFrame) -> str:
                 shown = [*(f"{values[column]:.2f}" for column in COLUMNS), f"{means[method, source]:.3f}"]
                 lines.append([f"**{name}**" if source == MEASURED else "", source, *shown])
     study = rows.iloc[0]["study"]
+    links = ", ".join(f"[Table {number}](figures/{study}/table{number}.md)" for number in rows["table"].unique())
     under = (
         f"*Accuracy on {rows.iloc[0]['n']} test images of `{study}`, by ε and as the mean over 13 ε, when the attacker "
-        f"does not know the filter. All columns, with what was measured and what was published: "
-        f"[Table 1](figures/{study}/table1.md), [Table 4](figures/{study}/table4.md).*"
+        f"does not know the filter. All columns, with what was measured and what was published: {links}.*"
     )
     return "\n".join([*grid(["", "", *(f"ε = {column}" for column in COLUMNS), "mean"], lines), "", under])
 
@@ -76,8 +76,8 @@ def knowing(rows: pd.DataFrame) -> str:
 def block(study: str, figures: Path = REPOSITORY / "figures") -> str:
     """All of a study's results for the README; of ``digits`` only what the attacker who knows leaves."""
     place, parts = figures / study, []
-    tables = [place / "table1.csv", place / "table4.csv"]
-    if study != "digits" and all(table.exists() for table in tables):
+    tables = [path for number in (1, 4, 5) if (path := place / f"table{number}.csv").exists()]
+    if study != "digits" and tables:
         parts.append(oblivious(pd.concat(map(pd.read_csv, tables))))
     if (place / "adaptive.csv").exists():
         parts.append(knowing(pd.read_csv(place / "adaptive.csv")))
