@@ -131,17 +131,19 @@ def main(arguments: list[str] | None = None) -> None:
         return
     if chosen and options.command != "doctor":  # which says first what else there is
         looked_at(study)
-    if options.command == "run":
-        _run(options.notebooks, study, chosen)
-    elif options.command == "doctor":
-        examine(study)
-    else:
-        try:
+    try:
+        if options.command == "run":
+            _run(options.notebooks, study, chosen)
+        elif options.command == "doctor":
+            examine(study)
+        else:
             {"compute": _compute, "report": _report}[options.command](study, options.tables)
-        except OSError as error:
-            if error.errno not in FULL:
-                raise
-            sys.exit(error.strerror)
+    except KeyboardInterrupt:
+        sys.exit("interrupted; what was finished is kept, and the same command goes on from there")
+    except OSError as error:
+        if error.errno not in (None, *FULL):  # the package's own messages have no number
+            raise
+        sys.exit(error.strerror or str(error))
 
 
 def _page(path: Path) -> None:

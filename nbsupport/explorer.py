@@ -74,7 +74,7 @@ class Explorer(anywidget.AnyWidget):
         self.exploration = exploration
         methods = list(exploration.denoisers)
         self._limits = {method: exploration.limits(method) for method in methods}
-        super().__init__(strength=len(exploration.eps) - 1, method=methods[-1])
+        super().__init__(strength=(len(exploration.eps) + 1) // 2, method=methods[-1])
         height, width = exploration.attacked.images.shape[-2:]
         self.row, self.column = height // 2, width // 2
         self.fixed, self.curves = self._fixed(), exploration.accuracy()

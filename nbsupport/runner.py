@@ -2,9 +2,12 @@
 
 import os
 import time
+from html import unescape
 from pathlib import Path
+from typing import Any
 
 import nbformat
+from nbclient.exceptions import DeadKernelError
 from nbconvert import HTMLExporter
 from nbconvert.preprocessors import ExecutePreprocessor
 from nbformat import NotebookNode
@@ -38,6 +41,23 @@ def find(names: list[str]) -> list[Path]:
     return [path for path in every if not stems or any(path.stem.startswith(stem) for stem in stems)]
 
 
+class _Watched(ExecutePreprocessor):
+    """Shows beside the bar over cells what the bars inside of a cell say, which are widgets there."""
+
+    def __init__(self, bar: tqdm, **options: Any) -> None:
+        super().__init__(**options)
+        self.bar, self.share = bar, ""
+
+    def process_message(self, msg: dict[str, Any], cell: NotebookNode, cell_index: int) -> NotebookNode | None:
+        state = msg["content"].get("data", {}).get("state", {}) if msg["msg_type"] == "comm_msg" else {}
+        text = unescape(str(state.get("value", ""))).replace("\u2007", " ").strip()  # tqdm's spaces
+        if text.endswith("%"):
+            self.share = text
+        elif "/" in text and text.endswith("]"):  # done, and the time that is left
+            self.bar.set_postfix_str(f"{self.share} {text}")
+        return super().process_message(msg, cell, cell_index)
+
+
 def execute(path: Path, study: str, scale: str, **choices: str) -> NotebookNode:
     """Run a notebook at a scale and move its sliders.
 
@@ -61,9 +81,14 @@ def execute(path: Path, study: str, scale: str, **choices: str) -> NotebookNode:
     notebook = nbformat.read(path, as_version=4)
     notebook.cells.append(nbformat.v4.new_code_cell(EXERCISE))
     with tqdm(total=len(notebook.cells), desc=path.stem, unit="cell", leave=False) as bar:
-        processor = ExecutePreprocessor(
-            timeout=None, kernel_name="python3", on_cell_executed=lambda **_: bar.update(1),
-            extra_arguments=["--log-level=ERROR"],  # kernels on this computer alone need no encryption
+
+        def executed(**_: Any) -> None:
+            bar.set_postfix_str("", refresh=False)
+            bar.update(1)
+
+        processor = _Watched(
+            bar, timeout=None, kernel_name="python3", on_cell_executed=executed,
+            extra_arguments=["--log-level=CRITICAL"],  # no encryption on this computer alone, no word on interruption
         )  # fmt: skip
         chosen = {"study": study, "scale": scale} | choices
         overrides = {f"NBSUPPORT_{name.upper()}": value for name, value in chosen.items()}
@@ -71,6 +96,9 @@ def execute(path: Path, study: str, scale: str, **choices: str) -> NotebookNode:
         os.environ.update(overrides)  # the kernel inherits them
         try:
             processor.preprocess(notebook, {"metadata": {"path": str(path.parent)}})
+        except DeadKernelError as error:
+            advice = "often memory ran out; what was finished is kept, and the same command goes on from there"
+            raise NotebookError(f"{path.name}: {error}; {advice}") from error
         except Exception as error:
             raise NotebookError(f"{path.name}: {error}") from error
         finally:

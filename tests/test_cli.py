@@ -516,3 +516,30 @@ def test_run_says_how_to_install_it(without_jupyter):
 def test_so_does_the_page(without_jupyter):
     missing = f"the page needs Jupyter's parts (No module named 'nbformat'): {INSTALL}\n"
     assert without_jupyter["report"].startswith(missing), without_jupyter["stderr"]
+
+
+def test_an_interruption_says_in_one_line_that_nothing_finished_is_lost(monkeypatch):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Artefacts, "images", interrupted)
+    with pytest.raises(SystemExit, match=r"^interrupted; what was finished is kept, .* goes on from there$"):
+        main(["compute", "--scale", "smoke"])
+
+
+def test_a_message_of_the_package_comes_without_a_traceback(monkeypatch):
+    def missing(*arguments, **options):
+        raise FileNotFoundError("cifar10: the download failed")
+
+    monkeypatch.setattr(Artefacts, "images", missing)
+    with pytest.raises(SystemExit, match=r"^cifar10: the download failed$"):
+        main(["compute", "--scale", "smoke"])
+
+
+def test_an_error_of_the_system_stays_one(monkeypatch):
+    def denied(*arguments, **options):
+        raise PermissionError(13, "not yours")
+
+    monkeypatch.setattr(Artefacts, "images", denied)
+    with pytest.raises(PermissionError):
+        main(["compute", "--scale", "smoke"])

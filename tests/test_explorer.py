@@ -47,7 +47,7 @@ def pixels(picture):
     return np.frombuffer(picture["rgba"], np.uint8).reshape(picture["height"], picture["width"], 4)
 
 
-def test_it_starts_with_the_strongest_attack_and_the_last_method(explorer):
+def test_it_starts_above_the_middle_of_the_strengths_with_the_last_method(explorer):
     assert (explorer.image, explorer.strength, explorer.method) == (0, 2, "PA-Filt(L_img)")
     assert (explorer.row, explorer.column) == (SIDE // 2, SIDE // 2)
     assert explorer.fixed["eps"] == [eps_label(eps) for eps in EPS]

@@ -265,8 +265,21 @@ def test_a_failing_cell_that_is_allowed_to_fail_is_an_error_all_the_same(noteboo
 
 
 def test_a_kernel_that_dies_is_an_error(notebook, no_exercise):
-    with pytest.raises(NotebookError, match=r"^00_tiny\.ipynb: .*[Kk]ernel died"):
+    with pytest.raises(NotebookError, match=r"^00_tiny\.ipynb: .*[Kk]ernel died.*; often memory ran out"):
         execute(notebook("import os", "os._exit(1)"), "digits", "smoke")
+
+
+BARS = """
+from tqdm.notebook import tqdm
+
+for _ in tqdm(range(3), desc="training"):
+    pass
+"""
+
+
+def test_the_bars_inside_of_a_cell_are_seen_beside_the_bar_over_cells(notebook, no_exercise, capsys):
+    execute(notebook(BARS), "digits", "smoke")
+    assert "training: 100%" in capsys.readouterr().err
 
 
 ENVIRONMENT = "import os\nprint(os.environ['NBSUPPORT_STUDY'], os.environ['NBSUPPORT_SCALE'])"
