@@ -10,12 +10,12 @@ import eagerpy as ep
 import foolbox
 import torch
 import torch.nn.functional as F
-from accelerate.utils import find_executable_batch_size
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from .classifiers import Classifier, check_logits
 from .data import check_images, check_labels
+from .devices import halving
 from .folding import fold_batch_norm
 from .study import REL_STEP, STEPS
 
@@ -163,7 +163,7 @@ def pgd(
         return torch.cat(attacked)
 
     at_once = CHUNK.get(images.device.type, CHUNK["cuda"])
-    return find_executable_batch_size(run, starting_batch_size=at_once)()  # halved where memory does not suffice
+    return halving(run, at_once)
 
 
 @dataclass(frozen=True)

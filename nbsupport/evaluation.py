@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from accelerate.utils import find_executable_batch_size
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
@@ -16,6 +15,7 @@ from .artefacts import VERSION, Artefacts
 from .attacks import AttackedSet
 from .classifiers import Classifier
 from .denoisers import KernelDenoiser, PAFilter
+from .devices import halving
 from .filtering import distance_from_identity, uncertainty_map
 from .fingerprints import made_from
 from .recipes import TABLES, parts
@@ -78,7 +78,7 @@ def measure(classifier: Classifier, denoiser: nn.Module, attacked: AttackedSet) 
             columns.append({name: torch.cat([part[name].cpu() for part in found]) for name in found[0]})
         return {name: torch.stack([column[name] for column in columns]) for name in columns[0]}
 
-    return find_executable_batch_size(run, starting_batch_size=AT_ONCE)()  # halved where memory does not suffice
+    return halving(run, AT_ONCE)
 
 
 def _measured(classifier: Classifier, denoiser: nn.Module, images: Tensor, clean: Tensor) -> dict[str, Tensor]:

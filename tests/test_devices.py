@@ -44,3 +44,26 @@ def test_attacks_stay_in_float32_within_a_training_in_bfloat16(monkeypatch):
 def test_attacks_and_results_do_without_tf32():
     assert not torch.backends.cuda.matmul.allow_tf32
     assert not torch.backends.cudnn.allow_tf32
+
+
+def full(number):
+    raise RuntimeError("CUDA out of memory. Tried to allocate 1 GiB")
+
+
+def test_what_fits_runs_once_and_empties_no_cache(monkeypatch):
+    monkeypatch.setattr(devices, "clear_device_cache", lambda **_: pytest.fail("nothing was short"))
+    assert devices.halving(lambda number: number, 7) == 7
+
+
+def test_images_halve_down_to_one():
+    tried = []
+    with pytest.raises(RuntimeError, match="out of memory"):
+        devices.halving(lambda number: tried.append(number) or full(number), 13)
+    assert tried == [13, 6, 3, 1]
+
+
+def test_other_errors_are_not_tried_again():
+    tried = []
+    with pytest.raises(RuntimeError, match="inconsistent tensor size"):
+        devices.halving(lambda number: tried.append(number) or torch.zeros(2) @ torch.zeros(3), 8)
+    assert tried == [8]

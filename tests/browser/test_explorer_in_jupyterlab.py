@@ -86,10 +86,12 @@ def test_thumbnails_are_chosen_with_the_keyboard(notebook, explorer):
 
 
 def test_the_strength_is_moved_with_the_keyboard(notebook, explorer, strength):
-    first = notebook.press("Home", strength, picture(explorer, "attacked"), "ε = 0")
+    attacked = picture(explorer, "attacked")
+    notebook.press("End", strength, attacked, "the largest ε")
+    largest = notebook.press("Home", strength, attacked, "ε = 0")
     assert strength.get_attribute("aria-valuetext") == "0 (clean)"
     notebook.shoot("explorer-strength")
-    notebook.press("End", strength, picture(explorer, "attacked"), "the largest ε", back_to=first)
+    notebook.press("End", strength, attacked, "the largest ε", back_to=largest)
 
 
 def test_the_method_is_chosen_with_the_keyboard(notebook, explorer, method):
