@@ -11,7 +11,7 @@ from pathlib import Path
 from .artefacts import Artefacts
 from .claims import judge
 from .disk import FULL
-from .doctor import INSTALL, examine, looked_at
+from .doctor import INSTALL, examine, looked_at, made
 from .evaluation import Evaluation
 from .figures import REPOSITORY, folder
 from .predicates import CORE_CLAIMS, ROBUST_CLAIMS
@@ -45,6 +45,8 @@ def _methods(numbers: list[int]) -> tuple[str, ...]:
 def _report(study: Study, numbers: list[int]) -> None:
     """Some tables and the claims about them; what is missing is made first."""
     evaluation = Evaluation(Artefacts(study))
+    if missing := [name for name, there in made(evaluation.artefacts).items() if not there]:
+        print(f"not made yet, but now: {', '.join(missing)}; interrupted, it goes on from there", file=sys.stderr)
     width = max(shutil.get_terminal_size((150, 24)).columns, 80)
     for number in numbers:
         rows = evaluation.table(number)
@@ -163,6 +165,8 @@ def _run(names: list[str], study: Study, chosen: dict[str, str]) -> None:
         from .runner import NotebookError, run
     except ModuleNotFoundError as error:
         sys.exit(f"running notebooks needs Jupyter ({error}): {INSTALL}\nwithout it: python -m nbsupport compute")
+    if not names and study.scale != "smoke":
+        print("all notebooks, also 09 to 12, which take hours on a CPU; run 00 01 02 runs these alone", file=sys.stderr)
     try:
         pages = run(names, study.name, study.scale, **chosen)
     except (NotebookError, FileNotFoundError) as error:

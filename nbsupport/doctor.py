@@ -52,7 +52,7 @@ def examine(study: Study) -> None:
     artefacts = looked_at(study)
     _found(artefacts)
     command = " ".join(["python -m nbsupport compute --study", study.name, "--scale", study.scale, *_options(study)])
-    for name, there in _made(artefacts).items():
+    for name, there in made(artefacts).items():
         print(f"  {name:22} {'there' if there else f'not made yet: {command}'}")
     if missing or not found:
         sys.exit(1)
@@ -107,7 +107,7 @@ def _found(artefacts: Artefacts) -> None:
         print(f"classifier       {study.classifier_name}: {logits.shape[1]} logits, clean accuracy {accuracy:.3f}")
 
 
-def _made(artefacts: Artefacts) -> dict[str, bool]:
+def made(artefacts: Artefacts) -> dict[str, bool]:
     """Whether the classifier, the attacked images and some denoisers are made; nothing is made to find out."""
     has, names = artefacts.store.has, ("Filt(L_img)", "Y-Net", "PA-Filt(L_img)")
     found = {} if artefacts.own is not None else {"classifier": has(artefacts.classifier_specification())}

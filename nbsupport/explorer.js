@@ -1,5 +1,6 @@
 // Draws what `explorer.py` looked up: no arithmetic on images here, and nothing is drawn twice.
 const SVG = "http://www.w3.org/2000/svg";
+const PATIENCE = 700; // milliseconds until a person wonders
 const SLOTS = ["clean", "attacked", "perturbation", "denoised", "W", "uncertainty, sl", "uncertainty, m"];
 
 function make(tag, attributes = {}, ...children) {
@@ -33,9 +34,14 @@ function svg(tag, attributes, text = "") {
 
 function render({ model, el }) {
   const fixed = model.get("fixed");
+  let patience;
   const choose = (changes) => {
-    for (const [name, value] of Object.entries(changes)) model.set(name, value);
+    const changed = Object.entries(changes).filter(([name, value]) => model.get(name) !== value);
+    for (const [name, value] of changed) model.set(name, value);
+    if (!changed.length) return;
     model.save_changes();
+    clearTimeout(patience);
+    patience = setTimeout(() => { waiting.textContent = "waiting for the kernel, which is busy with another cell …"; }, PATIENCE);
   };
 
   const strip = make("div", { class: "nbs-strip", role: "group", "aria-label": "images" });
@@ -57,7 +63,8 @@ function render({ model, el }) {
   again.addEventListener("click", () => model.get("busy") || choose({ again: model.get("again") + 1 }));
   const controls = make("div", { class: "nbs-controls" },
     make("label", {}, "ε", slider, strength), make("label", {}, "method", method), again);
-  const message = make("div", { class: "nbs-message", role: "alert" });
+  const message = make("span", { class: "nbs-message", role: "alert" });
+  const waiting = make("span", { role: "status" });
 
   const figures = make("div", { class: "nbs-pictures" });
   const canvases = Object.fromEntries(SLOTS.map((name) => {
@@ -106,7 +113,8 @@ function render({ model, el }) {
   words[1].box.append(quality);
   const below = make("div", { class: "nbs-below" }, words[0].box, words[1].box,
     make("div", {}, pixel, kernels), make("div", {}, make("h4", {}, "accuracy on these images"), curves));
-  const root = make("div", { class: "nbs", "data-lm-suppress-shortcuts": "true" }, strip, controls, message, figures, below);
+  const root = make("div", { class: "nbs", "data-lm-suppress-shortcuts": "true" }, strip, controls,
+    make("div", { class: "nbs-line" }, message, waiting), figures, below);
   // JupyterLab's own shortcuts (arrows move between headings) stay away from keys that are meant for this screen.
   root.addEventListener("keydown", (event) => event.stopPropagation());
   el.append(root);
@@ -183,6 +191,7 @@ function render({ model, el }) {
     message.textContent = model.get("message");
   }
 
+  model.on("change:answers", () => { clearTimeout(patience); waiting.textContent = ""; });
   model.on("change:shown", draw);
   model.on("change:curves", plot);
   for (const name of ["image", "strength", "method", "busy", "message"]) model.on(`change:${name}`, state);

@@ -47,6 +47,8 @@ class Explorer(anywidget.AnyWidget):
         Counted up in the browser to have the image attacked from another random start.
     busy, message
         Whether that goes on; what went wrong.
+    answers
+        Counted up with every choice that was seen to; until then the browser says that it waits.
     shown
         The screen for what is chosen.
     curves
@@ -66,6 +68,7 @@ class Explorer(anywidget.AnyWidget):
     again = traitlets.Int(0).tag(sync=True)
     busy = traitlets.Bool(False).tag(sync=True)
     message = traitlets.Unicode("").tag(sync=True)
+    answers = traitlets.Int(0).tag(sync=True)
     shown = traitlets.Dict().tag(sync=True)
     curves = traitlets.Dict().tag(sync=True)
     fixed = traitlets.Dict().tag(sync=True)
@@ -99,6 +102,7 @@ class Explorer(anywidget.AnyWidget):
             self.message = ""
         except Exception as error:
             self.message = f"{type(error).__name__}: {error}"
+        self.answers += 1
 
     def _screen(self) -> dict[str, Any]:
         found, at, eps = self.exploration, self.strength, self.exploration.eps[self.strength]
@@ -133,6 +137,7 @@ class Explorer(anywidget.AnyWidget):
 
     def _attack_again(self, change: Any) -> None:
         # In a thread, so that the kernel goes on answering the browser.
+        self.answers += 1
         if not self.busy:
             self.busy = True
             threading.Thread(target=self._attack, args=(self.image, self.strength), daemon=True).start()

@@ -108,6 +108,20 @@ def report(evaluation):
     return printed.getvalue()
 
 
+def test_report_says_first_what_it_has_to_make(monkeypatch, capsys):
+    def interrupted(self, number):
+        assert capsys.readouterr().err.startswith("not made yet, but now: classifier, train images, test images, Filt(")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Evaluation, "table", interrupted)
+    assert "goes on from there" in exit_of("report", "--scale", "smoke")
+
+
+def test_report_of_what_is_there_makes_nothing(finished, capsys):
+    main(["report", "--scale", "smoke", "--tables", "1"])
+    assert "not made yet" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("number", TABLES)
 def test_report_prints_every_table_with_its_caption(number, evaluation, report):
     assert " ".join(caption(evaluation.table(number), evaluation.study).split()) in " ".join(report.split())
@@ -352,6 +366,17 @@ def test_run_says_where_its_results_are(scale, told, capsys, monkeypatch, tmp_pa
     first, second = capsys.readouterr().out.splitlines()
     assert first == f"pages            {tmp_path / 'digits' / scale / '00-07'}"
     assert second.startswith(told)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "warned"),
+    [(["--scale", "quick"], True), (["00", "--scale", "quick"], False), (["--scale", "smoke"], False)],
+    ids=str,
+)
+def test_run_of_everything_says_that_it_is_long(arguments, warned, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(runner, "run", lambda names, study, scale: tmp_path)
+    main(["run", *arguments])
+    assert ("09 to 12, which take hours" in capsys.readouterr().err) == warned
 
 
 # -- your own classifier and images ---------------------------------------------------------------

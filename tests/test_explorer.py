@@ -111,6 +111,15 @@ def test_moving_computes_nothing(explorer, monkeypatch):
     assert explorer.message == ""
 
 
+@pytest.mark.parametrize("choice", [{"strength": 1}, {"row": 0}, {"image": 99}, {"again": 1}], ids=str)
+def test_every_choice_is_answered(explorer, choice):
+    """Also one after which the screen is the same as before, and one that fails."""
+    explorer.method = "Add(L_img)"
+    before = explorer.answers
+    explorer.set_trait(*choice.popitem())
+    assert explorer.answers > before
+
+
 def test_attacking_again_happens_beside_and_ends(explorer):
     before = explorer.shown["pictures"]["attacked"]["rgba"]
     explorer.again += 1

@@ -154,6 +154,18 @@ def test_recomputing_says_that_it_is_busy_and_ends(notebook, explorer):
     assert seen == ["true attacking …", "false recompute with PGD"]
 
 
+def test_it_says_that_it_waits_for_a_busy_kernel(notebook, explorer, strength):
+    status = explorer.get_by_role("status").element_handle()
+    kernel, code = f"{PANEL}.sessionContext.session.kernel", "import time; time.sleep(4)"
+    notebook.page.evaluate(f"(code) => {{ {kernel}.requestExecute({{ code }}); }}", code)
+    strength.focus()
+    notebook.page.keyboard.press("ArrowLeft")
+    notebook.until("a.textContent.startsWith('waiting for the kernel')", "the explorer to say so", status, seconds=4)
+    notebook.shoot("explorer-waiting")
+    notebook.until("a.textContent === ''", "the kernel's answer", status)
+    notebook.page.keyboard.press("ArrowRight")
+
+
 def test_an_error_is_seen_and_not_the_end(notebook, explorer, strength):
     alert = explorer.get_by_role("alert")
     in_kernel(notebook, "kept, it.exploration.frames = it.exploration.frames, {}")
