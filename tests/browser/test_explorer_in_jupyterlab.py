@@ -155,7 +155,7 @@ def test_recomputing_says_that_it_is_busy_and_ends(notebook, explorer):
 
 
 def test_it_says_that_it_waits_for_a_busy_kernel(notebook, explorer, strength):
-    status = explorer.get_by_role("status").element_handle()
+    status = explorer.locator(".nbs-line [role=status]").element_handle()
     kernel, code = f"{PANEL}.sessionContext.session.kernel", "import time; time.sleep(4)"
     notebook.page.evaluate(f"(code) => {{ {kernel}.requestExecute({{ code }}); }}", code)
     strength.focus()
