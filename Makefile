@@ -13,7 +13,7 @@ NO_CHROMIUM := The notebooks were NOT tested in a browser: install Chromium (Deb
 
 .PHONY: help install study robust seeds lab test browser bench report doctor links clean
 help:
-	@echo "make study    run the core of the study on this machine: Tables 1-4, Figures 1-4 (notebooks 00-08, 13)"
+	@echo "make study    run the core of the study on this machine: Tables 1-4, Figures 1-4 (notebooks 00-08)"
 	@echo "make robust   the second half: adversarially trained classifiers, and the attacker who knows (long)"
 	@echo "make seeds    the headline comparisons once more, over three trainings of every denoiser"
 	@echo "make lab      open JupyterLab on notebooks/00_start_here.ipynb"
@@ -35,7 +35,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 study: $(READY)
-	@$(BIN)/python -m nbsupport run 00 01 02 03 04 05 06 07 08 13
+	@$(BIN)/python -m nbsupport run 00 01 02 03 04 05 06 07 08
 	@$(BIN)/python -m nbsupport report --tables 1 2 3 4
 	@$(BIN)/python -m nbsupport report --html
 	@echo; echo "Now walk through it: make lab. The second half, robust classifiers and the attacker who knows: make robust"

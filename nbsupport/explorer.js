@@ -41,7 +41,7 @@ function render({ model, el }) {
     if (!changed.length) return;
     model.save_changes();
     clearTimeout(patience);
-    patience = setTimeout(() => { waiting.textContent = "waiting for the kernel, which is busy with another cell …"; }, PATIENCE);
+    patience = setTimeout(() => { waiting.textContent = "waiting for the kernel, which is busy …"; }, PATIENCE);
   };
 
   const strip = make("div", { class: "nbs-strip", role: "group", "aria-label": "images" });

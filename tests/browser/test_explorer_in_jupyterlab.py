@@ -154,15 +154,23 @@ def test_recomputing_says_that_it_is_busy_and_ends(notebook, explorer):
     assert seen == ["true attacking …", "false recompute with PGD"]
 
 
-def test_it_says_that_it_waits_for_a_busy_kernel(notebook, explorer, strength):
-    status = explorer.locator(".nbs-line [role=status]").element_handle()
-    kernel, code = f"{PANEL}.sessionContext.session.kernel", "import time; time.sleep(4)"
-    notebook.page.evaluate(f"(code) => {{ {kernel}.requestExecute({{ code }}); }}", code)
+def test_it_says_that_it_waits_for_a_busy_kernel(notebook, explorer, strength, tmp_path):
+    """Busy with the choice itself: while another cell runs, in newer JupyterLabs another thread answers widgets."""
+    status, free = explorer.locator(".nbs-line [role=status]").element_handle(), tmp_path / "free"
+    slow = f"""import pathlib, time
+class Slow(dict):
+    def __getitem__(self, key):
+        while not pathlib.Path({str(free)!r}).exists(): time.sleep(0.05)
+        return super().__getitem__(key)
+"""
+    in_kernel(notebook, slow + "kept, it.exploration.frames = it.exploration.frames, Slow(it.exploration.frames)")
     strength.focus()
     notebook.page.keyboard.press("ArrowLeft")
-    notebook.until("a.textContent.startsWith('waiting for the kernel')", "the explorer to say so", status, seconds=4)
+    notebook.until("a.textContent.startsWith('waiting for the kernel')", "the explorer to say so", status)
     notebook.shoot("explorer-waiting")
+    free.touch()
     notebook.until("a.textContent === ''", "the kernel's answer", status)
+    in_kernel(notebook, "it.exploration.frames = kept")
     notebook.page.keyboard.press("ArrowRight")
 
 
