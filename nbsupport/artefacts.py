@@ -58,7 +58,7 @@ class Artefacts(ClassifierArtefacts):
         steps = steps or self.study.steps
         return {
             "kind": "attacked",
-            "name": f"pgd{steps}-{split}",
+            "name": f"pgd{steps}-{'test' if split == 'own' else split}",
             "version": VERSION,
             "attack": {"name": "LinfPGD", "steps": steps, "rel_step": REL_STEP},
             "eps": list(eps or self.study.attacked_eps),
@@ -75,7 +75,7 @@ class Artefacts(ClassifierArtefacts):
         Parameters
         ----------
         split
-            ``train`` or ``test``.
+            ``train``, ``test`` or ``own``, see `images`.
         steps
             n; the study's where None.
         eps
@@ -93,7 +93,8 @@ class Artefacts(ClassifierArtefacts):
             options = dict(steps=specification["attack"]["steps"], seed=self.study.seed)
             return ratios(target(attacked), images, labels, eps, **options).cpu().numpy()
 
-        label = f"attacking the {split} images" + ("" if classifier == "standard" else f" ({classifier})")
+        victim = "" if classifier == "standard" else f" ({classifier})"
+        label = f"attacking the {'test' if split == 'own' else split} images{victim}"
         shape = (len(strengths), *part.images.shape)
         array = self.store.array(made_from(specification, attacked), shape, make, label)
         return AttackedSet(part.images, part.labels, array, (0.0, *strengths))

@@ -40,8 +40,10 @@ class ClassifierArtefacts:
 
     def images(self, split: str) -> Split:
         """Images of the study: ``train`` for denoisers, ``classifier`` and ``adversarial`` for classifiers that learn
-        plainly or against attacks, ``test`` for results."""
-        return load(self.study, "test" if split == "test" else "train", getattr(self.study, f"{split}_images"))
+        plainly or against attacks, ``test`` for results, ``own`` for those of robust classifiers attacked themselves.
+        """
+        number = getattr(self.study, f"{split}_images") or (self.study.test_images if split == "own" else None)
+        return load(self.study, "test" if split in ("test", "own") else "train", number)
 
     def _classifier_specification(self, name: str = "standard") -> dict[str, Any]:
         """What a classifier is a function of; for an outside one its weights and text, wherever it lies."""

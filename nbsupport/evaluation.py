@@ -1,60 +1,19 @@
-"""What is measured: per image first, then one tidy row per number."""
+"""What is measured of a study's methods: per image first, then one tidy row per number."""
 
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-from jaxtyping import Bool, Float, Int, Shaped
-from torch import Tensor, nn
-from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+from jaxtyping import Bool, Shaped
 
 from .artefacts import VERSION, Artefacts
-from .attacks import AttackedSet
-from .classifiers import Classifier
-from .denoisers import KernelDenoiser, PAFilter
-from .devices import halving
-from .filtering import distance_from_identity, uncertainty_map
 from .fingerprints import made_from
+from .measurement import Measurement, measure
 from .recipes import TABLES, parts
 
 COLUMNS = ["table", "study", "classifier", "method", "attack", "steps", "eps", "metric", "value", "n", "seed"]
 ENVELOPE, OWN = "pgd-envelope", "pgd-on-itself"
-AT_ONCE = 50  # images; many at once leave the processor's caches, and SSIM alone takes eight times longer
-Images = Float[Tensor, "b c h w"]
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """One method on all attacked test images; axis 0 is ε, axis 1 the image.
-
-    Attributes
-    ----------
-    predictions
-        The classifier's class for the denoised image.
-    labels
-        The true classes.
-    psnr, ssim
-        Of the denoised image against the clean one, data range 1; infinite and 1 where they are equal.
-    change
-        Mean distance of the denoised from the attacked image.
-    extra
-        Per-image means of what else the method has: ``uncertainty`` (eq. 9) and ``kernel_distance``
-        for filtering, ``weight`` for PA-Filt.
-    """
-
-    predictions: Int[Tensor, "strengths n"]
-    labels: Int[Tensor, "n"]
-    psnr: Float[Tensor, "strengths n"]
-    ssim: Float[Tensor, "strengths n"]
-    change: Float[Tensor, "strengths n"]
-    extra: dict[str, Float[Tensor, "strengths n"]]
-
-    def correct(self) -> Bool[np.ndarray, "strengths n"]:
-        """Which images are classified correctly."""
-        return (self.predictions == self.labels).numpy()
 
 
 def envelope(per_image: Shaped[np.ndarray, "strengths n"]) -> Shaped[np.ndarray, "strengths n"]:
@@ -66,46 +25,9 @@ def envelope(per_image: Shaped[np.ndarray, "strengths n"]) -> Shaped[np.ndarray,
     return np.minimum.accumulate(per_image, axis=0)
 
 
-@torch.no_grad()
-def measure(classifier: Classifier, denoiser: nn.Module, attacked: AttackedSet) -> dict[str, Tensor]:
-    """Everything that `Measurement` holds but the labels, for one denoiser before one classifier."""
-
-    def run(number: int) -> dict[str, Tensor]:
-        columns = []
-        for eps in attacked.eps:
-            pairs = zip(attacked.at(eps).split(number), attacked.images.split(number), strict=True)
-            found = [_measured(classifier, denoiser, images, clean) for images, clean in pairs]
-            columns.append({name: torch.cat([part[name].cpu() for part in found]) for name in found[0]})
-        return {name: torch.stack([column[name] for column in columns]) for name in columns[0]}
-
-    return halving(run, AT_ONCE)
-
-
-def _measured(classifier: Classifier, denoiser: nn.Module, images: Tensor, clean: Tensor) -> dict[str, Tensor]:
-    images, clean = images.to(classifier.mean.device), clean.to(classifier.mean.device)
-    denoised = denoiser(images)
-    psnr, ssim = quality(denoised, clean)
-    said, change = classifier(denoised).argmax(dim=1), (denoised - images).abs().mean(dim=(1, 2, 3))
-    return {"predictions": said, "psnr": psnr, "ssim": ssim, "change": change} | _extra(denoiser, images)
-
-
-def quality(images: Images, clean: Images) -> tuple[Float[Tensor, "b"], Float[Tensor, "b"]]:
-    """PSNR in dB and SSIM of images in [0, 1] against the clean ones, each by itself."""
-    against: Any = {"preds": images, "target": clean, "data_range": 1.0, "reduction": "none"}
-    ssim: Any = structural_similarity_index_measure(**against)
-    return peak_signal_noise_ratio(**against, dim=(1, 2, 3)), ssim.view(len(images))
-
-
-def _extra(denoiser: nn.Module, images: Tensor) -> dict[str, Tensor]:
-    if isinstance(denoiser, PAFilter):
-        return {"weight": denoiser.parts(images).weight.mean(dim=(1, 2, 3))}
-    if isinstance(denoiser, KernelDenoiser):
-        kernels = denoiser.kernels(images)
-        return {
-            "uncertainty": uncertainty_map(kernels).mean(dim=(1, 2, 3)),
-            "kernel_distance": distance_from_identity(kernels).mean(dim=(1, 2, 3)),
-        }
-    return {}
+def _split(target: str) -> str:
+    """Where images lie on which a classifier is attacked."""
+    return "test" if target == "standard" else "own"
 
 
 class Evaluation:
@@ -130,7 +52,7 @@ class Evaluation:
             "name": method,
             "version": VERSION,
             "method": self.artefacts.specification(method),
-            "attacked": self.artefacts.attacked_specification("test", steps, eps, target),
+            "attacked": self.artefacts.attacked_specification(_split(target), steps, eps, target),
         }
 
     def _measurement(
@@ -153,7 +75,7 @@ class Evaluation:
         """
         artefacts, (_, name) = self.artefacts, parts(method)
         denoiser, classifier = artefacts.denoiser(method), artefacts.classifier(name)
-        attacked = artefacts.attacked("test", steps, eps, target)
+        attacked = artefacts.attacked(_split(target), steps, eps, target)
         specification = self.specification(method, steps, eps, target)
         tensors, _ = artefacts.store.tensors(
             made_from(specification, denoiser, classifier, artefacts.classifier(target)),
@@ -163,9 +85,10 @@ class Evaluation:
         return Measurement(labels=attacked.labels, extra=tensors, **shared)
 
     def own(self, classifier: str) -> Bool[np.ndarray, "strengths n"]:
-        """Which test images a classifier still recognises, without denoiser, when it is itself the one attacked."""
-        method = "attacked" if classifier == "standard" else classifier
-        return self.measurement(method, target=classifier).correct()
+        """Which images of ``own`` a classifier still recognises, without denoiser, when itself is the one attacked."""
+        if classifier == "standard":
+            return self.measurement("attacked").correct()[:, : self.study.own_images]
+        return self.measurement(classifier, target=classifier).correct()
 
     def failure(self, method: str) -> str | None:
         """Why a method is no row of a table, or None: a failed training, or a robust classifier that is not."""
@@ -224,7 +147,8 @@ class Evaluation:
         if parts(method) == ("attacked", method):  # a robust classifier, by itself
             rows.append((OWN, "accuracy", envelope(self.own(method))))
         return [
-            self._same(number, method) | {"attack": attack, "metric": metric, "eps": eps, "value": float(values.mean())}
+            self._same(number, method)
+            | {"attack": attack, "metric": metric, "eps": eps, "value": float(values.mean()), "n": len(values)}
             for attack, metric, curves in rows
             for eps, values in zip(study.eps, curves, strict=True)
         ]

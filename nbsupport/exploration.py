@@ -12,8 +12,8 @@ from .attacks import AttackedSet, ratios
 from .classifiers import Classifier, wrap
 from .data import check_images, check_labels
 from .denoisers import KernelDenoiser, PAFilter
-from .evaluation import quality
 from .filtering import uncertainty_map
+from .measurement import quality
 from .study import EPS, STEPS
 
 ATTACKED = "attacked"

@@ -63,6 +63,8 @@ class Study:
     adversarial_eps, adversarial_steps, adversarial_rel_step, adversarial_epochs, adversarial_images
         PGD adversarial training of the robust classifiers: ε, steps, step relative to ε, epochs, and how
         many images (all there are where None).
+    own_images
+        On how many of the test images the robust classifiers are attacked themselves (all where None).
     knowing_epochs
         Epochs of PA-Filt(L_adv), which learns against attacks on the whole chain, with the same PGD.
     sweep_eps, sweep_steps
@@ -120,6 +122,7 @@ class Study:
     adaptive_queries: int = 5000
     classifier_images: int | None = None
     adversarial_images: int | None = None
+    own_images: int | None = None
     augmentation: str = "shift"
     precision: str = "float32"
     steps: int = STEPS

@@ -120,7 +120,8 @@ def subject(study: Study) -> str:
 def caption(rows: pd.DataFrame, study: Study) -> str:
     """What a table shows, with everything needed to read its numbers."""
     number = int(rows["table"].iloc[0])
-    own = f" *{ITSELF.capitalize()}*: the envelope where PGD attacks this network itself." if number > 4 else ""
+    few = f", on the first {study.own_images} of them" if study.own_images else ""
+    own = f" *{ITSELF.capitalize()}*: the envelope where PGD attacks this network itself{few}." if number > 4 else ""
     network, data = compared(rows)
     others = {"other images": data != study.name, "another network": network != study.classifier}
     apart = " and ".join(other for other, true in others.items() if true)

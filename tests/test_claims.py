@@ -11,7 +11,8 @@ from scipy.stats import spearmanr
 
 from nbsupport import claims
 from nbsupport.claims import OVER_STEPS, judge, per_image
-from nbsupport.evaluation import Evaluation, Measurement
+from nbsupport.evaluation import Evaluation
+from nbsupport.measurement import Measurement
 from nbsupport.predicates import CLAIMS, CORE_CLAIMS, ROBUST_CLAIMS, Curves
 from nbsupport.recipes import COMBINATIONS, TABLES
 from nbsupport.study import EPS, STRONG_EPS, Study

@@ -1,5 +1,6 @@
 """Measurements per image against independent libraries and loops, and the tidy rows made of them."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,11 +17,12 @@ from nbsupport.attacks import AttackedSet, pgd
 from nbsupport.baselines import BASELINES
 from nbsupport.classifiers import Classifier, predicted_classes
 from nbsupport.denoisers import Additive, Denoiser, Filtering, MultiHead, PAFilter, View, YNet
-from nbsupport.evaluation import Evaluation, envelope, measure
+from nbsupport.evaluation import Evaluation, envelope
+from nbsupport.measurement import measure
 from nbsupport.recipes import LITERAL, TABLES
 from nbsupport.store import Store
 from nbsupport.study import Study
-from nbsupport.tables import PAPERS, published
+from nbsupport.tables import PAPERS, caption, published
 
 EPS, NUMBER, SIZE, CLASSES = (0.0, 0.01, 0.3), 4, (17, 12), 5
 FUSED, REASON = "PA-Filt(L_img)", "its W is the same everywhere"
@@ -341,6 +343,19 @@ def test_the_row_of_own_robustness_is_its_envelope(evaluation, counted):
         own = rows[rows["attack"] == "pgd-on-itself"]
         assert set(own["method"]) == {name}
         np.testing.assert_allclose(own["value"], np.mean(worst_so_far(evaluation.own(name)), axis=1))
+
+
+def test_a_robust_classifier_may_be_attacked_on_fewer_images_than_all_others(evaluation, monkeypatch):
+    study, store = evaluation.study, evaluation.artefacts.store
+    fewer = Evaluation(Artefacts(replace(study, own_images=5), store))
+    assert (fewer.own("standard") == evaluation.own("standard")[:, :5]).all()
+    assert (fewer.own("Adv") != evaluation.own("Adv")[:, :5]).sum() <= 1  # beside each other they are rounded otherwise
+    monkeypatch.setattr(fewer, "failure", lambda method: None)  # whatever the smallest study's classifier learned
+    rows = fewer.table(5, "Adv")
+    assert set(rows[rows["attack"] == "pgd-on-itself"]["n"]) == {5}
+    assert set(rows[rows["attack"] != "pgd-on-itself"]["n"]) == {study.test_images}
+    assert "this network itself, on the first 5 of them." in caption(rows, fewer.study)
+    assert "of them" not in caption(rows, study)
 
 
 class Crafted(Evaluation):

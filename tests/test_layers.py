@@ -13,10 +13,10 @@ ORDER = (
     "data", "outside", "fingerprints", "trial", "classifiers", "public_weights", "feature_denoising",
     "feature_pyramid", "folding", "attacks", "filtering", "unet", "denoisers", "defence", "shipped", "baselines",
     "losses", "training", "classifier_training", "recipes", "denoiser_training", "classifier_artefacts",
-    "artefacts", "adaptive", "evaluation", "protocol", "soundness", "tables", "adaptive_table", "predicates",
-    "claims", "seeds", "style", "plots", "seed_plot", "exploration", "explorer", "adaptive_plot", "diagrams",
-    "pictures", "frames", "figures", "readme", "shipping", "doctor", "runner", "navigation", "widgets", "results",
-    "comparison", "prose", "page", "__main__",
+    "artefacts", "adaptive", "measurement", "evaluation", "protocol", "soundness", "tables", "adaptive_table",
+    "predicates", "claims", "seeds", "style", "plots", "seed_plot", "exploration", "explorer", "adaptive_plot",
+    "diagrams", "pictures", "frames", "figures", "readme", "shipping", "doctor", "runner", "navigation", "widgets",
+    "results", "comparison", "prose", "page", "__main__",
 )  # fmt: skip
 LINES = 250
 PACKAGE = Path(nbsupport.__file__).parent

@@ -12,7 +12,8 @@ from nbsupport.adaptive_plot import draw_defences
 from nbsupport.baselines import BASELINES
 from nbsupport.denoisers import Additive, Filtering, PAFilter
 from nbsupport.diagrams import draw_architectures, kernel_mosaic
-from nbsupport.evaluation import COLUMNS, Evaluation, Measurement
+from nbsupport.evaluation import COLUMNS, Evaluation
+from nbsupport.measurement import Measurement
 from nbsupport.plots import (
     draw_bands,
     draw_before_after,
