@@ -108,13 +108,18 @@ def report(evaluation):
     return printed.getvalue()
 
 
-def test_report_says_first_what_it_has_to_make(monkeypatch, capsys):
+FUSED = ", Y-Net, PA-Filt(L_img)"
+
+
+@pytest.mark.parametrize(("number", "more"), [("1", FUSED), ("5", FUSED), ("7", "")])
+def test_report_says_first_what_it_has_to_make(number, more, monkeypatch, capsys):
     def interrupted(self, number):
-        assert capsys.readouterr().err.startswith("not made yet, but now: classifier, train images, test images, Filt(")
+        said = f"not made yet, but now: classifier, train images, test images, Filt(L_img){more}; interrupted, it"
+        assert capsys.readouterr().err.startswith(said)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Evaluation, "table", interrupted)
-    assert "goes on from there" in exit_of("report", "--scale", "smoke")
+    assert "goes on from there" in exit_of("report", "--scale", "smoke", "--tables", number)
 
 
 def test_report_of_what_is_there_makes_nothing(finished, capsys):

@@ -28,8 +28,9 @@ def bare(network, images, labels):
 def test_an_attack_beside_its_limit(benchmark, cifar_resnet20, way):
     classifier, images, labels = cifar_resnet20
     network = prepare(classifier, images[:2])
-    attacks = {"ours": partial(pgd, classifier, images, labels, 0.01, steps=STEPS)}
-    attack = attacks.get(way) or partial(bare, torch.compile(network) if "compile" in way else network, images, labels)
+    limits = {"bare forward + backward": network, "the same after torch.compile": torch.compile(network)}
+    ours = partial(pgd, classifier, images, labels, 0.01, steps=STEPS)
+    attack = partial(bare, limits[way], images, labels) if way in limits else ours
     benchmark.group = "pgd beside its limit, ResNet-20"
     benchmark.pedantic(attack, rounds=3, warmup_rounds=1)  # compilation belongs to the warm-up, and takes a minute
     print(f"\n{way}: {len(images) * STEPS / benchmark.stats.stats.median:.0f} image-steps/s")
