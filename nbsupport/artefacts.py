@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from . import denoiser_training
-from .attacks import AttackedSet, ratios
+from .attacks import CHUNK, AttackedSet, ratios
 from .baselines import BASELINES, Baseline
 from .classifier_artefacts import VERSION, ClassifierArtefacts
 from .classifier_training import target
@@ -96,7 +96,8 @@ class Artefacts(ClassifierArtefacts):
         victim = "" if classifier == "standard" else f" ({classifier})"
         label = f"attacking the {'test' if split == 'own' else split} images{victim}"
         shape = (len(strengths), *part.images.shape)
-        array = self.store.array(made_from(specification, attacked), shape, make, label)
+        at_once = CHUNK.get(self.device.type, CHUNK["cuda"])  # so that the bar moves as often as no time is lost by it
+        array = self.store.array(made_from(specification, attacked), shape, make, label, at_once)
         return AttackedSet(part.images, part.labels, array, (0.0, *strengths))
 
     # -- denoisers ---------------------------------------------------------------------------

@@ -140,6 +140,7 @@ class Store:
         shape: tuple[int, ...],
         make: Callable[[slice, list[int]], np.ndarray],
         label: str = "",
+        at_once: int = 10**9,
     ) -> Tensor:
         """A float16 array of `shape` (strengths, images, …), filled block by block.
 
@@ -152,6 +153,8 @@ class Store:
             an array of shape (strengths, images, …).
         label
             For the progress bar.
+        at_once
+            How many pairs of an image and a strength `make` is asked for between two moves of the bar.
 
         Raises
         ------
@@ -168,11 +171,17 @@ class Store:
                 for block in blocks[process.process_index :: process.num_processes]:
                     missing = [row for row in range(shape[0]) if not self._read_chunk(stored, row, block, result)]
                     bar.update((shape[0] - len(missing)) * (block.stop - block.start))
-                    for row, values in zip(missing, make(block, missing) if missing else (), strict=True):
+                    if not missing:
+                        continue
+                    made, size = [], max(at_once // len(missing), 1)
+                    for start in range(block.start, block.stop, size):
+                        part = slice(start, min(start + size, block.stop))
+                        made.append(make(part, missing))
+                        bar.update(len(missing) * (part.stop - part.start))
+                    for row, values in zip(missing, np.concatenate(made, axis=1), strict=True):
                         stored[row, block] = values
                         if not self._read_chunk(stored, row, block, result):
                             raise ValueError(f"{folder.name}: NaN was made for strength {row} and {block}")
-                        bar.update(block.stop - block.start)
             process.wait_for_everyone()
             others = blocks if process.num_processes > 1 else []
             if not all(self._read_chunk(stored, row, block, result) for row in range(shape[0]) for block in others):

@@ -526,6 +526,21 @@ def test_an_interrupted_array_goes_on_where_it_was(store, blocks):
     assert calls == [(row, start) for start in range(64 * blocks, 130, 64) for row in range(2)]
 
 
+@pytest.mark.parametrize(("at_once", "size"), [(1, 1), (2, 1), (70, 35), (127, 63), (128, 64), (1000, 64)])
+def test_an_array_is_made_in_parts_that_move_the_bar(store, at_once, size, monkeypatch):
+    parts, moved = [], []
+
+    def make(block, missing):
+        parts.append((block.start, block.stop))
+        return ARRAY[missing, block].numpy()
+
+    monkeypatch.setattr("nbsupport.store.tqdm.update", lambda bar, number: moved.append(number))
+    assert same(store.array(SPECIFICATION, SHAPE, make, "", at_once), ARRAY)
+    blocks = [(0, 64), (64, 128), (128, SHAPE[1])]
+    assert parts == [(at, min(at + size, stop)) for start, stop in blocks for at in range(start, stop, size)]
+    assert [number for number in moved if number] == [SHAPE[0] * (stop - start) for start, stop in parts]
+
+
 def test_an_interrupted_training_finds_its_checkpoint(store):
     def make(scratch):
         if (scratch / "checkpoint").exists():
