@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from .artefacts import Artefacts
-from .claims import judge
+from .claims import judge, on_what
 from .disk import FULL
 from .doctor import INSTALL, examine, looked_at, made
 from .evaluation import Evaluation
@@ -61,6 +61,7 @@ def _report(study: Study, numbers: list[int]) -> None:
         print(failure)
     print()
     names = [*core, *(claim for claim, number in ROBUST_CLAIMS.items() if number in numbers)]
+    print(f"The claims; the paper's outcome is that of its numbers for {on_what()}")
     for row in judge(evaluation, *names).to_dict("records"):
         print(f"{row['claim']:4} {row['outcome']:13} {row['predicate']}")
         print(f"{'':18} here: {row['measured']}; in the paper ({row['paper_outcome']}): {row['in_the_paper']}")
@@ -167,7 +168,10 @@ def _run(names: list[str], study: Study, chosen: dict[str, str]) -> None:
     except ModuleNotFoundError as error:
         sys.exit(f"running notebooks needs Jupyter ({error}): {INSTALL}\nwithout it: python -m nbsupport compute")
     if not names and study.scale != "smoke":
-        print("all notebooks, also 09 to 12, which take hours on a CPU; run 00 01 02 runs these alone", file=sys.stderr)
+        print(
+            "all notebooks, also 09 to 12 and 15, hours on a CPU; run 00 01 02 runs these alone",
+            file=sys.stderr,
+        )
     try:
         pages = run(names, study.name, study.scale, **chosen)
     except (NotebookError, FileNotFoundError) as error:

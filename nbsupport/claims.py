@@ -15,9 +15,9 @@ from jaxtyping import Float
 from scipy.stats import rankdata
 
 from .evaluation import Evaluation
-from .predicates import CLAIMS, ROUNDING, Curves
+from .predicates import CLAIMS, ROBUST_CLAIMS, ROUNDING, Curves
 from .study import EPS
-from .tables import PAPERS, published
+from .tables import NAMES, PAPER, PAPERS, published
 
 RESAMPLES = 2000
 OVER_STEPS = "accuracy over n"
@@ -34,6 +34,13 @@ def _paper_curves() -> Curves:
     eps = np.array(EPS)
     regions = {"S": eps <= 3e-4, "M": (eps >= 5e-4) & (eps <= 5e-3), "L": (eps >= 1e-2) & (eps <= 0.3)}
     return Curves(lambda metric, method: values[metric, method], regions | {"C6": (eps >= 1e-3) & (eps <= 3e-2)})
+
+
+def on_what() -> str:
+    """On which networks and images the paper's own outcomes are judged, for captions."""
+    where = {number: f"{NAMES[network]} on {NAMES[data]}" for number, (network, data) in PAPERS.items()}
+    others = [f"{claim}: {where[number]}" for claim, number in ROBUST_CLAIMS.items() if PAPERS[number] != PAPER]
+    return f"{where[1]} ({', '.join(others)})"
 
 
 def per_image(evaluation: Evaluation, metric: str, method: str) -> Float[np.ndarray, "strengths n"]:

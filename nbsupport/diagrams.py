@@ -59,6 +59,7 @@ def draw_architectures(
     residual = (additive(batch) - batch)[0].mean(dim=0)
     kernels, parts = filtering.kernels(batch)[0], pa_filter.parts(batch)
     limit = max(float(residual.abs().max()), 1e-6)
+    signed = {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit}
     taps = {"cmap": "RdBu_r", "vmin": -1.2, "vmax": 1.2}
     with canvas(4, 7, (11, 6.4)) as (figure, axes):
         layout: Any = figure.get_layout_engine()
@@ -72,7 +73,7 @@ def draw_architectures(
             return axes[row, column]
 
         for row, name, title, middle, options, output in (
-            (0, "φ", "φ(Î)", residual, {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit}, additive(batch)[0]),
+            (0, "φ", f"φ(Î), up to ±{limit:.1g}", residual, signed, additive(batch)[0]),
             (1, "φ", "φ(Î): kernels", kernel_mosaic(kernels), taps, filtering(batch)[0]),
         ):
             start = put(row, 0, image, f"({'ab'[row]}) attacked Î")

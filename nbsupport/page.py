@@ -15,6 +15,7 @@ import yaml
 from markupsafe import Markup
 
 from . import prose
+from .claims import LARGE_ACCURACY, SMALL_SHARE, on_what
 from .comparison import LIMITS, against_published, against_published_over_steps, both_attackers
 from .disk import write_atomically
 from .figures import REPOSITORY, commit
@@ -163,6 +164,9 @@ def build(figures: Path, notebooks: list[Path]) -> str:
         told_in={chapter.story.name: part.name for part in reversed(all_parts) for chapter in part.chapters},
         first=stories[0],
         claims=claims(all_parts),
+        papers=on_what(),
+        small=SMALL_SHARE,
+        large=LARGE_ACCURACY,
         citation=citation,
         paper=citation["references"][0],
         licence=(REPOSITORY / "LICENSE").read_text(encoding="utf-8"),

@@ -8,7 +8,7 @@ import pandas as pd
 from .adaptive_table import WORST
 from .disk import write_atomically
 from .figures import REPOSITORY
-from .tables import MEASURED, PUBLISHED, beside, escaped, grid, short
+from .tables import MEASURED, NAMES, PUBLISHED, beside, compared, escaped, grid, short
 
 STUDIES = ("cifar10", "digits")
 COLUMNS = ("0", "1e-3", "3e-3", "1e-2", "3e-2", "1e-1", "5e-1")
@@ -25,21 +25,28 @@ def oblivious(rows: pd.DataFrame) -> str:
     """
     lines: list[list[str]] = []
     seen: set[tuple[str, str]] = set()
-    for _, part in rows.groupby("table"):
+    apart: dict[str, None] = {}
+    for number, part in rows.groupby("table"):
         table = beside(part[part["metric"] == "accuracy"]).droplevel("metric")
-        means = table.mean(axis=1)
+        means, (network, data) = table.mean(axis=1), compared(part)
+        elsewhere = data != part["study"].iloc[0]
         for index, values in table.iterrows():
             method, source = cast(tuple[str, str], index)
             if source in (MEASURED, PUBLISHED) and (method, source) not in seen:
                 seen.add((method, source))
                 name = "no filter" if method == "attacked" else escaped(method)
                 shown = [*(f"{values[column]:.2f}" for column in COLUMNS), f"{means[method, source]:.3f}"]
-                lines.append([f"**{name}**" if source == MEASURED else "", source, *shown])
+                mark = " ‡" if source == PUBLISHED and elsewhere else ""
+                lines.append([f"**{name}**" if source == MEASURED else "", source + mark, *shown])
+                if mark:
+                    bare = means["attacked", PUBLISHED]
+                    apart[f"Table {number}: {NAMES[network]} on {NAMES[data]}, where no filter has {bare:.3f}"] = None
     study = rows.iloc[0]["study"]
     links = ", ".join(f"[Table {number}](figures/{study}/table{number}.md)" for number in rows["table"].unique())
     under = (
         f"*Accuracy on {rows.iloc[0]['n']} test images of `{study}`, by ε and as the mean over 13 ε, when the attacker "
-        f"does not know the filter. All columns, with what was measured and what was published: {links}.*"
+        f"does not know the filter; seed {rows.iloc[0]['seed']}. All columns, with what was measured and what was "
+        f"published: {links}.{' ‡ Published for other images, ' + '; '.join(apart) + '.' if apart else ''}*"
     )
     return "\n".join([*grid(["", "", *(f"ε = {column}" for column in COLUMNS), "mean"], lines), "", under])
 
@@ -64,11 +71,12 @@ def knowing(rows: pd.DataFrame) -> str:
         lines.append([name + (" †" if method in broken else ""), *cells])
     first = rows.iloc[0]
     under = (
-        f"*Accuracy on the first {first['n']} test images of `{first['study']}` (two standard errors of a share are up "
-        f"to {1 / first['n'] ** 0.5:.2f}) when the attacker does not know the defence, as in the paper, and when he "
-        f"does: per image the worst of all attacks of [notebook 12](notebooks/12_adaptive_attacks.ipynb) at this and "
-        f"smaller ε. † a check of the attack failed, so the true accuracy may be lower. "
-        f"[Full table](figures/{first['study']}/adaptive.md).*"
+        f"*Accuracy on the first {first['n']} test images of `{first['study']}`, seed {first['seed']} (two standard "
+        f"errors of a share are up to {1 / first['n'] ** 0.5:.2f}), when the attacker does not know the defence, as in "
+        f"the paper, and when he does: per image the worst of all attacks of [notebook "
+        f"12](notebooks/12_adaptive_attacks.ipynb) at this and smaller ε. Compare each row with *no filter* in the "
+        f"same column: who knows also attacks longer. † a check of the attack failed, so the true accuracy may be "
+        f"lower. [Full table](figures/{first['study']}/adaptive.md).*"
     )
     return "\n".join([*grid(["defence", *heads], lines), "", under])
 

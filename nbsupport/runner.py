@@ -133,14 +133,18 @@ def run(names: list[str], study: str, scale: str, **choices: str) -> Path:
     -------
     The folder of the pages, ``build/<study>-<scale>``, which git ignores.
     """
-    folder = RESULTS / f"{study}-{scale}"
+    folder, paths = RESULTS / f"{study}-{scale}", find(names)
     folder.mkdir(parents=True, exist_ok=True)
     exporter, total = HTMLExporter(), time.monotonic()
-    for path in find(names):
+    for path in paths:
         start = time.monotonic()
         notebook = execute(path, study, scale, **choices)
         page, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": path.stem, "path": str(path.parent)}})
-        page = page.replace("../figures/", "../../figures/")
+        page = page.replace("../figures/", "../../figures/").replace("../nbsupport/", "../../nbsupport/")
+        for other in find([]):  # as a page where it is one, too
+            there = other in paths or (folder / f"{other.stem}.html").exists()
+            link = f"{other.stem}.html" if there else f"../../notebooks/{other.name}"
+            page = page.replace(f'href="{other.name}"', f'href="{link}"')
         (folder / f"{path.stem}.html").write_text(page, encoding="utf-8")
         print(f"{path.stem:30} {time.monotonic() - start:6.0f} s", flush=True)
     print(f"{'all':30} {time.monotonic() - total:6.0f} s", flush=True)

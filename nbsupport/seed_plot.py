@@ -33,5 +33,5 @@ def draw_differences(rows: pd.DataFrame) -> Figure:
             axis.tick_params(axis="x", labelsize=7)
         axes[0, 0].set_ylabel("difference of accuracy")
         seeds, number = ", ".join(single["seeds"].iloc[0].split()), single["n"].iloc[0]
-        figure.suptitle(f"trainings from the seeds {seeds}, and 95 % intervals over trainings and {number} test images")
+        figure.suptitle(f"denoisers from the seeds {seeds}; 95 % intervals over trainings and {number} test images")
     return figure

@@ -125,8 +125,8 @@ def caption(rows: pd.DataFrame, study: Study) -> str:
     network, data = compared(rows)
     others = {"other images": data != study.name, "another network": network != study.classifier}
     apart = " and ".join(other for other, true in others.items() if true)
-    known = f"this table for `{study.name}`" if study.name in set(published()["dataset"]) else f"`{study.name}`"
-    lacking = f", since the paper has no {known}" if data != study.name else ""
+    known = "does not have this table for" if study.name in set(published()["dataset"]) else "has no"
+    lacking = f", since the paper {known} `{study.name}`" if data != study.name else ""
     return (
         f"Table {number}. {SUBJECTS[number]}: {subject(study)}, PGD(n = {study.steps}, ε) by an attacker who "
         f"knows the classifier and not the denoiser; the same {study.test_images} test images for all ε; "

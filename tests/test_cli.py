@@ -322,7 +322,7 @@ def test_a_result_of_unknown_origin_is_refused_by_name(tmp_path, monkeypatch):
         ([], "the following arguments are required: command"),
         (["doctor", "07"], "unrecognized arguments: 07"),
         (["doctor", "--tables", "1"], "unrecognized arguments: --tables 1"),
-        (["compute", "--tables", "8"], "argument --tables: invalid choice: 8 (choose from 1, 2, 3"),
+        (["compute", "--tables", "8"], "argument --tables: invalid choice: "),
         (["report", "--tables"], "argument --tables: expected at least one argument"),
     ],
     ids=" ".join,

@@ -352,6 +352,15 @@ def test_a_page_finds_its_figures(tiny):
     assert "](../../figures/digits/fig1.png)" in page
 
 
+def test_a_page_leads_to_other_pages_and_where_there_is_none_to_the_notebook(tiny):
+    link = "[here](01_a.ipynb) [there](02_b.ipynb) [code](../nbsupport/seeds.py)"
+    nbformat.write(new_notebook(cells=[new_markdown_cell(link), new_code_cell("1")]), tiny / "00_start.ipynb")
+    runner.run(["01"], "digits", "smoke")
+    page = (runner.run(["00"], "digits", "smoke") / "00_start.html").read_text(encoding="utf-8")
+    for address in ("01_a.html", "../../notebooks/02_b.ipynb", "../../nbsupport/seeds.py"):
+        assert f'href="{address}"' in page
+
+
 # -- the links between them ----------------------------------------------------------------------
 
 

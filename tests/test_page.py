@@ -215,6 +215,13 @@ def test_all_claims_are_gathered_once(page):
     assert set(names) == judged
 
 
+def test_it_says_what_the_words_in_the_claims_mean(page):
+    reading = words(page.find(id="reading"))
+    where = "ResNet-50 on NeurIPS-2017DEV (C16: ResNet-50 on SVHN, C17: ResNeXt-101 on NeurIPS-2017DEV)"
+    assert f"the same predicate on its numbers for {where}." in reading
+    assert "at least 80 % of the clean accuracy" in reading and "an accuracy of at most 0.02" in reading
+
+
 @stored("seeds.csv")
 def test_a_table_of_another_form_than_the_papers_is_there_as_it_was_written(path, page):
     rows, shown = pd.read_csv(path), words(section(page, path))
