@@ -14,7 +14,7 @@ NO_CHROMIUM := The notebooks were NOT tested in a browser: install Chromium (Deb
 .PHONY: help install study robust seeds lab test browser bench report doctor links clean
 help:
 	@echo "make study    run the core of the study on this machine: Tables 1-4, Figures 1-4 (notebooks 00-08)"
-	@echo "make robust   the second half: adversarially trained classifiers, and the attacker who knows (long)"
+	@echo "make robust   the second half: robust classifiers, the attacker who knows, another fusion (09-13, long)"
 	@echo "make seeds    the headline comparisons once more, over three trainings of every denoiser"
 	@echo "make lab      open JupyterLab on notebooks/00_start_here.ipynb"
 	@echo "make test     check everything: style, types, unit tests, every notebook, and again in a browser"
@@ -41,7 +41,7 @@ study: $(READY)
 	@echo; echo "Now walk through it: make lab. The second half, robust classifiers and the attacker who knows: make robust"
 
 robust: $(READY)
-	@$(BIN)/python -m nbsupport run 09 10 11 12
+	@$(BIN)/python -m nbsupport run 09 10 11 12 13
 	@$(BIN)/python -m nbsupport report --tables 5 6 7
 	@$(BIN)/python -m nbsupport report --html
 

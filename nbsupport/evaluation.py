@@ -97,12 +97,16 @@ class Evaluation:
         _, classifier = parts(method)
         if classifier == "standard":
             return None
-        robust, standard = (envelope(self.own(name))[1:].mean() for name in (classifier, "standard"))
+        weaker = [eps for eps in self.study.attacked_eps if eps <= self.study.adversarial_eps]
+        learned = max(weaker, default=self.study.attacked_eps[0])
+        row = self.study.eps.index(learned)
+        robust, standard = (envelope(self.own(name))[row].mean() for name in (classifier, "standard"))
         if robust > standard:
             return None
         return (
             f"{classifier}: training failed. This classifier is no more robust than the standard one when both are "
-            f"attacked themselves (mean accuracy over ε {robust:.3f} against {standard:.3f}), so it has no rows."
+            f"attacked themselves at a strength against which it learned (accuracy {robust:.3f} against "
+            f"{standard:.3f} at ε = {learned:g}), so it has no rows."
         )
 
     def failures(self, methods: tuple[str, ...]) -> list[str]:

@@ -211,14 +211,14 @@ class Crafted(Evaluation):
 
     def __init__(self, correct=None, *, failures=None, seed=0, eps=EPS, over_steps=None, own=None, **measured):
         correct, self.over_steps = correct or {}, over_steps or {}
-        self.attacked_itself = {"standard": np.zeros((2, 1)), **(own or {})}
+        self.attacked_itself = {"standard": np.zeros((13, 1)), **(own or {})}
         number = next(np.shape(values)[1] for values in [*correct.values(), *measured.values()])
         self.study = Study.named("digits", "smoke", test_images=number, seed=seed, eps=eps)
         self.artefacts = SimpleNamespace(failure=(failures or {}).get)
         self.given, self.measured, self.shape = correct, measured, (len(eps), number)
 
     def own(self, classifier):
-        return self.attacked_itself.get(classifier, np.ones((2, 1)))
+        return self.attacked_itself.get(classifier, np.ones((13, 1)))
 
     def measurement(self, method, steps=None, eps=None, target="standard"):
         if steps is not None:
@@ -294,7 +294,7 @@ def test_a_failed_training_is_not_measured_and_says_why():
 
 
 def test_a_classifier_that_is_not_robust_is_not_measured_and_says_why():
-    own = {"Adv": np.zeros((2, 1))}
+    own = {"Adv": np.zeros((13, 1))}
     row = judged(Crafted({"Adv": right(20), "Filt+Adv": right(30)}, own=own), "C14")
     assert row["outcome"] == "not measured"
     assert row["measured"].startswith("Adv: training failed. This classifier is no more robust than the standard one")

@@ -362,7 +362,8 @@ class Crafted(Evaluation):
     """From (method, n, target) to which images are right, (strengths, images); asked for all else, it fails."""
 
     def __init__(self, given, **changes):
-        self.given, self.study = given, Study.named("digits", "smoke", **changes)
+        strengths = {"eps": (0.0, 0.1, 0.5), "adversarial_eps": 0.3}  # of which the middle one was learned against
+        self.given, self.study = given, Study.named("digits", "smoke", **strengths | changes)
         self.artefacts = SimpleNamespace(failure=lambda method: None)
 
     def measurement(self, method, steps=None, eps=None, target="standard"):
@@ -379,7 +380,8 @@ OWN = {
     "more robust": ("Adv", (6, 5, 0)),
     "as robust": ("Adv", (10, 4, 0)),
     "less robust": ("Adv", (10, 3, 0)),
-    "better on clean images only": ("Adv", (10, 2, 2)),
+    "better on clean images only": ("Adv", (10, 2, 0)),
+    "better above the strength it learned against only": ("Adv", (10, 2, 2)),
 }
 
 
@@ -398,8 +400,14 @@ def test_a_classifier_without_robustness_of_its_own_has_no_rows(case, method):
     else:
         said = "Adv: training failed. This classifier is no more robust than the standard one"
         assert failure.startswith(said)
-        mean = sum(OWN[case][1][1:]) / 20
-        assert f"(mean accuracy over ε {mean:.3f} against 0.200), so it has no rows." in failure
+        left = OWN[case][1][1] / 10
+        assert f"(accuracy {left:.3f} against 0.400 at ε = 0.1), so it has no rows." in failure
+
+
+@pytest.mark.parametrize(("learned", "eps"), [(0.05, 0.1), (0.1, 0.1), (0.49, 0.1), (0.5, 0.5), (1.0, 0.5)])
+def test_its_robustness_is_that_at_the_largest_strength_it_learned_against(learned, eps):
+    given = {("attacked", None, "standard"): shares(10, 4, 3), ("Adv", None, "Adv"): shares(6, 3, 2)}
+    assert f"at ε = {eps})" in Crafted(given, adversarial_eps=learned).failure("Adv")
 
 
 def test_its_robustness_is_that_of_the_envelope():
