@@ -381,7 +381,7 @@ def test_run_says_where_its_results_are(scale, told, capsys, monkeypatch, tmp_pa
 def test_run_of_everything_says_that_it_is_long(arguments, warned, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(runner, "run", lambda names, study, scale: tmp_path)
     main(["run", *arguments])
-    assert ("09 to 12, which take hours" in capsys.readouterr().err) == warned
+    assert ("09 to 12 and 15, hours on a CPU" in capsys.readouterr().err) == warned
 
 
 # -- your own classifier and images ---------------------------------------------------------------
