@@ -168,10 +168,7 @@ def _run(names: list[str], study: Study, chosen: dict[str, str]) -> None:
     except ModuleNotFoundError as error:
         sys.exit(f"running notebooks needs Jupyter ({error}): {INSTALL}\nwithout it: python -m nbsupport compute")
     if not names and study.scale != "smoke":
-        print(
-            "all notebooks, also 09 to 12 and 15, hours on a CPU; run 00 01 02 runs these alone",
-            file=sys.stderr,
-        )
+        print("all notebooks, also 09 to 12 and 15, hours on a CPU; run 00 01 02 runs these alone", file=sys.stderr)
     try:
         pages = run(names, study.name, study.scale, **chosen)
     except (NotebookError, FileNotFoundError) as error:

@@ -7,9 +7,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from . import denoiser_training
-from .attacks import CHUNK, AttackedSet, ratios
+from .attacks import AttackedSet, per_pass, ratios
 from .baselines import BASELINES, Baseline
-from .classifier_artefacts import VERSION, ClassifierArtefacts
+from .classifier_artefacts import SPLITS, VERSION, ClassifierArtefacts
 from .classifier_training import target
 from .denoiser_training import training_seed
 from .denoisers import Denoiser, View
@@ -58,7 +58,7 @@ class Artefacts(ClassifierArtefacts):
         steps = steps or self.study.steps
         return {
             "kind": "attacked",
-            "name": f"pgd{steps}-{'test' if split == 'own' else split}",
+            "name": f"pgd{steps}-{SPLITS[split]}",
             "version": VERSION,
             "attack": {"name": "LinfPGD", "steps": steps, "rel_step": REL_STEP},
             "eps": list(eps or self.study.attacked_eps),
@@ -94,10 +94,9 @@ class Artefacts(ClassifierArtefacts):
             return ratios(target(attacked), images, labels, eps, **options).cpu().numpy()
 
         victim = "" if classifier == "standard" else f" ({classifier})"
-        label = f"attacking the {'test' if split == 'own' else split} images{victim}"
+        label = f"attacking the {SPLITS[split]} images{victim}"
         shape = (len(strengths), *part.images.shape)
-        at_once = CHUNK.get(self.device.type, CHUNK["cuda"])  # so that the bar moves as often as no time is lost by it
-        array = self.store.array(made_from(specification, attacked), shape, make, label, at_once)
+        array = self.store.array(made_from(specification, attacked), shape, make, label, per_pass(self.device))
         return AttackedSet(part.images, part.labels, array, (0.0, *strengths))
 
     # -- denoisers ---------------------------------------------------------------------------

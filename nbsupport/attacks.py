@@ -60,6 +60,11 @@ def random_starts(images: Float[Tensor, "b c h w"], eps: Float[Tensor, "b"], see
 
 
 @torch.no_grad()
+def per_pass(device: torch.device) -> int:
+    """How many images a device attacks in one pass, where its memory has room for them."""
+    return CHUNK.get(device.type, CHUNK["cuda"])
+
+
 def prepare(classifier: nn.Module, example: Float[Tensor, "b c h w"]) -> nn.Module:
     """A copy made for attacking: frozen, so that no gradient of the weights is computed, laid out
     channels last, and with batch norm folded into the convolutions where that leaves the logits of
@@ -162,8 +167,7 @@ def pgd(
                 attacked.append(attack.run(model, clean, criterion, epsilon=radii).contiguous())
         return torch.cat(attacked)
 
-    at_once = CHUNK.get(images.device.type, CHUNK["cuda"])
-    return halving(run, at_once)
+    return halving(run, per_pass(images.device))
 
 
 @dataclass(frozen=True)

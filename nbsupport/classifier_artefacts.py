@@ -23,6 +23,8 @@ from .trial import PROBES
 Module = TypeVar("Module", bound=nn.Module)
 VERSION = 1  # part of every key: raise it when the code makes something else of a specification
 SUBSTITUTE = "small_resnet"
+SPLITS = {"train": "train", "classifier": "train", "adversarial": "train", "test": "test", "own": "test"}
+"""From a study's images, by what they are for, to the split of the data set that they come from."""
 
 
 class ClassifierArtefacts:
@@ -43,7 +45,7 @@ class ClassifierArtefacts:
         plainly or against attacks, ``test`` for results, ``own`` for those of robust classifiers attacked themselves.
         """
         number = getattr(self.study, f"{split}_images") or (self.study.test_images if split == "own" else None)
-        return load(self.study, "test" if split in ("test", "own") else "train", number)
+        return load(self.study, SPLITS[split], number)
 
     def _classifier_specification(self, name: str = "standard") -> dict[str, Any]:
         """What a classifier is a function of; for an outside one its weights and text, wherever it lies."""

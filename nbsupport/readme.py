@@ -25,22 +25,21 @@ def oblivious(rows: pd.DataFrame) -> str:
     """
     lines: list[list[str]] = []
     seen: set[tuple[str, str]] = set()
-    apart: dict[str, None] = {}
+    apart = []
     for number, part in rows.groupby("table"):
         table = beside(part[part["metric"] == "accuracy"]).droplevel("metric")
         means, (network, data) = table.mean(axis=1), compared(part)
-        elsewhere = data != part["study"].iloc[0]
+        mark = ""
+        if data != part["study"].iloc[0]:
+            mark, bare = " ‡", means["attacked", PUBLISHED]
+            apart.append(f"Table {number}: {NAMES[network]} on {NAMES[data]}, where no filter has {bare:.3f}")
         for index, values in table.iterrows():
             method, source = cast(tuple[str, str], index)
             if source in (MEASURED, PUBLISHED) and (method, source) not in seen:
                 seen.add((method, source))
                 name = "no filter" if method == "attacked" else escaped(method)
                 shown = [*(f"{values[column]:.2f}" for column in COLUMNS), f"{means[method, source]:.3f}"]
-                mark = " ‡" if source == PUBLISHED and elsewhere else ""
-                lines.append([f"**{name}**" if source == MEASURED else "", source + mark, *shown])
-                if mark:
-                    bare = means["attacked", PUBLISHED]
-                    apart[f"Table {number}: {NAMES[network]} on {NAMES[data]}, where no filter has {bare:.3f}"] = None
+                lines.append([f"**{name}**", source, *shown] if source == MEASURED else ["", source + mark, *shown])
     study = rows.iloc[0]["study"]
     links = ", ".join(f"[Table {number}](figures/{study}/table{number}.md)" for number in rows["table"].unique())
     under = (

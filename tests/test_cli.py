@@ -322,7 +322,7 @@ def test_a_result_of_unknown_origin_is_refused_by_name(tmp_path, monkeypatch):
         ([], "the following arguments are required: command"),
         (["doctor", "07"], "unrecognized arguments: 07"),
         (["doctor", "--tables", "1"], "unrecognized arguments: --tables 1"),
-        (["compute", "--tables", "8"], "argument --tables: invalid choice: "),
+        (["compute", "--tables", "8"], "argument --tables: invalid choice: 8 (choose from 1, 2, 3"),
         (["report", "--tables"], "argument --tables: expected at least one argument"),
     ],
     ids=" ".join,
@@ -331,7 +331,7 @@ def test_a_mistake_ends_with_code_2_and_a_line_that_helps(arguments, help_line, 
     assert exit_of(*arguments) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert re.match(r"python -m nbsupport( compute| report)?: error: ", last)
-    assert help_line in last
+    assert help_line in last.replace("'8'", "8")  # which newer Pythons quote
 
 
 @pytest.mark.parametrize("variable", ["NBSUPPORT_STUDY", "NBSUPPORT_SCALE"])

@@ -2,21 +2,20 @@
 
 import re
 import tomllib
-from pathlib import Path
 
 import pytest
 import yaml
 from packaging.specifiers import SpecifierSet
 
 import nbsupport
+from nbsupport.figures import REPOSITORY
 
-ROOT = Path(__file__).resolve().parents[1]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
 @pytest.fixture(scope="module")
 def environment():
-    return yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
+    return yaml.safe_load((REPOSITORY / "environment.yml").read_text(encoding="utf-8"))
 
 
 def test_conda_brings_a_python_that_will_do(environment):
@@ -31,14 +30,14 @@ def test_conda_leaves_all_packages_to_pip_and_to_pyproject(environment):
     python, pip, handed = environment["dependencies"]
     assert (python.startswith("python"), pip, list(handed)) == (True, "pip", ["pip"])
     options = dict(line.split(maxsplit=1) for line in handed["pip"])
-    assert (ROOT / options.pop("--constraint")).is_file()
+    assert (REPOSITORY / options.pop("--constraint")).is_file()
     extras = re.fullmatch(r"\.\[(.+)\]", options.pop("--editable"))[1].split(",")
     assert set(extras) == set(PROJECT["optional-dependencies"])
     assert options == {}
 
 
 def test_whoever_cites_names_this_version():
-    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["version"] == nbsupport.__version__
     assert citation["title"] == PROJECT["description"]
-    assert nbsupport.__version__ in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert nbsupport.__version__ in (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8")
