@@ -16,6 +16,7 @@ from .devices import halving
 from .filtering import distance_from_identity, uncertainty_map
 
 AT_ONCE = 50  # images; many at once leave the processor's caches, and SSIM alone takes eight times longer
+EQUAL = 140.0  # dB: no more than float32 rounds, as between the two usual ways to bring bytes into [0, 1]
 Images = Float[Tensor, "b c h w"]
 
 
@@ -74,10 +75,11 @@ def _measured(classifier: Classifier, denoiser: nn.Module, images: Tensor, clean
 
 
 def quality(images: Images, clean: Images) -> tuple[Float[Tensor, "b"], Float[Tensor, "b"]]:
-    """PSNR in dB and SSIM of images in [0, 1] against the clean ones, each by itself."""
+    """PSNR in dB (∞ for images equal up to rounding) and SSIM of images in [0, 1] against the clean, each alone."""
     against: Any = {"preds": images, "target": clean, "data_range": 1.0, "reduction": "none"}
     ssim: Any = structural_similarity_index_measure(**against)
-    return peak_signal_noise_ratio(**against, dim=(1, 2, 3)), ssim.view(len(images))
+    psnr = peak_signal_noise_ratio(**against, dim=(1, 2, 3))
+    return psnr.masked_fill(psnr > EQUAL, float("inf")), ssim.view(len(images))
 
 
 def _extra(denoiser: nn.Module, images: Tensor) -> dict[str, Tensor]:

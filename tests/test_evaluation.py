@@ -14,11 +14,11 @@ import nbsupport.artefacts
 import nbsupport.evaluation
 from nbsupport.artefacts import Artefacts
 from nbsupport.attacks import AttackedSet, pgd
-from nbsupport.baselines import BASELINES
+from nbsupport.baselines import BASELINES, Baseline
 from nbsupport.classifiers import Classifier, predicted_classes
 from nbsupport.denoisers import Additive, Denoiser, Filtering, MultiHead, PAFilter, View, YNet
 from nbsupport.evaluation import Evaluation, envelope
-from nbsupport.measurement import measure
+from nbsupport.measurement import measure, quality
 from nbsupport.recipes import LITERAL, TABLES
 from nbsupport.store import Store
 from nbsupport.study import Study
@@ -179,6 +179,13 @@ def test_the_envelope_is_the_worst_of_this_and_all_weaker_attacks(boolean):
     assert worst.dtype == per_image.dtype
     for row, image in np.ndindex(per_image.shape):
         assert worst[row, image] == min(per_image[weaker, image] for weaker in range(row + 1))
+
+
+def test_8_bit_images_are_not_changed_by_rounding_to_8_bit_however_they_were_scaled():
+    pixels = torch.randint(256, (2, 3, 21, 27), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for scaled in (pixels.float() / 255, pixels.float() * (1 / 255)):
+        assert torch.isposinf(quality(Baseline("8-bit")(scaled), scaled)[0]).all()
+        assert torch.isfinite(quality(scaled + 1e-5, scaled)[0]).all()
 
 
 def test_the_envelope_knows_infinity():
