@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from pandas.io.formats.style import Styler
 
+from .adaptive import L2_RADII, RESTART_STEPS
 from .evaluation import COLUMNS
 from .protocol import KNOWING, TRANSFERRED, UNSEEN, Outcome, Protocol
 from .soundness import CHECKS, failed, verdicts
@@ -67,16 +68,19 @@ def wide(outcomes: Sequence[Outcome]) -> pd.DataFrame:
 
 def caption(study: Study) -> str:
     """What the table shows, with everything needed to read its numbers."""
+    radii = ", ".join(f"{radius:g}" for radius in L2_RADII)
     return (
         f"The attacker who knows the denoiser: {subject(study)}, the first "
         f"{study.adaptive_images} test images (two standard errors of a share are up to "
         f"{1 / study.adaptive_images**0.5:.2f}), seed {study.seed}, scale {study.scale}. *Oblivious*: the paper's "
         f"attacker; *envelope*: the same in the worst of all smaller ε; *PGD*: through the whole defence, "
-        f"{study.adaptive_restarts} restarts, three sizes of step, two losses, n up to {study.adaptive_steps}, for "
+        f"with two losses, from {study.adaptive_restarts} starts with three sizes of step each and n = "
+        f"{min(RESTART_STEPS, study.adaptive_steps)}, then once with n = {study.adaptive_steps}, for "
         f"PA-Filt also through each part; *AutoAttack*: APGD-CE, APGD-T and FAB-T of its standard version; *Square*: "
         f"its fourth, {study.adaptive_queries} queries; *transfer*: made on a second classifier; *worst*: per image "
-        f"over all of these and all smaller ε. Defences without gradient are attacked straight through (BPDA). A row "
-        f"whose attack fails a check is unreliable: its true accuracy may be lower."
+        f"over all of these and all smaller ε; *L2-PGD*: the smallest of the radii {radii}. Defences without gradient "
+        f"are attacked straight through (BPDA). A row whose attack fails a check is unreliable: its true accuracy may "
+        f"be lower."
     )
 
 

@@ -92,8 +92,10 @@ class Evaluation:
 
     def failure(self, method: str) -> str | None:
         """Why a method is no row of a table, or None: a failed training, or a robust classifier that is not."""
-        if failure := self.artefacts.failure(method):
-            return failure
+        return self.artefacts.failure(method) or self.defect(method)
+
+    def defect(self, method: str) -> str | None:
+        """Why the classifier of a method is not robust, although it should be, or None."""
         _, classifier = parts(method)
         if classifier == "standard":
             return None

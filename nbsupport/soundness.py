@@ -3,34 +3,31 @@
 from collections.abc import Callable
 
 import numpy as np
+from jaxtyping import Bool
 
 from .protocol import Outcome
 
 Verdict = tuple[bool, str]
+MISSED = 0.02  # of all images, how many may withstand an attack although they fall to an easier one
 FLAT = 0.1  # of all that PGD gained, how much it may still have gained in its last and longest run
 
 
-def _error(share: float, number: int) -> float:
-    """Two standard errors of a share of images, never below one image."""
-    return max(2 * (share * (1 - share) / number) ** 0.5, 1 / number)
-
-
-def _rises(accuracy: np.ndarray, number: int) -> tuple[bool, float]:
-    """Whether accuracy over ever harder attacks rises by no more than chance, and its largest rise."""
-    rises = np.diff(accuracy)
-    allowed = [_error(share, number) for share in accuracy[:-1]]
-    return bool((rises <= allowed).all()), max(0.0, rises.max(initial=0.0))
+def _return(robust: Bool[np.ndarray, "harder n"]) -> tuple[bool, int]:
+    """Whether next to no image that falls to one attack withstands a harder one, and the most that do."""
+    most = int((~robust[:-1] & robust[1:]).sum(axis=1).max(initial=0))
+    return most <= max(1, MISSED * robust.shape[1]), most
 
 
 def _monotone_in_eps(outcome: Outcome) -> Verdict:
-    passed, most = _rises(outcome.white_box().mean(axis=1), outcome.envelope.shape[1])
-    return passed, f"accuracy rises by at most {most:.3f} from one ε to the next"
+    passed, most = _return(outcome.white_box())
+    return passed, f"at most {most} images fall at one ε and withstand the next"
 
 
 def _monotone_in_steps(outcome: Outcome) -> Verdict:
-    accuracy = outcome.trace[1:].mean(axis=1)
-    text = ", ".join(f"{share:.3f} (n = {n})" for n, share in zip(outcome.steps[1:], accuracy, strict=True))
-    return _rises(accuracy, outcome.trace.shape[1])[0], f"accuracy at ε = {outcome.trace_eps:g}: {text}"
+    passed, most = _return(outcome.trace[1:])
+    shares = zip(outcome.steps[1:], outcome.trace[1:].mean(axis=1), strict=True)
+    text = ", ".join(f"{share:.3f} (n = {n})" for n, share in shares)
+    return passed, f"accuracy at ε = {outcome.trace_eps:g}: {text}; at most {most} images come back"
 
 
 def _not_weaker(attack: str, how: str) -> Callable[[Outcome], Verdict]:
@@ -47,7 +44,7 @@ def _flat(outcome: Outcome) -> Verdict:
     margins = outcome.margins.mean(axis=1)
     total, last = margins.max() - margins[0], margins[-1] - margins[-2]
     steps = f"from n = {outcome.steps[-2]} to {outcome.steps[-1]}"
-    return bool(last <= FLAT * total), f"the mean margin gains {last:.3f} {steps}, of {total:.3f} in all"
+    return bool(total > 0 and last <= FLAT * total), f"the mean margin gains {last:.3f} {steps}, of {total:.3f} in all"
 
 
 def _gradients(outcome: Outcome) -> Verdict:
@@ -66,8 +63,8 @@ def _chance_at_half(outcome: Outcome) -> Verdict:
     """At ε = 0.5 every image can be made grey all over."""
     if 0.5 not in outcome.eps:
         return False, "ε = 0.5 was not attacked"
-    share, chance = float(outcome.white_box()[outcome.eps.index(0.5)].mean()), 1 / outcome.classes
-    limit = chance + _error(chance, outcome.envelope.shape[1])
+    robust, chance = outcome.white_box()[outcome.eps.index(0.5)], 1 / outcome.classes
+    share, limit = float(robust.mean()), chance + 2 * (chance * (1 - chance) / len(robust)) ** 0.5
     return share <= limit, f"accuracy {share:.3f} at ε = 0.5, by chance {chance:.3f}"
 
 
@@ -77,7 +74,7 @@ CHECKS: dict[str, tuple[str, Callable[[Outcome], Verdict]]] = {
     "oblivious": ("who knows the denoiser is never weaker than who does not", _not_weaker("oblivious", "obliviously")),
     "Square": ("gradients are never worse than random search", _not_weaker("Square", "by random search")),
     "transfer": ("nor than attacks made on another classifier", _not_weaker("transfer", "from another classifier")),
-    "flat": ("PGD has nothing left to gain after its last step", _flat),
+    "flat": ("PGD gains, and has nothing left to gain after its last step", _flat),
     "gradient": ("every image has a gradient", _gradients),
     "logits": ("the classifier says logits", _logits),
     "deterministic": ("the defence says the same twice", _deterministic),

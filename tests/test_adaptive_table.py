@@ -92,6 +92,11 @@ def test_every_number_stands_where_it_belongs():
     assert len(line) == 1 + 7 + 3 + 3 + 3 + 1
 
 
+def test_the_worst_is_not_that_of_gradients_alone():
+    line = wide([outcome(robust={"Square": rows(90, 50, 20, 1)})]).iloc[0]
+    assert [line[WORST, eps] for eps in ("3e-2", "1e-1", "5e-1")] == [0.5, 0.2, 0.01]
+
+
 def test_another_middle_strength_has_its_own_numbers():
     line = wide([outcome(trace_eps=0.03)]).iloc[0]
     assert line["accuracy at ε = 3e-2", "PGD"] == 0.6
@@ -161,7 +166,8 @@ def test_every_check_is_explained():
         "the first 4 test images (two standard errors of a share are up to 0.50)",
         "seed 7",
         "scale smoke",
-        "1 restarts, three sizes of step, two losses, n up to 4",
+        "with two losses, from 1 starts with three sizes of step each and n = 4, then once with n = 4",
+        "the smallest of the radii 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2",
         "*Square*: its fourth, 4 queries",
         "unreliable: its true accuracy may be lower",
     ],
