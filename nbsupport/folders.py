@@ -146,29 +146,29 @@ def _digest(root: Path, files: Files, stamps: tuple[tuple[int, int], ...]) -> st
 def _read(
     root: Path, files: Files, beside: Files, image_size: int, cropped: float, stamps: tuple[tuple[int, int], ...]
 ) -> Tensor:
-    problems = {path: reason for path, _ in (*files, *beside) if (reason := _problem(path))}
-    images = torch.empty(len(files), 3, image_size, image_size)
-    for position, (path, _) in enumerate(files):
-        if path not in problems:
-            try:
-                images[position] = _decode(path, image_size, cropped)
-            except Exception as error:  # whatever Pillow meets in a broken file
-                problems[path] = str(error)
-    if problems:
+    every, images = [path for path, _ in (*files, *beside)], torch.empty(len(files), 3, image_size, image_size)
+    try:
+        for path in every:
+            Image.open(path).close()
+        for position, (path, _) in enumerate(files):
+            images[position] = _decode(path, image_size, cropped)
+    except Exception:  # whatever Pillow meets in a broken file; all are decoded only now, to name all at once
+        problems = {path: reason for path in every if (reason := _problem(path, image_size, cropped))}
         lines = [f"{path.relative_to(root)}: {reason}" for path, reason in sorted(problems.items())]
         raise ValueError(
-            f"folder: {len(problems)} files below {root} cannot be read as images; mend or remove them:\n  "
+            f"folder: {len(problems)} of {len(every)} files below {root} cannot be read as images; mend or remove "
+            "them:\n  "
             + "\n  ".join(lines[:LISTED] + ([f"and {len(lines) - LISTED} more"] if len(lines) > LISTED else []))
-        )
+        ) from None
     return images
 
 
-def _problem(path: Path) -> str:
+def _problem(path: Path, image_size: int, cropped: float) -> str:
     try:
-        with Image.open(path):
-            return ""
+        _decode(path, image_size, cropped)
     except Exception as error:  # see above
         return "no image that Pillow knows" if "cannot identify" in str(error) else str(error)
+    return ""
 
 
 def _decode(path: Path, image_size: int, cropped: float) -> Float[Tensor, "3 h w"]:
@@ -210,7 +210,7 @@ def shuffled(files: list[tuple[Path, int]]) -> Files:
 def _check_numbers(numbers: list[int], numbered: bool) -> None:
     if len(set(numbers)) < len(numbers):
         raise ValueError("folder: two class folders stand for the same number, such as 1 and 01; merge them")
-    if numbered and numbers[0] == 1:
+    if numbered and numbers == list(range(1, len(numbers) + 1)):  # with gaps they may be a part of more classes
         raise ValueError(
             f"folder: expected class numbers from 0, got folders named 1 to {numbers[-1]}; subtract 1 from each name"
         )

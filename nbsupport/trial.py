@@ -53,6 +53,11 @@ def check(
         logits = _run(classifier, images)
     if logits.shape[:1] != images.shape[:1]:
         raise ValueError(f"classifier: expected a row of logits for each of {len(images)} images, got {len(logits)}")
+    if logits.min() >= 0 and logits.max() <= 1:
+        raise ValueError(
+            "classifier: all that it returns lies in [0, 1], like probabilities of a sigmoid, or of a softmax of which "
+            "a class was cut off, but logits are expected; return what comes before"
+        )
     if classes is not None and logits.shape[1] != classes:
         raise ValueError(f"classifier: the data have {classes} classes, but it returns {logits.shape[1]} logits")
     if labels is not None:
@@ -75,16 +80,15 @@ def check_mode(module: nn.Module, caller: str = "classifier") -> None:
 
 def _run(classifier: nn.Module, images: Tensor) -> Tensor:
     try:
-        logits = classifier(images)
+        logits: Tensor = classifier(images)
     except ValueError:  # the package's own refusals say enough
         raise
     except Exception as error:  # whatever the network raises
         raise ValueError(
-            f"classifier: it fails on images of shape {tuple(images.shape)} ({type(error).__name__}: {error}); if it "
-            "needs another size, say so with --image-size or Study.named(…, image_size=…)"
+            f"classifier: it fails on images of shape {tuple(images.shape)} ({type(error).__name__}: {error}); images "
+            "are RGB, so a network for one channel needs its conversion inside; if it needs another size, say so with "
+            "--image-size or Study.named(…, image_size=…)"
         ) from error
-    if not isinstance(logits, Tensor):
-        raise ValueError(f"classifier: expected a tensor of logits, got {type(logits).__name__}")
     return logits
 
 
@@ -118,7 +122,8 @@ def check_meaning(
     ------
     ValueError
         If another reading of the images or labels has an accuracy that is higher by a tenth at least and above
-        chance, and gives the true class of most images a higher probability (one-sided sign test).
+        chance, and it names significantly more images right that the other does not than the other way round, or
+        gives the true class of significantly many a higher probability (one-sided sign tests).
     """
     images, labels = images[:PROBES], labels[:PROBES]
     right, likely = {}, {}
@@ -131,12 +136,12 @@ def check_meaning(
                 likely[reading] = said.log_softmax(dim=1).gather(1, truth.clamp(min=0)[:, None])
     given = right.pop("none")
     reading, best = max(right.items(), key=lambda item: int(item[1].sum()))
-    gain, more = (best.float() - given.float()).mean(), int((likely[reading] > likely["none"]).sum())
-    by_chance = (
-        binomtest(more, len(labels), alternative="greater").pvalue,
-        binomtest(int(best.sum()), len(labels), 1 / said.shape[1], alternative="greater").pvalue,
-    )
-    if gain < BETTER or max(by_chance) >= SIGNIFICANT:
+    gain = (best.float() - given.float()).mean()
+    # which images it names differently says it where its probabilities are all 0 or 1; the probabilities, where it
+    # names few images differently
+    better = min(_sign_test(best > given, best < given), _sign_test(*_compared(likely[reading], likely["none"])))
+    by_chance = binomtest(int(best.sum()), len(labels), 1 / said.shape[1], alternative="greater").pvalue
+    if gain < BETTER or max(better, by_chance) >= SIGNIFICANT:
         return
     found = f"classifier: it names {given.float().mean():.0%} of {len(labels)} images, but {best.float().mean():.0%}"
     if reading == "labels - 1":
@@ -148,3 +153,13 @@ def check_meaning(
         f"{found} with {reading} normalisation before it. Normalisation belongs inside: "
         f"classifiers.wrap(module, …, mean={mean}, std={tuple(float(f'{x:.6g}') for x in std)})"
     )
+
+
+def _compared(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    return one > other, one <= other
+
+
+def _sign_test(better: Tensor, worse: Tensor) -> float:
+    """How probably so many of these images are better by chance."""
+    number = int(better.sum() + worse.sum())
+    return binomtest(int(better.sum()), number, alternative="greater").pvalue if number else 1.0

@@ -127,18 +127,22 @@ def test_saturated_logits_are_differentiable():
         (Around(before=Call(lambda x: torch.from_numpy(x.numpy()))), r"it fails on images of .*RuntimeError.*detach"),
         (Around(after=Call(lambda x: x * torch.nan)), "its logits are not finite"),
         (Around(after=Call(lambda x: x.argmax(dim=1).float())), r"expected logits of shape \(b, classes\), got \(8,\)"),
-        (Around(after=Call(lambda x: {"logits": x})), "expected a tensor of logits, got dict|fails"),
+        (Around(after=Call(lambda x: {"logits": x})), "expected a tensor of logits, got dict"),
+        (Around(after=Call(lambda x: (x, x))), "expected a tensor of logits, got tuple; return the logits alone"),
+        (Around(after=nn.Sigmoid()), r"all that it returns lies in \[0, 1\], like probabilities"),
+        (Around(after=Call(lambda x: x.softmax(dim=1)[:, :3])), r"all that it returns lies in \[0, 1\]"),
+        (Around(after=Call(lambda x: nn.functional.one_hot(x.argmax(1), 4).float())), "last softmax or argmax"),
         (Around(after=Call(lambda x: x[:3])), "expected a row of logits for each of 8 images, got 3"),
         (Around(after=Call(lambda x: x[:, :3])), "the data have 4 classes, but it returns 3 logits"),
         (Around(after=Call(lambda x: x - x.mean(dim=0))), "change with the other images of a batch"),
         (Around(after=Call(lambda x: x * torch.rand(x.shape))), "change with the other images of a batch"),
         (nn.Sequential(nn.Flatten(), nn.Linear(7, 4)), r"it fails on images of shape \(8, 3, 5, 5\).*--image-size"),
-        (nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten()), r"it fails on images of shape \(8, 3, 5, 5\)"),
+        (nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten()), r"it fails on images of shape .* images are RGB"),
     ],
     ids=[
         "probabilities", "rounding", "detached images", "detached logits", "one-hot", "NumPy", "NaN", "numbers",
-        "a dictionary", "too few rows", "too few classes", "depends on the batch", "random", "another size",
-        "grayscale",
+        "a dictionary", "a tuple", "sigmoid", "a class cut off", "only ones and zeros",
+        "too few rows", "too few classes", "depends on the batch", "random", "another size", "grayscale",
     ],
 )  # fmt: skip
 def test_what_cannot_be_attacked_is_refused(module, message, monkeypatch):
@@ -197,6 +201,25 @@ def test_normalisation_that_is_expected_outside_is_refused_and_named(name):
     if name not in ("ImageNet's", "CIFAR-10's"):  # these two are nearly the same
         assert f"with {name} normalisation before it" in str(error.value)
     wrap(Tiny(mean, std).eval(), images, labels, mean=mean, std=std)
+
+
+class Halves(Tiny):
+    """Of two classes, and so sure of them that its probabilities are 0 and 1."""
+
+    def forward(self, images):
+        brightness = (images * self.std + self.mean).mean(dim=(1, 2, 3))
+        return 1e4 * torch.stack([0.5 - brightness, brightness - 0.5], dim=1) * self.centres.sum()
+
+
+def test_it_is_noticed_of_two_classes_and_a_saturated_network():
+    images, labels = bright(64)
+    network = Halves((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255)).eval()
+    with pytest.raises(ValueError, match=r"it names 50% of 64 images, but 100% with 0 to 255 normalisation"):
+        wrap(network, images, labels // 2)
+
+
+def test_the_usual_normalisations_are_tried():
+    assert set(NORMALISATIONS) == {"none", "ImageNet's", "CIFAR-10's", "[-1, 1]", "0 to 255"}
 
 
 def test_a_few_images_prove_nothing():
