@@ -133,8 +133,9 @@ def main(arguments: list[str] | None = None) -> None:
     if options.command == "report" and options.html:
         _page(options.html)
         return
+    tables: list[int] = getattr(options, "tables", [])
     if chosen and options.command != "doctor":  # which says first what else there is
-        looked_at(study)
+        looked_at(study, _methods(tables))
     try:
         if options.command == "run":
             _run(options.notebooks, study, chosen)

@@ -55,15 +55,18 @@ class ClassifierArtefacts:
             return public_weights.specification(public)
         augmentation = self.study.augmentation
         said = {"trained": training(name, self.study), "augmentation": augmentation if augmentation != "shift" else ""}
-        architecture = self.study.classifier if self.own is None else SUBSTITUTE
         return {
             "kind": "classifier",
-            "name": architecture + KINDS[name].ending,
+            "name": self.architecture(name),
             "version": VERSION,
             "data": self.images(KINDS[name].split).specification,
             "epochs": self.study.classifier_epochs,
             "seed": self.study.seed + KINDS[name].seed,
         } | {key: value for key, value in said.items() if value}
+
+    def architecture(self, name: str) -> str:
+        """What a classifier of the study's own is built as; beside one of the user's it is `SUBSTITUTE`."""
+        return (self.study.classifier if self.own is None else SUBSTITUTE) + KINDS[name].ending
 
     def _classifier(self, name: str = "standard") -> Classifier:
         """A trained classifier of `nbsupport.classifier_training.KINDS`, frozen and in evaluation mode.

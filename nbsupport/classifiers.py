@@ -93,9 +93,13 @@ def check_logits(logits: Tensor) -> None:
     Raises
     ------
     ValueError
-        If the shape is not (b, classes), a value is not finite, or every row is a probability
+        If it is no tensor of shape (b, classes), a value is not finite, or every row is a probability
         distribution.
     """
+    if not isinstance(logits, Tensor):
+        raise ValueError(
+            f"classifier: expected a tensor of logits, got {type(logits).__name__}; return the logits alone"
+        )
     if logits.ndim != 2:
         raise ValueError(f"classifier: expected logits of shape (b, classes), got {tuple(logits.shape)}")
     values = logits.detach()
@@ -104,7 +108,7 @@ def check_logits(logits: Tensor) -> None:
     if are_probabilities(values):
         raise ValueError(
             "classifier: it returns probabilities (rows are positive and sum to 1), but logits are expected; "
-            "remove its last softmax"
+            "remove its last softmax or argmax"
         )
 
 

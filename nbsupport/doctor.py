@@ -11,10 +11,10 @@ import torch
 
 from . import folders, neurips, public_weights, published
 from .artefacts import Artefacts
-from .classifiers import build
+from .classifier_training import KINDS
 from .figures import folder
 from .fingerprints import made_from
-from .recipes import RECIPES
+from .recipes import RECIPES, parts
 from .store import default_home
 from .study import STUDIES, Study
 
@@ -78,13 +78,19 @@ def located(study: Study) -> tuple[bool, str]:
     return False, f"compute and run download about {megabytes} MB to {home}; --data DIR names another place; {COST}"
 
 
-def looked_at(study: Study) -> Artefacts:
-    """The study's artefacts once its images and its classifier were found good; otherwise the end, in one line."""
+def looked_at(study: Study, methods: tuple[str, ...] = ()) -> Artefacts:
+    """The study's artefacts once its images and its classifier were found good; otherwise the end, in one line.
+
+    So are the architectures of the robust classifiers that `methods` need.
+    """
     try:
         artefacts = Artefacts(study)
-        if artefacts.own is None:
-            with torch.device("meta"):
-                build(study.classifier, 2, study.image_size)
+        kinds = {parts(method)[1] for method in methods} - {"standard"} | (
+            {"standard"} if artefacts.own is None else set()
+        )
+        with torch.device("meta"):
+            for kind in kinds:
+                KINDS[kind].build(artefacts.architecture(kind), 2, study.image_size)
         artefacts.attacked_specification("test")
         artefacts.images("train")
     except (ValueError, OSError) as error:
@@ -129,4 +135,6 @@ def _options(study: Study) -> list[str]:
     usual = Study.named(study.name, study.scale)
     names = ("classifier", "data", "image_size")
     changed = {name: str(value) for name in names if (value := getattr(study, name)) != getattr(usual, name)}
+    if study.name in (*published.CLASSES, neurips.NAME) and published.home() != default_home() / "data":
+        changed["data"] = str(published.home())
     return [word for name, value in changed.items() for word in (f"--{name.replace('_', '-')}", shlex.quote(value))]

@@ -4,7 +4,7 @@ Also reads the weights which the authors published for tensorpack: R152-Denoise 
 """
 
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from torchvision.models import ResNet
 from torchvision.models.resnet import Bottleneck
 
 from . import classifiers
-from .classifiers import SMALL_RESNETS, Classifier, SmallResNet
+from .classifiers import Classifier, SmallResNet
+from .weight_files import copy_weights
 
 Features = Float[Tensor, "b c h w"]
 
@@ -120,14 +121,33 @@ def _channels(part: nn.Module) -> int:
     return [layer.out_channels for layer in part.modules() if isinstance(layer, nn.Conv2d)][-1]
 
 
+def residual(name: str, ending: str, classes: int, image_size: int) -> Classifier:
+    """As `nbsupport.classifiers.build`, for a name with the ending of what is done to stages of residual blocks.
+
+    Raises
+    ------
+    ValueError
+        If the name has another ending, is unknown without it, or not that of a residual network.
+    """
+    plain = name.removesuffix(ending)
+    classifier = classifiers.build(plain, classes, image_size) if plain != name else None
+    if classifier is None or not isinstance(classifier.network, (SmallResNet, ResNet)):
+        raise ValueError(
+            f"classifier: {ending[1:].upper()} changes the stages of a residual network, and {plain!r} is none; choose "
+            f"{', '.join(classifiers.SMALL_RESNETS)} or a ResNet of torchvision.models, or leave out its table"
+        )
+    return classifier
+
+
 def build(name: str, classes: int, image_size: int) -> Classifier:
     """An untrained classifier with feature denoising.
 
     Parameters
     ----------
     name
-        ``small_resnet_fd`` or ``resnet20_fd``, with dot products after the stem and each stage, or one of `PUBLISHED`,
-        which pad like TensorFlow and therefore fit the published weights.
+        Of a residual network (`residual`) with the ending ``_fd``: with dot products after each
+        stage, and after the stem of small ones. Those of `PUBLISHED` are the authors' instead, and pad like
+        TensorFlow, so that the published weights fit.
     classes
         Number of logits.
     image_size
@@ -136,22 +156,19 @@ def build(name: str, classes: int, image_size: int) -> Classifier:
     Raises
     ------
     ValueError
-        If the name is unknown.
+        If the name is unknown, or not that of a residual network.
     """
-    if (plain := name.removesuffix("_fd")) in SMALL_RESNETS and plain != name:
-        small = SmallResNet(classes, blocks=SMALL_RESNETS[plain])
-        small.stem.append(DenoisingBlock(_channels(small.stem), embedded=False))
-        insert(small, after="stages", embedded=False)
-        return Classifier(small)
-    if name not in PUBLISHED:
-        raise ValueError(
-            f"no classifier named {name!r}; there are small_resnet_fd, resnet20_fd, {', '.join(PUBLISHED)}"
-        )
-    network = classifiers.build(name.removesuffix("_fd"), classes, image_size).network
-    after, embedded = PUBLISHED[name]
-    insert(network, after=after, embedded=embedded)
-    pad_like_tensorflow(network)
-    return Classifier(network)  # its mean and std of 0.5 are the published x/127.5 − 1
+    classifier = residual(name, "_fd", classes, image_size)
+    network = classifier.network
+    if name in PUBLISHED:
+        after, embedded = PUBLISHED[name]
+        insert(network, after=after, embedded=embedded)
+        pad_like_tensorflow(network)
+        return Classifier(network)  # its mean and std of 0.5 are the published x/127.5 − 1
+    if isinstance(network, SmallResNet):
+        network.stem.append(DenoisingBlock(_channels(network.stem), embedded=False))
+    insert(network, after="stages", embedded=False)
+    return classifier
 
 
 def pad_like_tensorflow(network: nn.Module) -> None:
@@ -190,29 +207,6 @@ def load_published(classifier: Classifier, path: Path) -> None:
         found["conv0/W"] = found["conv0/W"].flip(2)
     layers = _tensorpack_layers(classifier.network)
     copy_weights(found, dict(item for layer in layers for item in _tensorpack_tensors(*layer)), path)
-
-
-def copy_weights(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: Path) -> None:
-    """Copy the tensors of a file into those of a network once all names and shapes agree.
-
-    Raises
-    ------
-    ValueError
-        If they do not; nothing is copied then.
-    """
-    differ = {name for name in wanted.keys() & found.keys() if wanted[name].shape != found[name].shape}
-    faults = {
-        "missing": wanted.keys() - found.keys(),
-        "unknown": found.keys() - wanted.keys(),
-        "wrong shape": {f"{name} {tuple(found[name].shape)} for {tuple(wanted[name].shape)}" for name in differ},
-    }
-    for fault, names in faults.items():
-        if names:
-            shown = ", ".join(sorted(names)[:3]) + (", …" if len(names) > 3 else "")
-            raise ValueError(f"{path}: not the weights of this network; {len(names)} {fault}: {shown}")
-    with torch.no_grad():
-        for name, tensor in wanted.items():
-            tensor.copy_(found[name])
 
 
 def _tensorpack_layers(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -18,10 +18,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.models import ResNet
 
-from . import classifiers
-from .classifiers import SMALL_RESNETS, Classifier, SmallResNet
+from .classifiers import Classifier, SmallResNet
 from .data import check_images
-from .feature_denoising import copy_weights, dot_product, stages
+from .feature_denoising import dot_product, residual, stages
+from .weight_files import copy_weights
 
 Images = Float[Tensor, "b c h w"]
 Values = Float[Tensor, "b classes"]
@@ -193,7 +193,8 @@ def build(name: str, classes: int, image_size: int) -> FeaturePyramidDecoder:
     Parameters
     ----------
     name
-        ``small_resnet_fpd``, ``resnet20_fpd`` or ``resnet50_fpd``, the authors' network for SVHN.
+        Of a residual network (`nbsupport.feature_denoising.residual`) with the ending ``_fpd``; ``resnet50_fpd`` is the
+        authors' network for SVHN.
     classes
         Number of logits.
     image_size
@@ -203,13 +204,12 @@ def build(name: str, classes: int, image_size: int) -> FeaturePyramidDecoder:
     Raises
     ------
     ValueError
-        If the name is unknown.
+        If the name is unknown, or not that of a residual network.
     """
-    if (plain := name.removesuffix("_fpd")) in SMALL_RESNETS and plain != name:
-        return FeaturePyramidDecoder(SmallResNet(classes, blocks=SMALL_RESNETS[plain]), width=64, dropout=0.0)
-    if name == "resnet50_fpd":
-        return FeaturePyramidDecoder(classifiers.build("resnet50", classes, image_size).network)
-    raise ValueError(f"no classifier named {name!r}; there are small_resnet_fpd, resnet20_fpd and resnet50_fpd")
+    network = residual(name, "_fpd", classes, image_size).network
+    if isinstance(network, SmallResNet):
+        return FeaturePyramidDecoder(network, width=64, dropout=0.0)
+    return FeaturePyramidDecoder(network)
 
 
 def load_published(classifier: FeaturePyramidDecoder, path: Path) -> None:

@@ -1,4 +1,7 @@
-"""Trained weights as one safetensors file, with the record that builds their network and a checksum of both."""
+"""Trained weights as one safetensors file, with the record that builds their network and a checksum of both.
+
+And weights from elsewhere, which are copied into a network once all of them fit.
+"""
 
 import json
 from collections.abc import Mapping
@@ -74,3 +77,26 @@ def _digest(record: str, tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
         digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def copy_weights(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: Path) -> None:
+    """Copy the tensors of a file into those of a network once all names and shapes agree.
+
+    Raises
+    ------
+    ValueError
+        If they do not; nothing is copied then.
+    """
+    differ = {name for name in wanted.keys() & found.keys() if wanted[name].shape != found[name].shape}
+    faults = {
+        "missing": wanted.keys() - found.keys(),
+        "unknown": found.keys() - wanted.keys(),
+        "wrong shape": {f"{name} {tuple(found[name].shape)} for {tuple(wanted[name].shape)}" for name in differ},
+    }
+    for fault, names in faults.items():
+        if names:
+            shown = ", ".join(sorted(names)[:3]) + (", …" if len(names) > 3 else "")
+            raise ValueError(f"{path}: not the weights of this network; {len(names)} {fault}: {shown}")
+    with torch.no_grad():
+        for name, tensor in wanted.items():
+            tensor.copy_(found[name])

@@ -14,7 +14,7 @@ from itertools import pairwise
 import pytest
 from PIL import Image
 
-from nbsupport import runner
+from nbsupport import doctor, runner
 from nbsupport.__main__ import INSTALL, main
 from nbsupport.artefacts import Artefacts
 from nbsupport.evaluation import Evaluation
@@ -226,6 +226,15 @@ def test_doctor_lists_every_study_and_how_to_get_its_images(complete, capsys, mo
         "folder         to get: name one: python -m nbsupport compute --study folder --data DIR",
     ):
         assert f"  {line}" in printed
+
+
+def test_its_command_names_the_folder_of_the_images(monkeypatch, tmp_path):
+    study = Study.named("cifar10", "smoke")
+    monkeypatch.delenv("NBSUPPORT_DATA", raising=False)
+    assert doctor._options(study) == []
+    monkeypatch.setenv("NBSUPPORT_DATA", str(tmp_path))
+    assert doctor._options(study) == ["--data", str(tmp_path)]
+    assert doctor._options(Study.named("digits", "smoke")) == []
 
 
 def test_doctor_downloads_nothing(complete, capsys, monkeypatch):
@@ -484,6 +493,15 @@ def test_what_is_wrong_with_them_is_said_in_one_line(command, change, message, c
     options = dict(zip(OWN[::2], OWN[1::2], strict=True)) | change
     told = exit_of(command, *(word for option in options.items() for word in option))
     assert re.fullmatch(f"python -m nbsupport: .*{message}.*", told)
+
+
+@pytest.mark.parametrize("command", ["compute", "report"])
+def test_tables_that_an_architecture_has_not_are_refused_before_anything_is_made(command, asked, yours):
+    own = [*OWN[:-1], "vgg11", "--tables"]
+    told = exit_of(command, *own, "7", "5")
+    assert re.fullmatch("python -m nbsupport: classifier: FD changes the stages .* 'vgg11' is none; .* its table", told)
+    main(["compute", *own, "1", "5"])
+    assert asked == [(chosen(yours, classifier="vgg11"), [1, 5])]
 
 
 @pytest.mark.parametrize(

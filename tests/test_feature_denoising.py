@@ -8,8 +8,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.resnet import Bottleneck, ResNet
 
+from nbsupport import feature_denoising
 from nbsupport.attacks import prepare
-from nbsupport.classifiers import Classifier, SmallResNet
+from nbsupport.classifiers import IMAGENET_MEAN, IMAGENET_STD, Classifier, SmallResNet
 from nbsupport.feature_denoising import (
     DenoisingBlock,
     build,
@@ -143,9 +144,32 @@ def test_published_networks_have_their_blocks(name, number, embeddings):
     assert classifier.network.layer1[0].conv2.padding == (1, 1)
 
 
+def test_published_networks_are_normalised_as_published(monkeypatch):
+    plain = Classifier(ResNet(Narrow, [1, 1, 1, 1], num_classes=4), IMAGENET_MEAN, IMAGENET_STD)
+    monkeypatch.setattr(feature_denoising, "residual", lambda *given: plain)
+    classifier = build("resnext101_32x8d_fd", 4, 64)
+    assert (classifier.mean == 0.5).all()
+    assert (classifier.std == 0.5).all()
+
+
 def test_unknown_name_is_refused():
-    with pytest.raises(ValueError, match="'resnet9_fd'; there are small_resnet_fd, resnet20_fd, resnet152_fd, resnext"):
+    with pytest.raises(ValueError, match="no classifier named 'resnet9'; there are small_resnet, resnet20 and"):
         build("resnet9_fd", 10, 32)
+
+
+@pytest.mark.parametrize("name", ["vgg16_fd", "mobilenet_v2_fd", "resnet50"])
+def test_what_has_no_stages_of_residual_blocks_is_refused(name):
+    with torch.device("meta"), pytest.raises(ValueError, match="FD changes the stages of a residual network, and '"):
+        build(name, 10, 32)
+
+
+@pytest.mark.parametrize("size", [16, 64])
+def test_every_residual_network_can_have_blocks(size):
+    classifier = build("resnet18_fd", 10, size)
+    blocks = [name for name, module in classifier.named_modules() if isinstance(module, DenoisingBlock)]
+    assert blocks == [f"network.layer{stage}.2" for stage in (1, 2, 3, 4)]
+    assert classifier.mean.flatten().tolist() == pytest.approx(IMAGENET_MEAN)  # nothing published has to fit
+    assert classifier(torch.rand(1, 3, size, size)).shape == (1, 10)
 
 
 @pytest.mark.parametrize(("height", "width"), [(8, 7), (9, 10)])

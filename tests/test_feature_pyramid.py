@@ -213,8 +213,9 @@ def test_networks_by_name():
     ]  # fmt: skip
     assert [layer.stride for layer in large.decoder.enlarge] == [(2, 2), (2, 2), (1, 1)]
     assert [layer.stride for layer in low.decoder.enlarge] == [(1, 1)] * 3
-    with pytest.raises(ValueError, match="'vgg_fpd'; there are small_resnet_fpd, resnet20_fpd and resnet50_fpd"):
-        build("vgg_fpd", 10, 32)
+    with pytest.raises(ValueError, match="FPD changes the stages of a residual network, and 'vgg16' is none"):
+        build("vgg16_fpd", 10, 32)
+    assert build("resnet18_fpd", 5, 20).train()(torch.rand(2, 3, 20, 20)).shape == (2, 5)
     with pytest.raises(TypeError, match=r"expected a ResNet of torchvision or a SmallResNet, got Linear"):
         FeaturePyramidDecoder(nn.Linear(1, 1))
 
