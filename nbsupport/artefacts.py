@@ -10,7 +10,7 @@ from . import denoiser_training
 from .attacks import AttackedSet, per_pass, ratios
 from .baselines import BASELINES, Baseline
 from .classifier_artefacts import SPLITS, VERSION, ClassifierArtefacts
-from .classifier_training import target
+from .classifier_training import KINDS, target
 from .denoiser_training import training_seed
 from .denoisers import Denoiser, View
 from .fingerprints import made_from
@@ -55,12 +55,13 @@ class Artefacts(ClassifierArtefacts):
         self, split: str, steps: int | None = None, eps: tuple[float, ...] | None = None, classifier: str = "standard"
     ) -> dict[str, Any]:
         """What a set of attacked images is a function of."""
-        steps = steps or self.study.steps
+        steps, loss = steps or self.study.steps, KINDS[classifier].loss
+        attack = {"name": "LinfPGD", "steps": steps, "rel_step": REL_STEP}
         return {
             "kind": "attacked",
             "name": f"pgd{steps}-{SPLITS[split]}",
             "version": VERSION,
-            "attack": {"name": "LinfPGD", "steps": steps, "rel_step": REL_STEP},
+            "attack": attack if loss == "cross-entropy" else attack | {"loss": loss},
             "eps": list(eps or self.study.attacked_eps),
             "seed": self.study.seed,
             "data": self.images(split).specification,
@@ -90,8 +91,8 @@ class Artefacts(ClassifierArtefacts):
         def make(block: slice, missing: list[int]) -> Any:
             images, labels = part.images[block].to(self.device), part.labels[block].to(self.device)
             eps = tuple(strengths[row] for row in missing)
-            options = dict(steps=specification["attack"]["steps"], seed=self.study.seed)
-            return ratios(target(attacked), images, labels, eps, **options).cpu().numpy()
+            how = {"steps": specification["attack"]["steps"], "seed": self.study.seed, "loss": KINDS[classifier].loss}
+            return ratios(target(attacked), images, labels, eps, **how).cpu().numpy()
 
         victim = "" if classifier == "standard" else f" ({classifier})"
         label = f"attacking the {SPLITS[split]} images{victim}"

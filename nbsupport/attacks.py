@@ -220,10 +220,11 @@ def ratios(
     *,
     steps: int = STEPS,
     seed: int = 0,
+    loss: str = "cross-entropy",
 ) -> Float[Tensor, "strengths n c h w"]:
     """δ/ε in float16 of `pgd` at every strength of `eps` (all above 0), in one call."""
     repeated = images.repeat(len(eps), 1, 1, 1)
     strengths = torch.tensor(eps).repeat_interleave(len(images)).to(images)
-    attacked = pgd(classifier, repeated, labels.repeat(len(eps)), strengths, steps=steps, seed=seed)
+    attacked = pgd(classifier, repeated, labels.repeat(len(eps)), strengths, steps=steps, seed=seed, loss=loss)
     deltas = (attacked - repeated) / strengths.view(-1, 1, 1, 1)
     return deltas.clamp(-1, 1).half().view(len(eps), *images.shape)

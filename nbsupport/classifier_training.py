@@ -38,12 +38,15 @@ class Kind:
         Whether it learns against attacks.
     seed
         Added to the study's.
+    loss
+        What PGD raises when this classifier is attacked itself: the margin where logits are flattened in the end.
     """
 
     ending: str = ""
     build: Callable[[str, int, int], Classifier] = classifiers.build
     adversarial: bool = True
     seed: int = 0
+    loss: str = "cross-entropy"
 
     @property
     def split(self) -> str:
@@ -56,7 +59,7 @@ KINDS = {
     "second": Kind(adversarial=False, seed=1),
     "Adv": Kind(),
     "FD": Kind("_fd", feature_denoising.build),
-    "FPD": Kind("_fpd", feature_pyramid.build),
+    "FPD": Kind("_fpd", feature_pyramid.build, loss="margin"),
 }
 """``standard`` is the one under attack everywhere, ``second`` the one that attacks are transferred from."""
 

@@ -146,8 +146,8 @@ class Exploration:
 
     def _attack(self, images: Tensor, labels: Tensor, eps: tuple[float, ...]) -> Tensor:
         device = self.classifier.mean.device
-        options = dict(steps=self.steps, seed=self.seed)
-        return ratios(self.classifier, images.to(device), labels.to(device), eps, **options).cpu()
+        images, labels = images.to(device), labels.to(device)
+        return ratios(self.classifier, images, labels, eps, steps=self.steps, seed=self.seed).cpu()
 
     @torch.no_grad()
     def _frames(self, clean: Tensor, row: Tensor, number: int, only: int | None = None) -> dict[Any, Frame]:

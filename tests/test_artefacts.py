@@ -234,7 +234,7 @@ def test_the_attack_is_that_of_the_study(untrained, asked):
     for images, _, eps, options in asked:
         assert len(images) * len(eps) <= 64  # on a CPU, so that the progress bar moves
         assert eps == untrained.study.eps[1:]
-        assert options == {"steps": untrained.study.steps, "seed": untrained.study.seed}
+        assert options == {"steps": untrained.study.steps, "seed": untrained.study.seed, "loss": "cross-entropy"}
 
 
 def test_only_a_missing_strength_is_attacked_again(untrained, asked):
@@ -548,7 +548,9 @@ def test_a_target_of_the_attack_is_attacked(untrained, asked_of):
     ((network, eps, options),) = asked_of
     assert isinstance(network, classifier_training.Unsquashed)
     assert network.classifier is untrained.classifier("FPD")
-    assert (eps, options["steps"]) == ((0.1, 0.2), 3)
+    assert (eps, options["steps"], options["loss"]) == ((0.1, 0.2), 3, "margin")
+    assert untrained.attacked_specification("own", classifier="FPD")["attack"]["loss"] == "margin"
+    assert "loss" not in untrained.attacked_specification("own", classifier="FD")["attack"]
 
 
 @pytest.fixture
