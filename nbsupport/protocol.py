@@ -31,7 +31,9 @@ TRANSFERRED = ("oblivious", "transfer")
 UNSEEN = ("FGSM", "Gaussian noise", "uniform noise")
 """Not on the whole defence either, and never seen in training."""
 TRACE = (10, 40, 100)
-"""Numbers of PGD steps at which its progress is looked at, before the largest."""
+"""Numbers of PGD steps at which its progress is looked at, before the study's largest and twice as many."""
+
+REPORTED = ("zero_gradients", "deterministic", "logits", "classes")
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,7 @@ class Protocol:
         networks = [artefacts.classifier(name) for name in (parts(method)[1], "standard", "second")]
         specification = made_from(self.specification(method), artefacts.denoiser(method), *networks)
         tensors, report = artefacts.store.tensors(specification, lambda scratch: self._make(method, scratch))
+        steps, trace = self._trace(method)
         names = [*KNOWING, *TRANSFERRED, *UNSEEN]
         arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
         whole = envelope(self.evaluation.measurement(method).correct()[:, : study.adaptive_images])
@@ -153,8 +156,29 @@ class Protocol:
             method=method, eps=eps, robust={name: arrays[name] for name in names},
             envelope=whole[[study.eps.index(strength) for strength in eps]],
             norms={name.removeprefix("norm "): arrays[name] for name in sorted(arrays) if name.startswith("norm ")},
-            trace=arrays["trace"], margins=arrays["margins"], **{**report, "steps": tuple(report["steps"])},
+            steps=(0, *steps), trace=trace["trace"].numpy(), margins=trace["margins"].numpy(),
+            trace_eps=study.adaptive_trace_eps, **{name: report[name] for name in REPORTED},
         )  # fmt: skip
+
+    def _trace(self, method: str) -> tuple[tuple[int, ...], dict[str, Tensor]]:
+        """PGD over its number of steps, by itself: also beyond the study's, to see whether more would gain more."""
+        artefacts, study, name = self.evaluation.artefacts, self.study, parts(method)[1]
+        test, number, largest = artefacts.images("test"), study.adaptive_images, study.adaptive_steps
+        steps = (*(n for n in TRACE if n < largest), largest, 2 * largest)
+        specification = {
+            "kind": "trace", "name": method, "version": VERSION, "method": artefacts.specification(method),
+            "classifier": artefacts.classifier_specification(name), "data": test.specification, "images": number,
+            "eps": study.adaptive_trace_eps, "steps": list(steps),
+        }  # fmt: skip
+        denoiser, classifier = artefacts.denoiser(method), artefacts.classifier(name)
+
+        def make(scratch: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+            images, labels = test.images[:number].to(artefacts.device), test.labels[:number].to(artefacts.device)
+            attacked = denoiser, classifier, images, labels, study.adaptive_trace_eps
+            trace, margins = adaptive.over_steps(*attacked, steps=steps)
+            return {"trace": trace, "margins": margins}, {}
+
+        return steps, artefacts.store.tensors(made_from(specification, denoiser, classifier), make)[0]
 
     def _make(self, method: str, scratch: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         artefacts, study, number = self.evaluation.artefacts, self.study, self.study.adaptive_images
@@ -171,17 +195,11 @@ class Protocol:
                     rows.append(_kept(scratch / f"{name}-{eps}.json", attack, eps))
                     bar.update()
                 tensors[name] = torch.stack(rows)
-        steps = tuple(sorted({min(n, study.adaptive_steps) for n in (*TRACE, study.adaptive_steps)}))
-        tensors["trace"], tensors["margins"] = adaptive.over_steps(
-            denoiser, classifier, images, labels, study.adaptive_trace_eps, steps=steps
-        )
         norms = adaptive.minimal_norms(denoiser, classifier, images, labels, steps=study.adaptive_iterations)
         tensors |= {f"norm {name}": values for name, values in norms.items()}
         with torch.no_grad():
             logits, again, alone = defence(images), defence(images), torch.cat([defence(x[None]) for x in images])
         return tensors, {
-            "steps": (0, *steps),
-            "trace_eps": study.adaptive_trace_eps,
             "zero_gradients": adaptive.zero_gradients(denoiser, classifier, images, labels),
             "deterministic": torch.equal(logits, again) and torch.allclose(logits, alone, rtol=1e-3, atol=1e-3),
             "logits": not are_probabilities(logits),

@@ -32,7 +32,7 @@ CIFAR: dict[str, dict[str, Any]] = {
         batch_size=24, learning_rate=5e-4, classifier_epochs=24, fusion_epochs=2, adversarial_eps=4 / 255,
         adversarial_images=8000, adversarial_epochs=15, adversarial_steps=3, adversarial_rel_step=0.5, own_images=100,
         knowing_epochs=6, adaptive_images=32, adaptive_eps=(3e-3, 1e-2, 3e-2, 0.5), adaptive_trace_eps=3e-3,
-        adaptive_steps=200, adaptive_restarts=2, adaptive_iterations=40, adaptive_queries=1000, **PHOTOGRAPHS,
+        adaptive_steps=100, adaptive_restarts=2, adaptive_iterations=40, adaptive_queries=1000, **PHOTOGRAPHS,
     ),
     "paper": dict(classifier="resnet50", image_size=32, batch_size=240, **PHOTOGRAPHS, **PAPER),
 }  # fmt: skip

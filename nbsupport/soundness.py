@@ -9,7 +9,7 @@ from .protocol import Outcome
 
 Verdict = tuple[bool, str]
 MISSED = 0.02  # of all images, how many may withstand an attack although they fall to an easier one
-FLAT = 0.1  # of all that PGD gained, how much it may still have gained in its last and longest run
+FLAT = 0.1  # of all that PGD gains, how much of it twice as many steps may gain
 
 
 def _return(robust: Bool[np.ndarray, "harder n"]) -> tuple[bool, int]:
@@ -74,7 +74,7 @@ CHECKS: dict[str, tuple[str, Callable[[Outcome], Verdict]]] = {
     "oblivious": ("who knows the denoiser is never weaker than who does not", _not_weaker("oblivious", "obliviously")),
     "Square": ("gradients are never worse than random search", _not_weaker("Square", "by random search")),
     "transfer": ("nor than attacks made on another classifier", _not_weaker("transfer", "from another classifier")),
-    "flat": ("PGD gains, and has nothing left to gain after its last step", _flat),
+    "flat": ("PGD gains, and with twice its steps nothing more", _flat),
     "gradient": ("every image has a gradient", _gradients),
     "logits": ("the classifier says logits", _logits),
     "deterministic": ("the defence says the same twice", _deterministic),

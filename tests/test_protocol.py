@@ -43,7 +43,7 @@ def test_every_attack_has_a_row_per_strength_and_a_column_per_image(found):
     assert all(rows.shape == (4, 6) and rows.dtype == bool for rows in [*found.robust.values(), found.envelope])
     assert set(found.norms) == {"DeepFool", "C&W", "L2-PGD"}
     assert all(values.shape == (6,) for values in found.norms.values())
-    assert (found.steps, found.trace.shape, found.margins.shape) == ((0, 3), (2, 6), (2, 6))
+    assert (found.steps, found.trace.shape, found.margins.shape) == ((0, 3, 6), (3, 6), (3, 6))
     assert (found.trace_eps, found.classes) == (0.1, 4)
 
 
@@ -133,14 +133,14 @@ def test_the_envelope_is_that_of_all_strengths_of_the_study(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("steps", "expected"), [(3, (0, 3)), (10, (0, 10)), (40, (0, 10, 40)), (400, (0, 10, 40, 100, 400))]
+    ("steps", "expected"), [(3, (3, 6)), (10, (10, 20)), (40, (10, 40, 80)), (400, (10, 40, 100, 400, 800))]
 )
-def test_the_trace_is_looked_at_up_to_the_largest_n(tmp_path, steps, expected, monkeypatch):
+def test_the_trace_goes_to_twice_the_largest_n(tmp_path, steps, expected, monkeypatch):
     made = small(tmp_path, dataclasses.replace(CHEAP, adaptive_steps=steps))
     monkeypatch.setattr(adaptive, "pgd", lambda network, x, y, eps, **options: x)
     found = made.outcome("attacked")
-    assert found.steps == expected
-    assert len(found.trace) == len(found.margins) == len(expected)
+    assert found.steps == (0, *expected)
+    assert len(found.trace) == len(found.margins) == 1 + len(expected)
 
 
 # -- the worst case ------------------------------------------------------------------------------
