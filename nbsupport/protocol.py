@@ -52,10 +52,8 @@ class Outcome:
         As ``oblivious``, in the worst of all strengths of the study up to ε.
     norms
         Per L2 attack and image the smallest perturbation that deceives the defence.
-    steps, trace, margins
-        Numbers of PGD steps from 0, which images withstand each, and the margins reached.
-    trace_eps
-        At which ε that was.
+    steps, trace, margins, trace_eps
+        Numbers of PGD steps from 0, which images withstand each, the margins reached, and at which ε.
     zero_gradients
         Share of images without any gradient.
     deterministic
