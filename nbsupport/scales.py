@@ -60,8 +60,8 @@ STUDIES: dict[str, dict[str, dict[str, Any]]] = {
         "smoke": dict(classifier="resnet18", image_size=224, **SMALLEST | {"train_images": 12, "test_images": 6}),
         "quick": dict(
             classifier="resnet50", image_size=224, train_images=100, test_images=40, width=8, kernel_size=3,
-            epochs=4, batch_size=12, classifier_epochs=15, fusion_epochs=2, adversarial_epochs=4, knowing_epochs=4,
-            adaptive_images=16, **PHOTOGRAPHS,
+            epochs=4, batch_size=12, learning_rate=5e-4, classifier_epochs=15, fusion_epochs=2, adversarial_epochs=4,
+            knowing_epochs=4, adaptive_images=16, **PHOTOGRAPHS,
         ),
         "paper": dict(classifier="resnet50", image_size=224, batch_size=64, **PHOTOGRAPHS, **PAPER),
     },
