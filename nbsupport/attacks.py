@@ -59,12 +59,12 @@ def random_starts(images: Float[Tensor, "b c h w"], eps: Float[Tensor, "b"], see
     return torch.stack(starts).to(images)
 
 
-@torch.no_grad()
 def per_pass(device: torch.device) -> int:
     """How many images a device attacks in one pass, where its memory has room for them."""
     return CHUNK.get(device.type, CHUNK["cuda"])
 
 
+@torch.no_grad()
 def prepare(classifier: nn.Module, example: Float[Tensor, "b c h w"]) -> nn.Module:
     """A copy made for attacking: frozen, so that no gradient of the weights is computed, laid out
     channels last, and with batch norm folded into the convolutions where that leaves the logits of

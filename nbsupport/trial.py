@@ -137,9 +137,10 @@ def check_meaning(
     given = right.pop("none")
     reading, best = max(right.items(), key=lambda item: int(item[1].sum()))
     gain = (best.float() - given.float()).mean()
+    more = likely[reading] > likely["none"]
     # which images it names differently says it where its probabilities are all 0 or 1; the probabilities, where it
     # names few images differently
-    better = min(_sign_test(best > given, best < given), _sign_test(*_compared(likely[reading], likely["none"])))
+    better = min(_sign_test(best > given, best < given), _sign_test(more, ~more))
     by_chance = binomtest(int(best.sum()), len(labels), 1 / said.shape[1], alternative="greater").pvalue
     if gain < BETTER or max(better, by_chance) >= SIGNIFICANT:
         return
@@ -153,10 +154,6 @@ def check_meaning(
         f"{found} with {reading} normalisation before it. Normalisation belongs inside: "
         f"classifiers.wrap(module, …, mean={mean}, std={tuple(float(f'{x:.6g}') for x in std)})"
     )
-
-
-def _compared(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    return one > other, one <= other
 
 
 def _sign_test(better: Tensor, worse: Tensor) -> float:
