@@ -154,6 +154,8 @@ def _read(
             images[position] = _decode(path, image_size, cropped)
     except Exception:  # whatever Pillow meets in a broken file; all are decoded only now, to name all at once
         problems = {path: reason for path in every if (reason := _problem(path, image_size, cropped))}
+        if not problems:  # then it was no file's fault
+            raise
         lines = [f"{path.relative_to(root)}: {reason}" for path, reason in sorted(problems.items())]
         raise ValueError(
             f"folder: {len(problems)} of {len(every)} files below {root} cannot be read as images; mend or remove "
