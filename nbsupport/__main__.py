@@ -26,13 +26,15 @@ REPORT = REPOSITORY / "build" / "report.html"
 def _compute(study: Study, numbers: list[int]) -> None:
     """Every artefact of some tables, without Jupyter."""
     evaluation, say = Evaluation(Artefacts(study)), accelerator().print  # which only the first process does
-    start = time.monotonic()
-    for method in _methods(numbers):
+    start, methods = time.monotonic(), _methods(numbers)
+    if accelerator().num_processes > 1:
+        evaluation.share(methods)
+    for method in methods:
         accuracy = evaluation.measurement(method).correct().mean()
         say(f"{method:22} mean accuracy over ε {accuracy:.3f}   after {time.monotonic() - start:4.0f} s", flush=True)
     for number in numbers:
         evaluation.table(number)  # with all that is in it beside those measurements
-    for failure in evaluation.failures(_methods(numbers)):
+    for failure in evaluation.failures(methods):
         say(failure)
     say(f"stored in {evaluation.artefacts.store.home}")
     accelerator().end_training()

@@ -1,5 +1,6 @@
 """Everything expensive in a study, by name: asked for, it is taken from the store or made."""
 
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from .classifier_training import KINDS, target
 from .denoiser_training import training_seed
 from .denoisers import Denoiser, View
 from .fingerprints import made_from
-from .recipes import RECIPES, VIEWS, parts
+from .processes import alone, share_out, team, wait_for_team
+from .recipes import RECIPES, VIEWS, parts, trainings
 from .store import Store
 from .study import REL_STEP, STRONG_EPS, Study
 
@@ -143,6 +145,25 @@ class Artefacts(ClassifierArtefacts):
         trained = self.trained(name)[0]
         return trained if output is None else View(trained, output).eval()  # type: ignore[arg-type]
 
+    def train(self, methods: Iterable[str]) -> None:
+        """Train all denoisers that some methods of the tables need, by all processes that were started together.
+
+        Each trains others, because who works alone sends nothing. Those that are left when the others are dealt
+        out evenly, all train together.
+        """
+        _, processes = team()
+        for names in trainings(methods):
+            missing = [name for name in names if not self.store.has(self._trained_specification(name))]
+            wait_for_team()  # until everyone has seen what is missing
+            if missing:
+                self.attacked("train")
+            with alone():
+                for name in share_out(missing[: len(missing) - len(missing) % processes]):
+                    self._trained(name)
+            wait_for_team()
+            for name in names:
+                self.trained(name)
+
     def report(self, method: str) -> dict[str, Any]:
         """How the training of a denoiser went: its losses, and the signs of a collapse."""
         return self.trained(_recipe(method)[0])[1]
@@ -161,20 +182,26 @@ class Artefacts(ClassifierArtefacts):
             f"images and strengths), so it only repeats a mixture of its two parts and is no row of a table."
         )
 
+    def _bases(self, name: str) -> list[Denoiser]:
+        base = RECIPES[name].base
+        return [self.trained(base)[0]] if base else []
+
+    def _trained_specification(self, name: str) -> dict[str, Any]:
+        return made_from(self.denoiser_specification(name), self.classifier(), *self._bases(name))
+
     def _trained(self, name: str) -> tuple[Denoiser, dict[str, Any]]:
         recipe, study = RECIPES[name], self.study
         added = training_seed(study) - study.seed
         denoiser = self._seeded(lambda: recipe.build(width=study.width, kernel_size=study.kernel_size), added)
-        base = [self.trained(recipe.base)[0]] if recipe.base else []
 
         def make(scratch: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-            for trained in base:
+            for trained in self._bases(name):
                 part = denoiser.get_submodule("ynet") if recipe.base == "Y-Net" else denoiser
                 part.load_state_dict(trained.state_dict())
             report = denoiser_training.train(name, denoiser, self.classifier(), self.attacked("train"), study, scratch)
             return denoiser.state_dict(), report
 
-        specification = made_from(self.denoiser_specification(name), self.classifier(), *base)
-        tensors, report = self.store.tensors(specification, make, together=True)
+        # who learns against attacks as it goes draws their strengths, which would differ with the shares of a batch
+        tensors, report = self.store.tensors(self._trained_specification(name), make, together=not recipe.knowing)
         denoiser.load_state_dict(tensors)
         return denoiser.to(self.device).eval().requires_grad_(False), report

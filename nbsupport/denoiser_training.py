@@ -79,7 +79,7 @@ def train(
     history = fit(
         denoiser.train(), loss, examples=len(attacked.images) * (1 if recipe.knowing else len(study.attacked_eps)),
         epochs=wanted["epochs"], batch_size=study.batch_size, learning_rate=wanted["learning_rate"],
-        seed=training_seed(study), scratch=scratch, label=f"training {name}", precision=study.precision, together=True,
+        seed=training_seed(study), scratch=scratch, label=f"training {name}", precision=study.precision,
     )  # fmt: skip
     used = precision(study.precision, next(denoiser.parameters()).device)
     return {"loss": history, "precision": used} | health(denoiser.eval(), attacked)

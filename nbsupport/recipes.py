@@ -1,8 +1,9 @@
 """The rows of the paper's tables: how each denoiser is made, and where it stands."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
@@ -106,6 +107,19 @@ COMBINATIONS = {
 def parts(method: str) -> tuple[str, str]:
     """The denoiser of a table's row, and the classifier behind it: ``standard`` in Tables 1 to 4."""
     return COMBINATIONS.get(method, (method, "standard"))
+
+
+def trainings(methods: Iterable[str]) -> list[list[str]]:
+    """The recipes behind some methods: those that start from nothing, then those that start from them, and so on."""
+
+    def chain(name: str) -> list[str]:
+        base = RECIPES[name].base
+        return [*(chain(base) if base else ()), name]
+
+    denoisers = [parts(method)[0] for method in methods]
+    names = [VIEWS.get(denoiser, (denoiser, None))[0] for denoiser in denoisers]
+    levels = zip_longest(*(chain(name) for name in names if name in RECIPES))
+    return [[name for name in dict.fromkeys(level) if name] for level in levels]
 
 
 LITERAL = "PA-Filt(L_img)_literal"

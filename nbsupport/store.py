@@ -33,7 +33,7 @@ from zarr.codecs import BytesCodec, Crc32cCodec
 from zarr.errors import ContainsArrayError
 
 from .disk import room, write_atomically
-from .processes import accelerator, locked
+from .processes import accelerator, locked, team, wait_for_team
 
 BLOCK = 64  # images per chunk of an array
 Specification = Mapping[str, Any]
@@ -101,23 +101,22 @@ class Store:
         together
             Whether all processes make it at once; else one does, and the others wait for it.
         """
-        folder, process = self.folder(specification), accelerator()
+        folder = self.folder(specification)
         with room(folder), locked(folder, together):
             if stored := self._read_tensors(folder, specification):
                 return stored
             scratch = folder / "scratch"
             scratch.mkdir(exist_ok=True)
             made, report = make(scratch)
-            if together and not process.is_main_process:
-                process.wait_for_everyone()
+            if team()[0]:
+                wait_for_team()
                 return self._read_tensors(folder, specification) or (made, report)
             # cloned, because safetensors refuses tensors that share memory
             content = save({name: tensor.detach().cpu().clone().contiguous() for name, tensor in made.items()})
             write_atomically(folder / "tensors.safetensors", lambda temporary: temporary.write_bytes(content))
             record = self._finish(folder, specification, {"report": report, "sha256": sha256(content).hexdigest()})
             shutil.rmtree(scratch)
-            if together:
-                process.wait_for_everyone()
+            wait_for_team()
             return load(content), record["report"]
 
     def _read_tensors(self, folder: Path, specification: Specification) -> Tensors | None:
@@ -161,14 +160,16 @@ class Store:
         ValueError
             If `make` returns NaN, which marks what is missing, or another shape.
         """
-        folder, process = self.folder(specification), accelerator()
+        folder = self.folder(specification)
         with room(folder), locked(folder, together=True):
-            finished = self._record(folder, specification) is not None
+            (rank, processes), finished = team(), self._record(folder, specification) is not None
             stored = self._open_array(folder / "array.zarr", shape)
             result = torch.empty(shape, dtype=torch.float16)
-            with tqdm(total=shape[0] * shape[1], desc=label, unit="image", disable=finished or not label) as bar:
-                blocks = [slice(start, min(start + BLOCK, shape[1])) for start in range(0, shape[1], BLOCK)]
-                for block in blocks[process.process_index :: process.num_processes]:
+            blocks = [slice(start, min(start + BLOCK, shape[1])) for start in range(0, shape[1], BLOCK)]
+            mine = blocks[rank::processes]
+            shown = {"desc": label, "disable": finished or not label, "position": accelerator().process_index or None}
+            with tqdm(total=shape[0] * sum(x.stop - x.start for x in mine), unit="image", **shown) as bar:
+                for block in mine:
                     missing = [row for row in range(shape[0]) if not self._read_chunk(stored, row, block, result)]
                     bar.update((shape[0] - len(missing)) * (block.stop - block.start))
                     if not missing:
@@ -182,11 +183,11 @@ class Store:
                         stored[row, block] = values
                         if not self._read_chunk(stored, row, block, result):
                             raise ValueError(f"{folder.name}: NaN was made for strength {row} and {block}")
-            process.wait_for_everyone()
-            others = blocks if process.num_processes > 1 else []
+            wait_for_team()
+            others = blocks if processes > 1 else []
             if not all(self._read_chunk(stored, row, block, result) for row in range(shape[0]) for block in others):
                 raise OSError(f"{folder.name}: another process has not written its part; start again")
-            if not finished and process.is_main_process:
+            if not finished and rank == 0:
                 self._finish(folder, specification, {"shape": shape})
             return result
 

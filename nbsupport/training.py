@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from .devices import autocast
 from .disk import write_atomically
-from .processes import accelerator, mean_gradients
+from .processes import accelerator, mean_gradients, team
 from .store import CorruptArtefact
 
 Loss = Callable[[Int[Tensor, "b"], torch.Generator], Tensor]
@@ -35,12 +35,13 @@ def fit(
     label: str,
     clip_norm: float | None = None,
     precision: str = "float32",
-    together: bool = False,
 ) -> list[float]:
     """Train with Adam and a one-cycle learning rate; go on from `scratch` after an interruption.
 
     Every epoch visits the examples in an order that depends on the seed and the epoch alone, so an
-    interrupted and resumed training ends at the same weights as an undisturbed one.
+    interrupted and resumed training ends at the same weights as an undisturbed one. Where several processes
+    train together (`nbsupport.processes.team`), each learns from its share of every batch; the loss has then
+    to be a mean over examples, without batch norm and without draws.
 
     Parameters
     ----------
@@ -62,9 +63,6 @@ def fit(
         Gradients of a larger norm are shortened to it; None for no limit.
     precision
         ``float32``, or ``bfloat16`` where the hardware has it (`nbsupport.devices.precision`).
-    together
-        Whether all processes train at once, each on its share of every batch. The loss has to be a mean
-        over examples, without batch norm.
 
     Returns
     -------
@@ -78,7 +76,7 @@ def fit(
     trained.to(memory_format=torch.channels_last)
     device = next(trained.parameters()).device
     parameters = [parameter for parameter in trained.parameters() if parameter.requires_grad]
-    optimiser = torch.optim.Adam(parameters, lr=learning_rate)
+    optimiser = torch.optim.Adam(parameters, lr=learning_rate, fused=True)
     steps = -(-examples // batch_size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, epochs * steps)
     parts: dict[str, Any] = {"trained": trained, "optimiser": optimiser, "schedule": schedule}
@@ -87,36 +85,33 @@ def fit(
         history = saved["history"]
         for name, part in parts.items():
             part.load_state_dict(saved[name])
-    process = accelerator()
-    rank, processes = (process.process_index, process.num_processes) if together else (0, 1)
+    rank, processes = team()
     undisturbed = torch.random.fork_rng(range(torch.cuda.device_count()))
-    with (
-        tqdm(total=epochs * steps, initial=len(history) * steps, desc=label, unit="batch", disable=rank > 0) as bar,
-        undisturbed,
-    ):
+    shown: dict[str, Any] = {"desc": label, "disable": rank > 0, "position": accelerator().process_index or None}
+    with tqdm(total=epochs * steps, initial=len(history) * steps, unit="batch", **shown) as bar, undisturbed:
         for epoch in range(len(history), epochs):
             generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
             torch.manual_seed(generator.initial_seed())  # dropout draws from the global state
             total = 0.0
             for batch in torch.randperm(examples, generator=generator).split(batch_size):
                 optimiser.zero_grad(set_to_none=True)
-                mine = batch[rank::processes]
+                shares = processes if len(batch) >= processes else 1  # of too few, everybody takes all
+                mine = batch[rank % shares :: shares]
                 with autocast(precision, device):
-                    value = loss(mine, generator) * (len(mine) * processes / len(batch))
+                    value = loss(mine, generator) * (len(mine) * shares / len(batch))
                 total += float(value.detach()) * len(batch)
                 if not math.isfinite(total):
                     raise FloatingPointError(
                         f"{label}: the loss is {total} in epoch {epoch + 1}; lower the learning rate"
                     )
                 value.backward()
-                if together:
-                    mean_gradients(parameters)
+                mean_gradients(parameters)
                 if clip_norm is not None:
                     nn.utils.clip_grad_norm_(parameters, clip_norm)
                 optimiser.step()
                 schedule.step()
                 bar.update()
-            mean = process.reduce(torch.tensor(total), reduction="mean") if processes > 1 else total
+            mean = accelerator().reduce(torch.tensor(total), reduction="mean") if processes > 1 else total
             history.append(float(mean) / examples)
             bar.set_postfix(loss=f"{history[-1]:.4f}")
             if rank == 0:

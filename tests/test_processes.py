@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,10 +15,10 @@ import torch
 import zarr
 from safetensors.torch import load_file
 
-from nbsupport.processes import balance, mean_gradients
+from nbsupport.processes import alone, balance, mean_gradients, share_out, team
 
 COMPUTE = ["-m", "nbsupport", "compute", "--scale", "smoke", "--tables", "3", "4"]
-TWO = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+TWO = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--tee", "3"]  # says who prints what
 
 
 def start(home, *command):
@@ -80,7 +81,85 @@ def test_the_denoisers_are_the_same_up_to_rounding(one, two):
 
 def test_only_the_first_process_talks(two):
     lines = two[1].splitlines()
-    assert sum(line.startswith("stored in ") for line in lines) == 1
+    assert [line for line in lines if "stored in " in line] == [f"[default0]:stored in {two[0]}"]
+
+
+def test_each_process_trains_a_denoiser_of_its_own_and_both_the_last_one(two):
+    """Of Tables 3 and 4, first Multi-head, Y-Net and Filt; then the two fusions, which start from Y-Net."""
+    bars = [line for line in two[1].splitlines() if "training" in line]
+    for rank, names in enumerate(
+        [("Multi-head-Filt", "PA-Filt(L_img)", "Filt(L_img)"), ("Y-Net", "PA-Filt(L_img)_literal")]
+    ):
+        for name in names:
+            assert any(line.startswith(f"[default{rank}]:") and f"training {name}" in line for line in bars), (
+                rank,
+                name,
+            )
+    assert not any(line.startswith("[default1]:") and "training Filt(L_img):" in line for line in bars)
+
+
+PAIR = """
+import sys
+from pathlib import Path
+import torch
+from nbsupport.processes import accelerator, mean_gradients, team
+from nbsupport.training import fit
+
+class Branches(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.usual, self.rare, self.never = (torch.nn.Linear(3, 1) for _ in range(3))
+
+torch.manual_seed(0)
+trained, inputs = Branches(), torch.randn(11, 3)
+
+def loss(batch, generator):  # the second branch learns from the examples 0 and 5 alone
+    value = trained.usual(inputs[batch]).square().mean()
+    rare = inputs[batch[(batch == 0) | (batch == 5)]]
+    return value + trained.rare(rare).square().sum() / len(batch) if len(rare) else value
+
+where = Path(sys.argv[1])
+sizes = {"examples": 11, "epochs": 8, "batch_size": 5, "clip_norm": 0.5}  # the last batch is one example
+history = fit(trained, loss, **sizes, learning_rate=0.1, seed=0, scratch=where, label="")
+if team()[0] == 0:
+    torch.save((trained.state_dict(), history), where / "trained.pt")
+accelerator().end_training()
+"""
+
+
+def test_examples_that_only_one_process_has_and_batches_of_one_teach_as_with_one_process(tmp_path):
+    (tmp_path / "pair.py").write_text(PAIR)
+    trained = []
+    for name, launcher in {"one": [], "two": TWO}.items():
+        (tmp_path / name).mkdir()
+        finish(start(tmp_path, *launcher, str(tmp_path / "pair.py"), str(tmp_path / name)))
+        trained.append(torch.load(tmp_path / name / "trained.pt"))
+    (single, history), (double, other) = trained
+    assert other == pytest.approx(history, rel=1e-5)
+    for name, tensor in single.items():
+        torch.testing.assert_close(double[name], tensor, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 5])
+@pytest.mark.parametrize("number", [0, 1, 4, 6, 11])
+def test_every_task_is_done_once_and_nobody_does_two_more_than_another(monkeypatch, processes, number):
+    shares = []
+    for rank in range(processes):
+        process = SimpleNamespace(process_index=rank, num_processes=processes)
+        monkeypatch.setattr("nbsupport.processes.accelerator", lambda process=process: process)
+        shares.append(share_out(range(number)))
+    assert sorted(task for share in shares for task in share) == list(range(number))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_who_is_alone_has_no_team(monkeypatch):
+    process = SimpleNamespace(process_index=1, num_processes=2)
+    monkeypatch.setattr("nbsupport.processes.accelerator", lambda: process)
+    with alone():
+        with alone():
+            pass
+        assert team() == (0, 1)
+    assert team() == (1, 2)
 
 
 def test_one_process_has_nothing_to_balance():

@@ -3,7 +3,7 @@
 import pytest
 
 from nbsupport.adaptive import LOSSES, REL_STEPS
-from nbsupport.recipes import DEFENCES, TABLES, parts
+from nbsupport.recipes import DEFENCES, TABLES, parts, trainings
 from nbsupport.study import Study
 
 BASELINES = ("8-bit", "JPEG 75", "median 3x3", "Gaussian blur", "total variation")
@@ -24,6 +24,19 @@ ROWS = {
 @pytest.mark.parametrize("number", ROWS)
 def test_a_table_has_the_papers_rows_and_the_simple_baselines(number):
     assert TABLES[number] == ROWS[number]
+
+
+@pytest.mark.parametrize(
+    ("methods", "levels"),
+    [
+        (TABLES[4], [["Y-Net", "Filt(L_img)"], ["PA-Filt(L_img)", "PA-Filt(L_img)_literal"]]),
+        (TABLES[3], [["Multi-head-Filt(L_img)"]]),
+        (("PA-Filt(L_adv)", "Filt+FD", "Filt+Adv"), [["Y-Net", "Filt(L_img)"], ["PA-Filt(L_img)"], ["PA-Filt(L_adv)"]]),
+        (("attacked", "FPD", "median 3x3"), []),
+    ],
+)
+def test_what_a_training_starts_from_comes_in_a_level_before_it(methods, levels):
+    assert trainings(methods) == levels
 
 
 def test_the_attacker_who_knows_is_set_upon_everything():
