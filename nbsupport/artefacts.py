@@ -15,7 +15,7 @@ from .classifier_training import KINDS, target
 from .denoiser_training import training_seed
 from .denoisers import Denoiser, View
 from .fingerprints import made_from
-from .processes import alone, share_out, team, wait_for_team
+from .processes import share_out, team, wait_for_team
 from .recipes import RECIPES, VIEWS, parts, trainings
 from .store import Store
 from .study import REL_STEP, STRONG_EPS, Study
@@ -148,21 +148,22 @@ class Artefacts(ClassifierArtefacts):
     def train(self, methods: Iterable[str]) -> None:
         """Train all denoisers that some methods of the tables need, by all processes that were started together.
 
-        Each trains others, because who works alone sends nothing. Those that are left when the others are dealt
-        out evenly, all train together.
+        Each trains others, because who works alone sends nothing; those that are fewer than the processes, all
+        train together.
         """
-        _, processes = team()
-        for names in trainings(methods):
-            missing = [name for name in names if not self.store.has(self._trained_specification(name))]
-            wait_for_team()  # until everyone has seen what is missing
-            if missing:
-                self.attacked("train")
-            with alone():
-                for name in share_out(missing[: len(missing) - len(missing) % processes]):
-                    self._trained(name)
-            wait_for_team()
-            for name in names:
-                self.trained(name)
+        names = trainings(methods)
+        missing = [name for name in names if not self._is_trained(name)]
+        wait_for_team()  # until everyone has seen what is missing
+        if missing:
+            self.attacked("train")
+        if len(missing) >= team()[1]:
+            share_out(missing, self.trained)
+        for name in names:
+            self.trained(name)
+
+    def _is_trained(self, name: str) -> bool:
+        base = RECIPES[name].base
+        return (base is None or self._is_trained(base)) and self.store.has(self._trained_specification(name))
 
     def report(self, method: str) -> dict[str, Any]:
         """How the training of a denoiser went: its losses, and the signs of a collapse."""

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Shaped
 from .artefacts import VERSION, Artefacts
 from .fingerprints import made_from
 from .measurement import Measurement, measure
-from .processes import alone, share_out
+from .processes import share_out
 from .recipes import TABLES, parts
 
 COLUMNS = ["table", "study", "classifier", "method", "attack", "steps", "eps", "metric", "value", "n", "seed"]
@@ -89,11 +89,7 @@ class Evaluation:
         """Make what some methods need and measure them, shared out among all processes that were started together."""
         self.artefacts.train(methods)
         self.artefacts.attacked("test")
-        with alone():
-            for classifier in share_out(sorted({parts(method)[1] for method in methods})):
-                self.artefacts.classifier(classifier)
-            for method in share_out(methods):
-                self.measurement(method)
+        share_out(methods, self.measurement)
 
     def own(self, classifier: str) -> Bool[np.ndarray, "strengths n"]:
         """Which images of ``own`` a classifier still recognises, without denoiser, when itself is the one attacked."""

@@ -6,12 +6,13 @@ Some things all make together, each its part; others one makes alone, and the re
 
 import contextlib
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import torch
 import torch.distributed
@@ -21,8 +22,12 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 PATIENCE = timedelta(days=7)  # for another process's training; of one that dies, who started them all takes care
-Item = TypeVar("Item")
-_alone = ContextVar("alone", default=False)
+POLL = 1.0  # seconds between two looks at what others are doing
+_alone, _patient = ContextVar("alone", default=False), ContextVar("patient", default=True)
+
+
+class BusyError(Exception):
+    """Another process makes it, and there is something else to do meanwhile."""
 
 
 @cache
@@ -53,10 +58,25 @@ def wait_for_team() -> None:
         accelerator().wait_for_everyone()
 
 
-def share_out(tasks: Sequence[Item]) -> list[Item]:
-    """Those of the tasks that this process does: all choose in turn, and back again, so that none is always first."""
-    rank, processes = accelerator().process_index, accelerator().num_processes
-    return [task for number, task in enumerate(tasks) if number % (2 * processes) in (rank, 2 * processes - 1 - rank)]
+def share_out(tasks: Iterable[str], do: Callable[[str], Any]) -> None:
+    """Do all tasks, each process `alone`: always the first one that no other process is doing.
+
+    Every process calls `do` for every task; when it is done already, that has to take its result from the store.
+    """
+    left = list(tasks)
+    token = _patient.set(False)
+    try:
+        with alone():
+            while left:
+                for task in left:
+                    with contextlib.suppress(BusyError):
+                        do(task)
+                        left.remove(task)
+                        break
+                else:
+                    time.sleep(POLL)
+    finally:
+        _patient.reset(token)
 
 
 def mean_gradients(parameters: Iterable[Tensor]) -> None:
@@ -105,6 +125,8 @@ def locked(folder: Path, together: bool) -> Iterator[None]:
             try:
                 held.enter_context(lock.acquire(timeout=0))
             except Timeout:
+                if not _patient.get():
+                    raise BusyError(folder.name) from None
                 logging.getLogger(__name__).warning("waiting for another process that makes %s", folder.name)
                 held.enter_context(lock.acquire())
         wait_for_team()

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from itertools import zip_longest
 
 import torch
 from torch import Tensor
@@ -109,8 +108,9 @@ def parts(method: str) -> tuple[str, str]:
     return COMBINATIONS.get(method, (method, "standard"))
 
 
-def trainings(methods: Iterable[str]) -> list[list[str]]:
-    """The recipes behind some methods: those that start from nothing, then those that start from them, and so on."""
+def trainings(methods: Iterable[str]) -> list[str]:
+    """The recipes behind some methods, in a good order for several to work on: each after that from which it starts,
+    and the longest such chains first."""
 
     def chain(name: str) -> list[str]:
         base = RECIPES[name].base
@@ -118,8 +118,8 @@ def trainings(methods: Iterable[str]) -> list[list[str]]:
 
     denoisers = [parts(method)[0] for method in methods]
     names = [VIEWS.get(denoiser, (denoiser, None))[0] for denoiser in denoisers]
-    levels = zip_longest(*(chain(name) for name in names if name in RECIPES))
-    return [[name for name in dict.fromkeys(level) if name] for level in levels]
+    chains = sorted((chain(name) for name in names if name in RECIPES), key=len, reverse=True)
+    return list(dict.fromkeys(name for chained in chains for name in chained))
 
 
 LITERAL = "PA-Filt(L_img)_literal"

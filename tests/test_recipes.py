@@ -27,16 +27,16 @@ def test_a_table_has_the_papers_rows_and_the_simple_baselines(number):
 
 
 @pytest.mark.parametrize(
-    ("methods", "levels"),
+    ("methods", "names"),
     [
-        (TABLES[4], [["Y-Net", "Filt(L_img)"], ["PA-Filt(L_img)", "PA-Filt(L_img)_literal"]]),
-        (TABLES[3], [["Multi-head-Filt(L_img)"]]),
-        (("PA-Filt(L_adv)", "Filt+FD", "Filt+Adv"), [["Y-Net", "Filt(L_img)"], ["PA-Filt(L_img)"], ["PA-Filt(L_adv)"]]),
+        (TABLES[4], ["Y-Net", "PA-Filt(L_img)", "PA-Filt(L_img)_literal", "Filt(L_img)"]),
+        (TABLES[3], ["Multi-head-Filt(L_img)"]),
+        (("PA-Filt(L_adv)", "Filt+FD", "Filt+Adv"), ["Y-Net", "PA-Filt(L_img)", "PA-Filt(L_adv)", "Filt(L_img)"]),
         (("attacked", "FPD", "median 3x3"), []),
     ],
 )
-def test_what_a_training_starts_from_comes_in_a_level_before_it(methods, levels):
-    assert trainings(methods) == levels
+def test_what_a_training_starts_from_comes_before_it_and_long_chains_first(methods, names):
+    assert trainings(methods) == names
 
 
 def test_the_attacker_who_knows_is_set_upon_everything():
