@@ -87,6 +87,7 @@ class Evaluation:
 
     def share(self, methods: tuple[str, ...]) -> None:
         """Make what some methods need and measure them, shared out among all processes that were started together."""
+        share_out(dict.fromkeys(parts(method)[1] for method in methods), self.artefacts.classifier)
         self.artefacts.train(methods)
         self.artefacts.attacked("test")
         share_out(methods, self.measurement)
