@@ -1,5 +1,9 @@
 """Device and precision: bfloat16 only where it is wanted and the hardware has it."""
 
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -67,3 +71,25 @@ def test_other_errors_are_not_tried_again():
     with pytest.raises(RuntimeError, match="inconsistent tensor size"):
         devices.halving(lambda number: tried.append(number) or torch.zeros(2) @ torch.zeros(3), 8)
     assert tried == [8]
+
+
+FAULTS = """
+import resource
+import nbsupport, torch
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+before = faults()
+for _ in range(100):
+    torch.ones(2**23)
+print(faults() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries cannot be told")
+def test_the_memory_of_a_large_tensor_is_kept_for_the_next():
+    """A tensor of 32 MiB has 8,192 pages; asked of the system anew, each is a fault. Small objects take from what
+    is freed, so the first few tensors find none large enough."""
+    done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 30 * 8192
