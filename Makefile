@@ -64,7 +64,7 @@ browser: $(READY)
 	CHROMIUM="$(CHROMIUM)" $(BIN)/python -m pytest tests/browser -o addopts="-ra --strict-markers"
 
 bench: $(READY)
-	$(BIN)/python -m pytest tests/benchmarks -o addopts= --benchmark-only --benchmark-disable-gc
+	$(BIN)/python -m pytest tests/benchmarks -o addopts= --benchmark-only --benchmark-disable-gc -rP
 
 report: $(READY)
 	@$(BIN)/python -m nbsupport report --html
