@@ -10,9 +10,10 @@ import ctypes
 import os
 import platform
 
-# OpenMP's threads spin while they wait for each other, without end as it seems to whoever wants the same
-# cores: a second notebook made both many times slower. So they give up soon. Read when torch is loaded.
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+# OpenMP's threads spin while they wait for each other, which starves every other process on the same cores. They
+# give up soon here: `make bench` compares this with sleeping at once and with spinning longer. Read when torch loads.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 # The C library asks the system for every large tensor anew, and the system fills its pages with zeros first,
 # which took half of an attack's time on photographs. So it keeps a gigabyte of what is freed (M_MMAP_MAX: no
