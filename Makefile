@@ -73,8 +73,8 @@ doctor: $(READY)
 	@$(BIN)/python -m nbsupport doctor
 
 links: $(READY)
-	@$(BIN)/python -m nbsupport.navigation
-	@$(BIN)/python -m nbsupport.readme
+	@$(BIN)/python -m nbsupport.results.navigation
+	@$(BIN)/python -m nbsupport.results.readme
 
 clean:
 	rm -rf .venv build

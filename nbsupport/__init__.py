@@ -32,7 +32,7 @@ torch.set_flush_denormal(True)
 torch.backends.cuda.matmul.allow_tf32 = False
 torch.backends.cudnn.allow_tf32 = False
 
-from .defence import defend  # noqa: E402  (it imports all of the above)
-from .shipped import load_pretrained  # noqa: E402
+from .denoisers.defended import defend  # noqa: E402  (it imports all of the above)
+from .denoisers.pretrained import load_pretrained  # noqa: E402
 
 __all__ = ["defend", "load_pretrained"]

@@ -8,17 +8,17 @@ import textwrap
 import time
 from pathlib import Path
 
-from .artefacts import Artefacts
-from .claims import judge, on_what
-from .disk import FULL
 from .doctor import INSTALL, examine, looked_at, made
-from .evaluation import Evaluation
-from .figures import REPOSITORY, folder
-from .predicates import CORE_CLAIMS, ROBUST_CLAIMS
-from .processes import accelerator
-from .recipes import TABLES
+from .experiments.artifacts import Artefacts
+from .experiments.cluster import accelerator
+from .experiments.disk import FULL
+from .experiments.evaluation import Evaluation
+from .experiments.methods import TABLES
+from .results.claims import judge, on_what
+from .results.predicates import CORE_CLAIMS, ROBUST_CLAIMS
+from .results.save import REPOSITORY, folder
+from .results.tables import beside, caption, over_steps, swept
 from .study import STUDIES, Study, sizes
-from .tables import beside, caption, over_steps, swept
 
 REPORT = REPOSITORY / "build" / "report.html"
 
@@ -156,7 +156,8 @@ def main(arguments: list[str] | None = None) -> None:
 def _page(path: Path) -> None:
     """The stored results of all studies on one page; nothing is made."""
     try:
-        from . import page, runner
+        from .results import notebooks as runner
+        from .results import report as page
     except ModuleNotFoundError as error:
         sys.exit(f"the page needs Jupyter's parts ({error}): {INSTALL}\nwithout them: python -m nbsupport report")
     try:
@@ -167,7 +168,7 @@ def _page(path: Path) -> None:
 
 def _run(names: list[str], study: Study, chosen: dict[str, str]) -> None:
     try:
-        from .runner import NotebookError, run
+        from .results.notebooks import NotebookError, run
     except ModuleNotFoundError as error:
         sys.exit(f"running notebooks needs Jupyter ({error}): {INSTALL}\nwithout it: python -m nbsupport compute")
     if not names and study.scale != "smoke":

@@ -9,14 +9,16 @@ import sys
 
 import torch
 
-from . import folders, neurips, public_weights, published
-from .artefacts import Artefacts
-from .classifier_training import KINDS
-from .figures import folder
-from .fingerprints import made_from
-from .recipes import RECIPES, parts
-from .store import default_home
+from .classifiers import public_weights
+from .data import image_folder as folders
+from .data import neurips, published
+from .experiments.artifacts import Artefacts
+from .experiments.fingerprints import made_from
+from .experiments.methods import RECIPES, parts
+from .experiments.store import default_home
+from .results.save import folder
 from .study import STUDIES, Study
+from .training.classifiers import KINDS
 
 INSTALL = "python -m pip install -e '.[lab]' -c constraints.txt"
 COST = "Tables 1 to 4 take about 80 minutes and 260 MB at quick on 2 CPU cores"  # cifar10's; svhn has its sizes

@@ -35,8 +35,8 @@ class Study:
     scale
         ``smoke``, ``quick`` or ``paper``.
     classifier
-        The architecture under attack, see `nbsupport.classifiers.build`; or one that is trained
-        already and not known here, as ``path/to/file.py:factory``, see `nbsupport.outside.load`.
+        The architecture under attack, see `nbsupport.classifiers.models.build`; or one that is trained
+        already and not known here, as ``path/to/file.py:factory``, see `nbsupport.classifiers.custom.load`.
     eps
         Attack strengths for images in [0, 1], increasing, from 0 (clean).
     steps
@@ -84,11 +84,11 @@ class Study:
         Seed of everything random.
     denoiser_seed
         Of the trainings of denoisers alone; `seed` where None. Another one gives other denoisers for the same
-        classifier and the same attacks, see `nbsupport.seeds`.
+        classifier and the same attacks, see `nbsupport.results.seeds`.
     data
-        The image tree of the study ``folder``, see `nbsupport.folders`; other studies have none.
+        The image tree of the study ``folder``, see `nbsupport.data.image_folder`; other studies have none.
     images_from
-        What the images of a public data set are, for captions; found by `nbsupport.data.fitted`.
+        What the images of a public data set are, for captions; found by `nbsupport.data.benchmarks.fitted`.
     """
 
     name: str

@@ -8,8 +8,8 @@ hook.__enter__()
 
 import pytest  # noqa: E402
 
-from nbsupport.artefacts import Artefacts  # noqa: E402
-from nbsupport.store import Store  # noqa: E402
+from nbsupport.experiments.artifacts import Artefacts  # noqa: E402
+from nbsupport.experiments.store import Store  # noqa: E402
 from nbsupport.study import Study  # noqa: E402
 
 

@@ -4,13 +4,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from nbsupport.artefacts import Artefacts
-from nbsupport.attacks import AttackedSet, ratios
-from nbsupport.classifiers import Classifier
-from nbsupport.data import Split
-from nbsupport.evaluation import Evaluation
-from nbsupport.protocol import Outcome
-from nbsupport.store import Store
+from nbsupport.attacks.pgd import AttackedSet, ratios
+from nbsupport.classifiers.models import Classifier
+from nbsupport.data.benchmarks import Split
+from nbsupport.experiments.adaptive_evaluation import Outcome
+from nbsupport.experiments.artifacts import Artefacts
+from nbsupport.experiments.evaluation import Evaluation
+from nbsupport.experiments.store import Store
 from nbsupport.study import Study
 
 CLASSES, SIDE, NUMBER = 4, 8, 24

@@ -6,8 +6,8 @@ import torch
 from small import CLASSES, gaps, linear, pictures, radii
 from torch import nn
 
-from nbsupport import adaptive, feature_pyramid
-from nbsupport.adaptive import (
+from nbsupport.attacks import adaptive, pgd
+from nbsupport.attacks.adaptive import (
     AUTOATTACK,
     LOSSES,
     StraightThrough,
@@ -20,10 +20,9 @@ from nbsupport.adaptive import (
     withstands,
     zero_gradients,
 )
-from nbsupport.attacks import pgd
-from nbsupport.baselines import BASELINES, Baseline
-from nbsupport.classifiers import Classifier
-from nbsupport.denoisers import Filtering, PAFilter, View
+from nbsupport.classifiers.models import Classifier, feature_pyramid
+from nbsupport.denoisers.baselines import BASELINES, Baseline
+from nbsupport.denoisers.models import Filtering, PAFilter, View
 
 
 @pytest.fixture

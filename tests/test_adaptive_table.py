@@ -8,11 +8,11 @@ import pytest
 from nbconvert.filters import markdown2html
 from small import EPS, evaluation, outcome, rows
 
-from nbsupport import adaptive_table
-from nbsupport.adaptive_table import caption, markdown, styled, wide
-from nbsupport.evaluation import COLUMNS
-from nbsupport.protocol import Protocol
-from nbsupport.soundness import CHECKS
+from nbsupport.experiments.adaptive_evaluation import Protocol
+from nbsupport.experiments.evaluation import COLUMNS
+from nbsupport.experiments.soundness import CHECKS
+from nbsupport.results import adaptive_table
+from nbsupport.results.adaptive_table import caption, markdown, styled, wide
 from nbsupport.study import Study
 
 STUDY = Study.named("digits", "smoke", seed=7)

@@ -7,16 +7,18 @@ import shutil
 import pytest
 import torch
 
-from nbsupport import artefacts as module
-from nbsupport import classifier_artefacts, classifier_training, denoiser_training
-from nbsupport.artefacts import CONSTANT, Artefacts
-from nbsupport.classifier_training import KINDS
-from nbsupport.denoisers import Additive, Filtering, MultiHead, PAFilter, YNet
-from nbsupport.fingerprints import made_from
-from nbsupport.losses import fusion_loss, image_loss, semantic_loss
-from nbsupport.recipes import COMBINATIONS, LITERAL, RECIPES, TABLES
-from nbsupport.store import Store
+from nbsupport.denoisers.models import Additive, Filtering, MultiHead, PAFilter, YNet
+from nbsupport.experiments import artifacts as module
+from nbsupport.experiments import classifier_artifacts as classifier_artefacts
+from nbsupport.experiments.artifacts import CONSTANT, Artefacts
+from nbsupport.experiments.fingerprints import made_from
+from nbsupport.experiments.methods import COMBINATIONS, LITERAL, RECIPES, TABLES
+from nbsupport.experiments.store import Store
 from nbsupport.study import STRONG_EPS, Study
+from nbsupport.training import classifiers as classifier_training
+from nbsupport.training import denoisers as denoiser_training
+from nbsupport.training.classifiers import KINDS
+from nbsupport.training.losses import fusion_loss, image_loss, semantic_loss
 
 METHODS = sorted({method for methods in TABLES.values() for method in methods} | {"PA-Filt(L_adv)"})
 FUSED = {"PA-Filt(L_img)", LITERAL, "PA-Filt(L_adv)"}

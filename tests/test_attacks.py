@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nbsupport import attacks
-from nbsupport.attacks import AttackedSet, margin, pgd, prepare, random_starts, ratios
-from nbsupport.classifiers import Classifier, build
+from nbsupport.attacks import pgd as attacks
+from nbsupport.attacks.pgd import AttackedSet, margin, pgd, prepare, random_starts, ratios
+from nbsupport.classifiers.models import Classifier, build
 from nbsupport.study import EPS, REL_STEP
 
 CLASSES, SIDE = 5, 6

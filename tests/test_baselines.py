@@ -9,7 +9,7 @@ from PIL import Image
 from scipy import ndimage
 from skimage.restoration import denoise_tv_chambolle
 
-from nbsupport.baselines import BASELINES, Baseline
+from nbsupport.denoisers.baselines import BASELINES, Baseline
 
 every_baseline = pytest.mark.parametrize("name", BASELINES)
 

@@ -9,14 +9,14 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from nbsupport import claims
-from nbsupport.claims import OVER_STEPS, judge, per_image
-from nbsupport.evaluation import Evaluation
-from nbsupport.measurement import Measurement
-from nbsupport.predicates import CLAIMS, CORE_CLAIMS, ROBUST_CLAIMS, Curves
-from nbsupport.recipes import COMBINATIONS, TABLES
+from nbsupport.experiments.evaluation import Evaluation
+from nbsupport.experiments.measurement import Measurement
+from nbsupport.experiments.methods import COMBINATIONS, TABLES
+from nbsupport.results import claims
+from nbsupport.results.claims import OVER_STEPS, judge, per_image
+from nbsupport.results.predicates import CLAIMS, CORE_CLAIMS, ROBUST_CLAIMS, Curves
+from nbsupport.results.tables import published
 from nbsupport.study import EPS, STRONG_EPS, Study
-from nbsupport.tables import published
 
 S, M, L = EPS[:3], EPS[3:7], EPS[7:12]  # the paper's regions, as its text names them
 MIDDLE = EPS[4:9]  # where C6 expects Filt(L_img*) ahead

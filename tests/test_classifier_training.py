@@ -7,10 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nbsupport import classifier_training, classifiers, feature_denoising, feature_pyramid
-from nbsupport.attacks import pgd
-from nbsupport.classifier_training import KINDS, Unsquashed, target, train, training
+from nbsupport.attacks.pgd import pgd
+from nbsupport.classifiers import feature_denoising, feature_pyramid
+from nbsupport.classifiers import models as classifiers
 from nbsupport.study import Study
+from nbsupport.training import classifiers as classifier_training
+from nbsupport.training.classifiers import KINDS, Unsquashed, target, train, training
 
 ROBUST = ("Adv", "FD", "FPD")
 CLASSES, SIDE, NUMBER = 3, 9, 10

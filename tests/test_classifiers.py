@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from nbsupport.classifiers import Classifier, SmallResNet, build, check_logits
+from nbsupport.classifiers.models import Classifier, SmallResNet, build, check_logits
 
 
 class Constant(nn.Module):

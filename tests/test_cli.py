@@ -14,15 +14,16 @@ from itertools import pairwise
 import pytest
 from PIL import Image
 
-from nbsupport import doctor, runner
+from nbsupport import doctor
 from nbsupport.__main__ import INSTALL, main
-from nbsupport.artefacts import Artefacts
-from nbsupport.evaluation import Evaluation
-from nbsupport.figures import REPOSITORY
-from nbsupport.predicates import CLAIMS, CORE_CLAIMS
-from nbsupport.recipes import TABLES
+from nbsupport.experiments.artifacts import Artefacts
+from nbsupport.experiments.evaluation import Evaluation
+from nbsupport.experiments.methods import TABLES
+from nbsupport.results import notebooks as runner
+from nbsupport.results.predicates import CLAIMS, CORE_CLAIMS
+from nbsupport.results.save import REPOSITORY
+from nbsupport.results.tables import caption
 from nbsupport.study import Study
-from nbsupport.tables import caption
 
 METHODS = list(dict.fromkeys(method for table in TABLES.values() for method in table))
 COMPUTE = "python -m nbsupport compute --study digits --scale smoke"
@@ -238,7 +239,7 @@ def test_its_command_names_the_folder_of_the_images(monkeypatch, tmp_path):
 
 
 def test_doctor_downloads_nothing(complete, capsys, monkeypatch):
-    monkeypatch.setattr("nbsupport.published._download", lambda *arguments: pytest.fail("downloaded"))
+    monkeypatch.setattr("nbsupport.data.published._download", lambda *arguments: pytest.fail("downloaded"))
     assert exit_of("doctor", "--study", "cifar10", "--scale", "smoke") == 1
     assert "cifar10        to get: compute and run download about 170 MB" in capsys.readouterr().out
 

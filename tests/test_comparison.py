@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 from test_tables import tidy
 
-from nbsupport.comparison import Cell, against_published, apart, both_attackers, number, share, wilson
-from nbsupport.evaluation import COLUMNS
-from nbsupport.tables import published
+from nbsupport.experiments.evaluation import COLUMNS
+from nbsupport.results.comparison import Cell, against_published, apart, both_attackers, number, share, wilson
+from nbsupport.results.tables import published
 
 
 def closed_form(share, number, z=1.959963984540054):

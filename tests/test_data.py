@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from nbsupport.data import check_images, check_labels, load
+from nbsupport.data.benchmarks import check_images, check_labels, load
 from nbsupport.study import Study
 
 both_splits = pytest.mark.parametrize("split", ["train", "test"])

@@ -10,10 +10,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import nbsupport
-from nbsupport import attacks
-from nbsupport.classifiers import build
-from nbsupport.defence import defend, export, load_denoiser, save_denoiser
-from nbsupport.denoisers import Additive, Denoiser, Filtering, MultiHead, PAFilter, View, YNet
+from nbsupport.attacks import pgd as attacks
+from nbsupport.classifiers.models import build
+from nbsupport.denoisers.defended import defend, export, load_denoiser, save_denoiser
+from nbsupport.denoisers.models import Additive, Denoiser, Filtering, MultiHead, PAFilter, View, YNet
 
 KINDS = (Additive, Filtering, MultiHead, YNet, PAFilter)
 every_kind = pytest.mark.parametrize("kind", KINDS, ids=[kind.__name__ for kind in KINDS])
@@ -206,7 +206,7 @@ def test_every_denoiser_can_be_exported(kind, tmp_path):
 
 def test_what_computes_something_else_is_not_kept(tmp_path, monkeypatch):
     denoiser = trained(Filtering)
-    monkeypatch.setattr("nbsupport.defence._Unchecked.forward", lambda self, images: 0.5 * images)
+    monkeypatch.setattr("nbsupport.denoisers.defended._Unchecked.forward", lambda self, images: 0.5 * images)
     with pytest.raises(RuntimeError, match=r"export: the exported denoiser differs by .* from the original"):
         export(denoiser, tmp_path / "x.pt2", 8)
     assert not list(tmp_path.iterdir())

@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from nbsupport import denoiser_training
-from nbsupport.attacks import AttackedSet, pgd
-from nbsupport.classifiers import Classifier
-from nbsupport.denoiser_training import budget, health, train
-from nbsupport.denoisers import Additive, Filtering, MultiHead, PAFilter, YNet
-from nbsupport.losses import fusion_loss
-from nbsupport.recipes import LITERAL, RECIPES
+from nbsupport.attacks.pgd import AttackedSet, pgd
+from nbsupport.classifiers.models import Classifier
+from nbsupport.denoisers.models import Additive, Filtering, MultiHead, PAFilter, YNet
+from nbsupport.denoisers.unet import Decoder
+from nbsupport.experiments.methods import LITERAL, RECIPES
 from nbsupport.study import STRONG_EPS, Study
-from nbsupport.unet import Decoder
+from nbsupport.training import denoisers as denoiser_training
+from nbsupport.training.denoisers import budget, health, train
+from nbsupport.training.losses import fusion_loss
 
 EPS, NUMBER, SIDE, CLASSES = (0.0, 0.01, 0.1, 0.3, 0.5), 10, 9, 3
 STUDY = Study.named(

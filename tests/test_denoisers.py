@@ -9,10 +9,10 @@ from numpy.lib.stride_tricks import sliding_window_view
 from scipy.special import expit
 from torch import nn
 
-from nbsupport.denoisers import Additive, Filtering, MultiHead, PAFilter, View, YNet
-from nbsupport.filtering import filter_pixels
+from nbsupport.denoisers.filtering import filter_pixels
+from nbsupport.denoisers.models import Additive, Filtering, MultiHead, PAFilter, View, YNet
+from nbsupport.denoisers.unet import Decoder, Encoder, OutputLayer, resize
 from nbsupport.study import EPS
-from nbsupport.unet import Decoder, Encoder, OutputLayer, resize
 
 SIZES = [(1, 1), (1, 2), (3, 1), (5, 7), (15, 15), (16, 16), (17, 33), (24, 40)]
 SEEDS = range(20)

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from nbsupport import devices
+from nbsupport.training import devices
 
 
 @pytest.mark.parametrize(
@@ -33,8 +33,8 @@ def test_a_cpu_has_it_by_its_instructions(capabilities, has, monkeypatch):
 
 
 def test_attacks_stay_in_float32_within_a_training_in_bfloat16(monkeypatch):
-    from nbsupport.attacks import pgd
-    from nbsupport.classifiers import build
+    from nbsupport.attacks.pgd import pgd
+    from nbsupport.classifiers.models import build
 
     monkeypatch.setattr(devices, "has_bfloat16", lambda device: True)
     classifier, images, labels = build("small_resnet", 4, 8).eval(), torch.rand(3, 3, 8, 8), torch.tensor([0, 1, 2])

@@ -5,8 +5,8 @@ import errno
 import pytest
 
 from nbsupport.__main__ import main
-from nbsupport.disk import room, write_atomically
-from nbsupport.store import Store
+from nbsupport.experiments.disk import room, write_atomically
+from nbsupport.experiments.store import Store
 
 
 @pytest.fixture

@@ -10,19 +10,19 @@ import skimage.metrics
 import torch
 from torch import nn
 
-import nbsupport.artefacts
-import nbsupport.evaluation
-from nbsupport.artefacts import Artefacts
-from nbsupport.attacks import AttackedSet, pgd
-from nbsupport.baselines import BASELINES, Baseline
-from nbsupport.classifiers import Classifier, predicted_classes
-from nbsupport.denoisers import Additive, Denoiser, Filtering, MultiHead, PAFilter, View, YNet
-from nbsupport.evaluation import Evaluation, envelope
-from nbsupport.measurement import measure, quality
-from nbsupport.recipes import LITERAL, TABLES
-from nbsupport.store import Store
+import nbsupport.experiments.artifacts
+import nbsupport.experiments.evaluation
+from nbsupport.attacks.pgd import AttackedSet, pgd
+from nbsupport.classifiers.models import Classifier, predicted_classes
+from nbsupport.denoisers.baselines import BASELINES, Baseline
+from nbsupport.denoisers.models import Additive, Denoiser, Filtering, MultiHead, PAFilter, View, YNet
+from nbsupport.experiments.artifacts import Artefacts
+from nbsupport.experiments.evaluation import Evaluation, envelope
+from nbsupport.experiments.measurement import measure, quality
+from nbsupport.experiments.methods import LITERAL, TABLES
+from nbsupport.experiments.store import Store
+from nbsupport.results.tables import PAPERS, caption, published
 from nbsupport.study import Study
-from nbsupport.tables import PAPERS, caption, published
 
 EPS, NUMBER, SIZE, CLASSES = (0.0, 0.01, 0.3), 4, (17, 12), 5
 FUSED, REASON = "PA-Filt(L_img)", "its W is the same everywhere"
@@ -494,8 +494,8 @@ def test_a_second_session_calls_no_network(evaluation, monkeypatch):
 
     for kind in (Denoiser, Classifier):
         monkeypatch.setattr(kind, "forward", never)
-    monkeypatch.setattr(nbsupport.evaluation, "measure", never)
-    monkeypatch.setattr(nbsupport.artefacts, "ratios", never)
+    monkeypatch.setattr(nbsupport.experiments.evaluation, "measure", never)
+    monkeypatch.setattr(nbsupport.experiments.artifacts, "ratios", never)
     second = Evaluation(Artefacts(evaluation.study, Store(evaluation.artefacts.store.home)))
     for number, rows in tables.items():
         pd.testing.assert_frame_equal(second.table(number), rows)

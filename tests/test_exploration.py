@@ -7,11 +7,11 @@ import torch
 from small import CLASSES, SIDE, linear, pictures
 from torch import nn
 
-from nbsupport import exploration
-from nbsupport.attacks import pgd
-from nbsupport.denoisers import Additive, Filtering, PAFilter
-from nbsupport.exploration import Exploration
-from nbsupport.filtering import filter_pixels, uncertainty_map
+from nbsupport.attacks.pgd import pgd
+from nbsupport.denoisers.filtering import filter_pixels, uncertainty_map
+from nbsupport.denoisers.models import Additive, Filtering, PAFilter
+from nbsupport.interactive import exploration
+from nbsupport.interactive.exploration import Exploration
 
 EPS = (0.0, 0.02, 0.1)
 WORDS = ("one", "two", "three", "four")

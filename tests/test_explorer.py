@@ -11,11 +11,11 @@ import torch
 from small import CLASSES, SIDE, linear, pictures
 from test_exploration import EPS, WORDS, trained
 
-from nbsupport.denoisers import Additive, Filtering, PAFilter
-from nbsupport.exploration import Exploration
-from nbsupport.explorer import Explorer
+from nbsupport.denoisers.models import Additive, Filtering, PAFilter
+from nbsupport.interactive.exploration import Exploration
+from nbsupport.interactive.explorer import Explorer
+from nbsupport.interactive.widgets import exercise, explore
 from nbsupport.study import eps_label
-from nbsupport.widgets import exercise, explore
 
 
 @pytest.fixture(autouse=True)

@@ -8,10 +8,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.resnet import Bottleneck, ResNet
 
-from nbsupport import feature_denoising
-from nbsupport.attacks import prepare
-from nbsupport.classifiers import IMAGENET_MEAN, IMAGENET_STD, Classifier, SmallResNet
-from nbsupport.feature_denoising import (
+from nbsupport.attacks.pgd import prepare
+from nbsupport.classifiers.feature_denoising import (
     DenoisingBlock,
     build,
     dot_product,
@@ -21,6 +19,7 @@ from nbsupport.feature_denoising import (
     pad_like_tensorflow,
     stages,
 )
+from nbsupport.classifiers.models import IMAGENET_MEAN, IMAGENET_STD, Classifier, SmallResNet, feature_denoising
 
 BLOCKS, GROUPS = (2, 1, 1, 1), 4
 

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.models.resnet import Bottleneck, ResNet
 
-from nbsupport.attacks import prepare
-from nbsupport.classifiers import SmallResNet
-from nbsupport.feature_pyramid import FeaturePyramidDecoder, build, load_published
+from nbsupport.attacks.pgd import prepare
+from nbsupport.classifiers.feature_pyramid import FeaturePyramidDecoder, build, load_published
+from nbsupport.classifiers.models import SmallResNet
 
 BLOCKS = (2, 1, 1, 1)
 

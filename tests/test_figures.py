@@ -15,14 +15,14 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from nbsupport import figures
-from nbsupport.artefacts import Artefacts
-from nbsupport.evaluation import COLUMNS, Evaluation
-from nbsupport.figures import REPOSITORY, folder, provenance, save
-from nbsupport.frames import Frames
-from nbsupport.plots import draw_bands, draw_strip
+from nbsupport.experiments.artifacts import Artefacts
+from nbsupport.experiments.evaluation import COLUMNS, Evaluation
+from nbsupport.results import save as figures
+from nbsupport.results.frames import Frames
+from nbsupport.results.plots import draw_bands, draw_strip
+from nbsupport.results.save import REPOSITORY, folder, provenance, save
+from nbsupport.results.tables import markdown
 from nbsupport.study import Study
-from nbsupport.tables import markdown
 
 METHODS = ("attacked", "Filt(L_img)")
 SVG = "{http://www.w3.org/2000/svg}"

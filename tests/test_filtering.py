@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nbsupport.filtering import distance_from_identity, filter_pixels, identity_kernels, uncertainty_map
+from nbsupport.denoisers.filtering import distance_from_identity, filter_pixels, identity_kernels, uncertainty_map
 
 SHAPES = [(1, 3, 5, 7), (2, 3, 4, 6), (2, 1, 1, 1), (1, 2, 2, 3), (3, 4, 1, 9), (1, 5, 3, 1)]
 SIZES = [1, 3, 5]

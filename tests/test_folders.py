@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from nbsupport import folders
-from nbsupport.data import fitted, load
+from nbsupport.data import image_folder as folders
+from nbsupport.data.benchmarks import fitted, load
 from nbsupport.study import Study
 
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from nbsupport.evaluation import Evaluation
-from nbsupport.frames import frames, painted
+from nbsupport.experiments.evaluation import Evaluation
+from nbsupport.results.frames import frames, painted
 from nbsupport.study import EPS
 
 FUSED, IMAGE = "PA-Filt(L_img)", 3

@@ -7,8 +7,8 @@ import torch
 from scipy.special import log_softmax, softmax
 from torch import nn
 
-from nbsupport.classifiers import Classifier
-from nbsupport.losses import fusion_loss, image_loss, semantic_loss
+from nbsupport.classifiers.models import Classifier
+from nbsupport.training.losses import fusion_loss, image_loss, semantic_loss
 
 
 @pytest.fixture

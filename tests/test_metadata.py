@@ -8,7 +8,7 @@ import yaml
 from packaging.specifiers import SpecifierSet
 
 import nbsupport
-from nbsupport.figures import REPOSITORY
+from nbsupport.results.save import REPOSITORY
 
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 

@@ -6,8 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from nbsupport import neurips
-from nbsupport.data import fitted, load
+from nbsupport.data.benchmarks import fitted, load, neurips
 from nbsupport.study import Study
 
 LABELS = [1, 1000, 389, 327, 2, 7, 5, 6, 3]

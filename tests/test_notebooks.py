@@ -13,9 +13,10 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from nbsupport import navigation, runner
-from nbsupport.figures import REPOSITORY
-from nbsupport.runner import NotebookError, execute, find
+from nbsupport.results import navigation
+from nbsupport.results import notebooks as runner
+from nbsupport.results.notebooks import NotebookError, execute, find
+from nbsupport.results.save import REPOSITORY
 from nbsupport.study import Study
 
 PATHS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
@@ -206,7 +207,7 @@ def no_exercise(monkeypatch):
 
 BROWSER = """
 from matplotlib.figure import Figure
-from nbsupport.widgets import Browser
+from nbsupport.interactive.widgets import Browser
 
 def draw(number):
     figure = Figure(figsize=(1, 1))

@@ -5,12 +5,12 @@ import torch
 from PIL import Image
 from torch import nn
 
-from nbsupport.artefacts import Artefacts
-from nbsupport.classifiers import predicted_classes
-from nbsupport.evaluation import Evaluation
-from nbsupport.fingerprints import fingerprint
-from nbsupport.outside import is_reference, load, name
-from nbsupport.store import Store
+from nbsupport.classifiers.custom import is_reference, load, name
+from nbsupport.classifiers.models import predicted_classes
+from nbsupport.experiments.artifacts import Artefacts
+from nbsupport.experiments.evaluation import Evaluation
+from nbsupport.experiments.fingerprints import fingerprint
+from nbsupport.experiments.store import Store
 from nbsupport.study import Study
 
 TEXT = """

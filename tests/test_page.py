@@ -14,12 +14,12 @@ import pytest
 from bs4 import BeautifulSoup
 from PIL import Image
 
-from nbsupport.figures import REPOSITORY
-from nbsupport.frames import Frames
-from nbsupport.page import build, write
-from nbsupport.runner import find
+from nbsupport.results.frames import Frames
+from nbsupport.results.notebooks import find
+from nbsupport.results.report import build, write
+from nbsupport.results.save import REPOSITORY
+from nbsupport.results.tables import published, short
 from nbsupport.study import EPS, eps_label
-from nbsupport.tables import published, short
 
 FIGURES = REPOSITORY / "figures"
 RECORDS = sorted(FIGURES.glob("*/*.json"))

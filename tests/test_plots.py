@@ -7,14 +7,15 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from nbsupport import pictures
-from nbsupport.adaptive_plot import draw_defences
-from nbsupport.baselines import BASELINES
-from nbsupport.denoisers import Additive, Filtering, PAFilter
-from nbsupport.diagrams import draw_architectures, kernel_mosaic
-from nbsupport.evaluation import COLUMNS, Evaluation
-from nbsupport.measurement import Measurement
-from nbsupport.plots import (
+from nbsupport.denoisers.baselines import BASELINES
+from nbsupport.denoisers.models import Additive, Filtering, PAFilter
+from nbsupport.experiments.evaluation import COLUMNS, Evaluation
+from nbsupport.experiments.measurement import Measurement
+from nbsupport.experiments.methods import TABLES
+from nbsupport.results import paper_figures as pictures
+from nbsupport.results.adaptive_plot import draw_defences
+from nbsupport.results.diagrams import draw_architectures, kernel_mosaic
+from nbsupport.results.plots import (
     draw_bands,
     draw_before_after,
     draw_curves,
@@ -25,10 +26,9 @@ from nbsupport.plots import (
     draw_uncertainty,
     eps_axis,
 )
-from nbsupport.recipes import TABLES
+from nbsupport.results.style import COLOURS, MARKERS
+from nbsupport.results.tables import short
 from nbsupport.study import EPS, Study
-from nbsupport.style import COLOURS, MARKERS
-from nbsupport.tables import short
 
 METHODS = list(dict.fromkeys(method for table in TABLES.values() for method in table))
 FUSED = "PA-Filt(L_img)"

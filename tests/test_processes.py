@@ -18,8 +18,8 @@ import zarr
 from filelock import FileLock
 from safetensors.torch import load_file
 
-from nbsupport.processes import BusyError, alone, balance, locked, mean_gradients, share_out, team
-from nbsupport.recipes import TABLES
+from nbsupport.experiments.cluster import BusyError, alone, balance, locked, mean_gradients, share_out, team
+from nbsupport.experiments.methods import TABLES
 
 COMPUTE = ["-m", "nbsupport", "compute", "--scale", "smoke", "--tables", "3", "4"]
 TWO = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--tee", "3"]  # says who prints what
@@ -105,8 +105,8 @@ def test_each_process_trains_denoisers_of_its_own(two):
 
 
 TOGETHER = """
-from nbsupport.artefacts import Artefacts
-from nbsupport.processes import accelerator
+from nbsupport.experiments.artifacts import Artefacts
+from nbsupport.experiments.cluster import accelerator
 from nbsupport.study import Study
 
 artefacts = Artefacts(Study.named("digits", "smoke"))
@@ -135,8 +135,8 @@ PAIR = """
 import sys
 from pathlib import Path
 import torch
-from nbsupport.processes import accelerator, mean_gradients, team
-from nbsupport.training import fit
+from nbsupport.experiments.cluster import accelerator, mean_gradients, team
+from nbsupport.training.loop import fit
 
 class Branches(torch.nn.Module):
     def __init__(self):
@@ -175,7 +175,7 @@ def test_examples_that_only_one_process_has_and_batches_of_one_teach_as_with_one
 
 def test_what_another_process_does_comes_later(monkeypatch):
     """`b` is done elsewhere until the third time that it is asked for; `a` and `c` are done meanwhile."""
-    monkeypatch.setattr("nbsupport.processes.POLL", 0)
+    monkeypatch.setattr("nbsupport.experiments.cluster.POLL", 0)
     asked = []
 
     def do(task):
@@ -190,7 +190,7 @@ def test_what_another_process_does_comes_later(monkeypatch):
 
 def test_a_folder_that_is_locked_comes_later(tmp_path, monkeypatch):
     """The lock is held through another file descriptor, as by another process."""
-    monkeypatch.setattr("nbsupport.processes.POLL", 0)
+    monkeypatch.setattr("nbsupport.experiments.cluster.POLL", 0)
     elsewhere, tried = FileLock(tmp_path / "lock"), []
     elsewhere.acquire()
 
@@ -207,7 +207,7 @@ def test_a_folder_that_is_locked_comes_later(tmp_path, monkeypatch):
 
 def test_who_is_alone_has_no_team(monkeypatch):
     process = SimpleNamespace(process_index=1, num_processes=2)
-    monkeypatch.setattr("nbsupport.processes.accelerator", lambda: process)
+    monkeypatch.setattr("nbsupport.experiments.cluster.accelerator", lambda: process)
     with alone():
         with alone():
             pass

@@ -4,9 +4,9 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from nbsupport import prose
-from nbsupport.figures import REPOSITORY
-from nbsupport.prose import told
+from nbsupport.results import prose
+from nbsupport.results.prose import told
+from nbsupport.results.save import REPOSITORY
 
 OPENING = """# 05 · Heads
 

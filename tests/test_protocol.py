@@ -9,11 +9,11 @@ import torch
 from small import STUDY, SmallArtefacts, evaluation, linear, outcome, rows
 from torch import nn
 
-from nbsupport import adaptive, protocol
-from nbsupport.attacks import pgd
-from nbsupport.baselines import Baseline
-from nbsupport.evaluation import Evaluation
-from nbsupport.protocol import KNOWING, TRANSFERRED, UNSEEN, Protocol, _kept
+from nbsupport.attacks import adaptive, pgd
+from nbsupport.denoisers.baselines import Baseline
+from nbsupport.experiments import adaptive_evaluation as protocol
+from nbsupport.experiments.adaptive_evaluation import KNOWING, TRANSFERRED, UNSEEN, Protocol, _kept
+from nbsupport.experiments.evaluation import Evaluation
 
 CHEAP = dataclasses.replace(STUDY, adaptive_steps=3, adaptive_iterations=2, adaptive_queries=5, adaptive_images=6)
 EPS = (0.0, 0.02, 0.1, 0.5)

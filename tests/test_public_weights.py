@@ -4,10 +4,10 @@ import pytest
 import torch
 import torchvision
 
-from nbsupport import neurips, public_weights
-from nbsupport.artefacts import Artefacts
-from nbsupport.data import Split
-from nbsupport.store import Store
+from nbsupport.classifiers import public_weights
+from nbsupport.data.benchmarks import Split, neurips
+from nbsupport.experiments.artifacts import Artefacts
+from nbsupport.experiments.store import Store
 from nbsupport.study import Study
 
 NAME, FILE = "mobilenet_v3_small", "mobilenet_v3_small-047dcff4.pth"

@@ -15,8 +15,7 @@ from PIL import Image
 from scipy.io import savemat
 from torchvision.datasets import CIFAR10, SVHN
 
-from nbsupport import published
-from nbsupport.data import fitted, load
+from nbsupport.data.benchmarks import fitted, load, published
 from nbsupport.study import Study
 
 BATCHES = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]

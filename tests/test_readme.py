@@ -4,10 +4,10 @@ import pandas as pd
 import pytest
 from test_tables import tidy
 
-from nbsupport import readme
-from nbsupport.evaluation import COLUMNS
-from nbsupport.figures import REPOSITORY
-from nbsupport.tables import published
+from nbsupport.experiments.evaluation import COLUMNS
+from nbsupport.results import readme
+from nbsupport.results.save import REPOSITORY
+from nbsupport.results.tables import published
 
 START, END = readme.marks("digits")
 PAGE = f"before\n{START}\nold\n{END}\nafter\n"

@@ -2,8 +2,8 @@
 
 import pytest
 
-from nbsupport.adaptive import LOSSES, REL_STEPS
-from nbsupport.recipes import DEFENCES, TABLES, parts, trainings
+from nbsupport.attacks.adaptive import LOSSES, REL_STEPS
+from nbsupport.experiments.methods import DEFENCES, TABLES, parts, trainings
 from nbsupport.study import Study
 
 BASELINES = ("8-bit", "JPEG 75", "median 3x3", "Gaussian blur", "total variation")

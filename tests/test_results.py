@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
-from nbsupport.figures import REPOSITORY
-from nbsupport.results import results, studies
+from nbsupport.results.results import results, studies
+from nbsupport.results.save import REPOSITORY
 from nbsupport.study import Study
 
 COMMITTED = REPOSITORY / "figures" / "digits"

@@ -8,11 +8,11 @@ import pytest
 import torch
 from scipy import stats
 
-from nbsupport import seeds
-from nbsupport.artefacts import Artefacts
-from nbsupport.evaluation import Evaluation
-from nbsupport.seed_plot import draw_differences
-from nbsupport.seeds import COMPARISONS, MEAN, compare, interval, trainings
+from nbsupport.experiments.artifacts import Artefacts
+from nbsupport.experiments.evaluation import Evaluation
+from nbsupport.results import seeds
+from nbsupport.results.seed_plot import draw_differences
+from nbsupport.results.seeds import COMPARISONS, MEAN, compare, interval, trainings
 from nbsupport.study import Study
 
 DRAWN = np.random.default_rng(0).integers(-1, 2, (3, 40)).astype(float)

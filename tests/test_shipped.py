@@ -9,10 +9,10 @@ from foolbox.attacks import LinfPGD
 from PIL import Image
 
 import nbsupport
-from nbsupport import shipped
-from nbsupport.classifiers import Classifier
-from nbsupport.denoisers import Denoiser
-from nbsupport.shipped import SAMPLE_STRENGTHS, about, load_pretrained, names, right_on_samples, samples
+from nbsupport.classifiers.models import Classifier
+from nbsupport.denoisers import pretrained as shipped
+from nbsupport.denoisers.models import Denoiser
+from nbsupport.denoisers.pretrained import SAMPLE_STRENGTHS, about, load_pretrained, names, right_on_samples, samples
 
 MOST_BYTES = 12_000_000
 APART = 2  # of 20 images: rounding differs between machines, and 40 steps of signs amplify it

@@ -9,10 +9,11 @@ import torch
 from small import IMAGES, STUDY, evaluation, outcome, rows
 from torch import nn
 
-from nbsupport import adaptive, protocol
-from nbsupport.baselines import Baseline
-from nbsupport.protocol import Protocol
-from nbsupport.soundness import CHECKS, failed, verdicts
+from nbsupport.attacks import adaptive
+from nbsupport.denoisers.baselines import Baseline
+from nbsupport.experiments import adaptive_evaluation as protocol
+from nbsupport.experiments.adaptive_evaluation import Protocol
+from nbsupport.experiments.soundness import CHECKS, failed, verdicts
 
 # -- crafted outcomes ----------------------------------------------------------------------------
 

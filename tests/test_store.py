@@ -19,8 +19,8 @@ import torch
 import zarr
 from filelock import FileLock
 
-from nbsupport.store import CorruptArtefact, Store, canonical, default_home, key
-from nbsupport.training import fit
+from nbsupport.experiments.store import CorruptArtefact, Store, canonical, default_home, key
+from nbsupport.training.loop import fit
 
 SPECIFICATION = {"kind": "kind", "name": "name", "seed": 0, "from": {"data": "digits", "eps": [0.1, 0.3]}}
 SHAPE, CHUNKS = (2, 130, 3), 6  # of 64, 64 and 2 images per strength
@@ -534,7 +534,7 @@ def test_an_array_is_made_in_parts_that_move_the_bar(store, at_once, size, monke
         parts.append((block.start, block.stop))
         return ARRAY[missing, block].numpy()
 
-    monkeypatch.setattr("nbsupport.store.tqdm.update", lambda bar, number: moved.append(number))
+    monkeypatch.setattr("nbsupport.experiments.store.tqdm.update", lambda bar, number: moved.append(number))
     assert same(store.array(SPECIFICATION, SHAPE, make, "", at_once), ARRAY)
     blocks = [(0, 64), (64, 128), (128, SHAPE[1])]
     assert parts == [(at, min(at + size, stop)) for start, stop in blocks for at in range(start, stop, size)]
@@ -636,7 +636,7 @@ def test_who_waits_for_another_process_says_so(store, folder, caplog):
     folder.mkdir(parents=True)
     lock, said = FileLock(folder / "lock"), threading.Event()
     caplog.handler.addFilter(lambda record: said.set() or True)
-    with caplog.at_level(logging.WARNING, logger="nbsupport.store"), lock:
+    with caplog.at_level(logging.WARNING, logger="nbsupport.experiments.store"), lock:
         waiting = threading.Thread(target=tensors_of, args=(store,))
         waiting.start()
         assert said.wait(60)

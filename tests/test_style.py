@@ -8,9 +8,9 @@ import pytest
 from matplotlib.colors import to_rgb
 from skimage.color import deltaE_ciede2000, rgb2lab
 
-from nbsupport.baselines import BASELINES
-from nbsupport.recipes import DEFENCES, TABLES
-from nbsupport.style import COLOURS, DASHES, MARKERS, sheet
+from nbsupport.denoisers.baselines import BASELINES
+from nbsupport.experiments.methods import DEFENCES, TABLES
+from nbsupport.results.style import COLOURS, DASHES, MARKERS, sheet
 
 METHODS = list(dict.fromkeys(method for table in TABLES.values() for method in table))
 TOGETHER = {

@@ -7,9 +7,20 @@ import pandas as pd
 import pytest
 from nbconvert.filters import markdown2html
 
-from nbsupport.evaluation import COLUMNS
+from nbsupport.experiments.evaluation import COLUMNS
+from nbsupport.results.tables import (
+    PAPERS,
+    beside,
+    caption,
+    compared,
+    markdown,
+    over_steps,
+    published,
+    short,
+    styled,
+    swept,
+)
 from nbsupport.study import EPS, Study
-from nbsupport.tables import PAPERS, beside, caption, compared, markdown, over_steps, published, short, styled, swept
 
 SWEPT, SWEEP = (0.3, 0.05), (10, 30, 50, 70, 90)
 STUDY = Study.named("digits", "smoke", seed=7)

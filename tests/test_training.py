@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from nbsupport.store import CorruptArtefact
-from nbsupport.training import fit
+from nbsupport.experiments.store import CorruptArtefact
+from nbsupport.training.loop import fit
 
 EXAMPLES, EPOCHS, BATCHES = 10, 3, 3
 INPUTS = torch.randn(EXAMPLES, 4, generator=torch.Generator().manual_seed(0))

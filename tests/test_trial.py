@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from nbsupport import attacks
-from nbsupport.classifiers import Classifier, build, wrap
-from nbsupport.trial import NORMALISATIONS, check_meaning
+from nbsupport.attacks import pgd as attacks
+from nbsupport.classifiers.models import Classifier, build, wrap
+from nbsupport.classifiers.trial import NORMALISATIONS, check_meaning
 
 SIZE, CLASSES = 5, 4
 

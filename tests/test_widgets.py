@@ -6,9 +6,9 @@ import ipywidgets
 import pytest
 from matplotlib.figure import Figure
 
+from nbsupport.interactive.widgets import Browser, eps_choices, exercise, png
+from nbsupport.results.tables import short
 from nbsupport.study import EPS, eps_label
-from nbsupport.tables import short
-from nbsupport.widgets import Browser, eps_choices, exercise, png
 
 LETTERS, NUMBERS = {"first": "a", "second": "b", "third": "c"}, {"one": 1, "two": 2}
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nbsupport.classifiers import build
+from nbsupport.classifiers.models import build
 
 IMAGES = 500  # a study's test set
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nbsupport.attacks import CHUNK, prepare
-from nbsupport.classifiers import build
-from nbsupport.devices import autocast
-from nbsupport.recipes import RECIPES
+from nbsupport.attacks.pgd import CHUNK, prepare
+from nbsupport.classifiers.models import build
+from nbsupport.experiments.methods import RECIPES
 from nbsupport.study import Study
+from nbsupport.training.devices import autocast
 
 NAMES = ("Filt(L_img)", "Filt(L_sem)", "Y-Net", "PA-Filt(L_img)")
 EPS = torch.tensor([1e-4, 1e-3, 1e-2, 1e-1])  # one of four is among those that teach φ_m

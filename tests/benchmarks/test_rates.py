@@ -7,10 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nbsupport.attacks import pgd, prepare
-from nbsupport.recipes import RECIPES
-from nbsupport.store import Store
-from nbsupport.training import fit
+from nbsupport.attacks.pgd import pgd, prepare
+from nbsupport.experiments.methods import RECIPES
+from nbsupport.experiments.store import Store
+from nbsupport.training.loop import fit
 
 STEPS, BATCH, STRENGTHS = 10, 120, 12
 NAMES = ("Add(L_img)", "Filt(L_img)", "Filt(L_sem)", "Multi-head-Filt(L_img)", "Y-Net")

@@ -10,11 +10,11 @@ CODE = """
 import sys
 from dataclasses import replace
 from time import perf_counter
-from nbsupport.artefacts import Artefacts
-from nbsupport.evaluation import Evaluation
-from nbsupport.processes import accelerator
-from nbsupport.recipes import TABLES
-from nbsupport.store import Store
+from nbsupport.experiments.artifacts import Artefacts
+from nbsupport.experiments.evaluation import Evaluation
+from nbsupport.experiments.cluster import accelerator
+from nbsupport.experiments.methods import TABLES
+from nbsupport.experiments.store import Store
 from nbsupport.study import Study
 
 study = replace(Study.named("digits", "quick"), train_images=256, test_images=256)

@@ -9,8 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nbsupport.attacks import pgd
-from nbsupport.filtering import filter_pixels
+from nbsupport.attacks.pgd import pgd
+from nbsupport.denoisers.filtering import filter_pixels
 
 SHAPES = [(64, 3, 32, 32), (4, 3, 224, 224)]
 
@@ -60,7 +60,7 @@ def test_filter_pixels(benchmark, shape, size, backward, way):
 PEAK = """
 import torch
 from pathlib import Path
-from nbsupport.filtering import filter_pixels
+from nbsupport.denoisers.filtering import filter_pixels
 def kilobytes(name):
     return int(next(l for l in Path("/proc/self/status").read_text().splitlines() if l.startswith(name)).split()[1])
 images, kernels = torch.rand(16, 3, 224, 224), torch.rand(16, 3 * {size} ** 2, 224, 224)

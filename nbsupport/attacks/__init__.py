@@ -1,0 +1,1 @@
+"""PGD, and adaptive attacks through a whole defence."""

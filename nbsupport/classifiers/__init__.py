@@ -1,0 +1,1 @@
+"""The classifiers under attack: built here, public, or the user's own."""

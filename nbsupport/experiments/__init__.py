@@ -1,0 +1,1 @@
+"""Everything expensive in a study: made, kept, measured."""

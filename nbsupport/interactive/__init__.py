@@ -1,0 +1,1 @@
+"""Sliders and the explorer, for JupyterLab."""

@@ -1,0 +1,1 @@
+"""How classifiers and denoisers learn."""
