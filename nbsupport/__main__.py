@@ -25,13 +25,19 @@ REPORT = REPOSITORY / "build" / "report.html"
 
 def _compute(study: Study, numbers: list[int]) -> None:
     """Every artefact of some tables, without Jupyter."""
-    evaluation, say = Evaluation(Artefacts(study)), accelerator().print  # which only the first process does
+    evaluation, say = (
+        Evaluation(Artefacts(study)),
+        accelerator().print,
+    )  # which only the first process does
     start, methods = time.monotonic(), _methods(numbers)
     if accelerator().num_processes > 1:
         evaluation.share(methods)
     for method in methods:
         accuracy = evaluation.measurement(method).correct().mean()
-        say(f"{method:22} mean accuracy over ε {accuracy:.3f}   after {time.monotonic() - start:4.0f} s", flush=True)
+        say(
+            f"{method:22} mean accuracy over ε {accuracy:.3f}   after {time.monotonic() - start:4.0f} s",
+            flush=True,
+        )
     for number in numbers:
         evaluation.table(number)  # with all that is in it beside those measurements
     for failure in evaluation.failures(methods):
@@ -49,8 +55,15 @@ def _report(study: Study, numbers: list[int]) -> None:
     evaluation = Evaluation(Artefacts(study))
     core = CORE_CLAIMS if set(numbers) & {1, 2, 3, 4} else ()  # which need all denoisers
     unused = () if core or 5 in numbers else ("Y-Net", "PA-Filt(L_img)")
-    if missing := [name for name, there in made(evaluation.artefacts).items() if not there and name not in unused]:
-        print(f"not made yet, but now: {', '.join(missing)}; interrupted, it goes on from there", file=sys.stderr)
+    if missing := [
+        name
+        for name, there in made(evaluation.artefacts).items()
+        if not there and name not in unused
+    ]:
+        print(
+            f"not made yet, but now: {', '.join(missing)}; interrupted, it goes on from there",
+            file=sys.stderr,
+        )
     width = max(shutil.get_terminal_size((150, 24)).columns, 80)
     for number in numbers:
         rows = evaluation.table(number)
@@ -66,7 +79,9 @@ def _report(study: Study, numbers: list[int]) -> None:
     print(f"The claims; the paper's outcome is that of its numbers for {on_what()}")
     for row in judge(evaluation, *names).to_dict("records"):
         print(f"{row['claim']:4} {row['outcome']:13} {row['predicate']}")
-        print(f"{'':18} here: {row['measured']}; in the paper ({row['paper_outcome']}): {row['in_the_paper']}")
+        print(
+            f"{'':18} here: {row['measured']}; in the paper ({row['paper_outcome']}): {row['in_the_paper']}"
+        )
 
 
 def _chosen(options: argparse.Namespace) -> dict[str, str]:
@@ -86,7 +101,9 @@ def _chosen(options: argparse.Namespace) -> dict[str, str]:
         raise ValueError("--data belongs to studies of images that lie somewhere, not to 'digits'")
     if options.classifier:  # what is no reference to a file stays as it is
         file, colon, factory = options.classifier.rpartition(":")
-        chosen["classifier"] = f"{Path(file).expanduser().absolute()}:{factory}" if colon else factory
+        chosen["classifier"] = (
+            f"{Path(file).expanduser().absolute()}:{factory}" if colon else factory
+        )
     return chosen | ({"image_size": options.image_size} if options.image_size else {})
 
 
@@ -101,8 +118,14 @@ def main(arguments: list[str] | None = None) -> None:
         "doctor": "say what is there, what is missing and how to get it",
     }.items():
         command = commands.add_parser(name, help=help_text)
-        command.add_argument("--study", default=os.environ.get("NBSUPPORT_STUDY", "digits"), help=", ".join(STUDIES))
-        command.add_argument("--scale", default=os.environ.get("NBSUPPORT_SCALE", "quick"), help="smoke, quick, paper")
+        command.add_argument(
+            "--study", default=os.environ.get("NBSUPPORT_STUDY", "digits"), help=", ".join(STUDIES)
+        )
+        command.add_argument(
+            "--scale",
+            default=os.environ.get("NBSUPPORT_SCALE", "quick"),
+            help="smoke, quick, paper",
+        )
         if name in ("compute", "report"):
             command.add_argument(
                 "--tables", nargs="+", type=int, choices=list(TABLES), default=list(TABLES), help="1 to 7; all",
@@ -125,7 +148,9 @@ def main(arguments: list[str] | None = None) -> None:
                 help="instead, put all stored results, of every study, on one web page (build/report.html)",
             )  # fmt: skip
         if name == "run":
-            command.add_argument("notebooks", nargs="*", metavar="NOTEBOOK", help="such as 07 or 07_pa_filt")
+            command.add_argument(
+                "notebooks", nargs="*", metavar="NOTEBOOK", help="such as 07 or 07_pa_filt"
+            )
     options = parser.parse_args(arguments)
     try:
         chosen = _chosen(options)
@@ -159,7 +184,9 @@ def _page(path: Path) -> None:
         from .results import notebooks as runner
         from .results import report as page
     except ModuleNotFoundError as error:
-        sys.exit(f"the page needs Jupyter's parts ({error}): {INSTALL}\nwithout them: python -m nbsupport report")
+        sys.exit(
+            f"the page needs Jupyter's parts ({error}): {INSTALL}\nwithout them: python -m nbsupport report"
+        )
     try:
         print(f"report           {page.write(path, folder('').resolve(), runner.find([]))}")
     except (FileNotFoundError, ValueError) as error:
@@ -170,16 +197,23 @@ def _run(names: list[str], study: Study, chosen: dict[str, str]) -> None:
     try:
         from .results.notebooks import NotebookError, run
     except ModuleNotFoundError as error:
-        sys.exit(f"running notebooks needs Jupyter ({error}): {INSTALL}\nwithout it: python -m nbsupport compute")
+        sys.exit(
+            f"running notebooks needs Jupyter ({error}): {INSTALL}\nwithout it: python -m nbsupport compute"
+        )
     if not names and study.scale != "smoke":
-        print("all notebooks, also 09 to 12 and 15, hours on a CPU; run 00 01 02 runs these alone", file=sys.stderr)
+        print(
+            "all notebooks, also 09 to 12 and 15, hours on a CPU; run 00 01 02 runs these alone",
+            file=sys.stderr,
+        )
     try:
         pages = run(names, study.name, study.scale, **chosen)
     except (NotebookError, FileNotFoundError) as error:
         sys.exit(str(error))
     print(f"pages            {pages}")
     if study.scale == "smoke":
-        print("figures          none: smoke only shows that everything runs, its numbers mean nothing")
+        print(
+            "figures          none: smoke only shows that everything runs, its numbers mean nothing"
+        )
     else:
         print(f"tables, figures  {folder(study.name)}")
 

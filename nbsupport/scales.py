@@ -23,7 +23,9 @@ PAPER: dict[str, Any] = dict(
 PHOTOGRAPHS: dict[str, Any] = dict(
     augmentation="crop", precision="bfloat16", fusion="balanced", fusion_learning_rate=1e-4
 )
-SMALLEST: dict[str, Any] = dict(classifier_images=200, adversarial_images=200, **PHOTOGRAPHS, **SMOKE)
+SMALLEST: dict[str, Any] = dict(
+    classifier_images=200, adversarial_images=200, **PHOTOGRAPHS, **SMOKE
+)
 
 CIFAR: dict[str, dict[str, Any]] = {
     "smoke": dict(classifier="resnet20", image_size=32, **SMALLEST),

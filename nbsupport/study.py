@@ -135,10 +135,16 @@ class Study:
     def __post_init__(self) -> None:
         rising = all(a < b for a, b in pairwise(self.eps))
         if not (self.eps and self.eps[0] == 0 and rising and self.eps[-1] <= 1):
-            raise ValueError(f"Study.eps: expected strengths that rise from 0 and stay within 1, got {self.eps}")
+            raise ValueError(
+                f"Study.eps: expected strengths that rise from 0 and stay within 1, got {self.eps}"
+            )
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, (int, float)) and not field.name.endswith("seed") and not value > 0:
+            if (
+                isinstance(value, (int, float))
+                and not field.name.endswith("seed")
+                and not value > 0
+            ):
                 raise ValueError(f"Study.{field.name}: expected a positive number, got {value}")
         if self.kernel_size % 2 == 0:
             raise ValueError(f"Study.kernel_size: expected an odd number, got {self.kernel_size}")
@@ -147,13 +153,19 @@ class Study:
                 f"Study.sweep_steps: expected other numbers than steps = {self.steps}, got {self.sweep_steps}"
             )
         if self.augmentation not in ("shift", "crop"):
-            raise ValueError(f"Study.augmentation: expected 'shift' or 'crop', got {self.augmentation!r}")
+            raise ValueError(
+                f"Study.augmentation: expected 'shift' or 'crop', got {self.augmentation!r}"
+            )
         if self.fusion not in ("mean", "balanced"):
             raise ValueError(f"Study.fusion: expected 'mean' or 'balanced', got {self.fusion!r}")
         if self.precision not in ("float32", "bfloat16"):
-            raise ValueError(f"Study.precision: expected 'float32' or 'bfloat16', got {self.precision!r}")
+            raise ValueError(
+                f"Study.precision: expected 'float32' or 'bfloat16', got {self.precision!r}"
+            )
         if self.data and self.name != "folder":
-            raise ValueError(f"Study.data: a folder of images belongs to the study 'folder', not to {self.name!r}")
+            raise ValueError(
+                f"Study.data: a folder of images belongs to the study 'folder', not to {self.name!r}"
+            )
 
     @classmethod
     def named(cls, name: str = "digits", scale: str = "quick", **changes: Any) -> "Study":
@@ -169,7 +181,9 @@ class Study:
         if name not in STUDIES:
             raise ValueError(f"no study named {name!r}; there are: {', '.join(STUDIES)}")
         if scale not in STUDIES[name]:
-            raise ValueError(f"the study {name!r} has no scale {scale!r}; there are: {', '.join(STUDIES[name])}")
+            raise ValueError(
+                f"the study {name!r} has no scale {scale!r}; there are: {', '.join(STUDIES[name])}"
+            )
         return replace(cls(name=name, scale=scale, **STUDIES[name][scale]), **changes)
 
     @classmethod
@@ -180,9 +194,14 @@ class Study:
         This is what the first cell of each notebook calls, so that one command can run them all
         at another scale.
         """
-        name, scale = os.environ.get("NBSUPPORT_STUDY", name), os.environ.get("NBSUPPORT_SCALE", scale)
+        name, scale = (
+            os.environ.get("NBSUPPORT_STUDY", name),
+            os.environ.get("NBSUPPORT_SCALE", scale),
+        )
         names = ("classifier", "image_size", *(["data"] if name == "folder" else []))
-        chosen = {key: value for key in names if (value := os.environ.get(f"NBSUPPORT_{key.upper()}"))}
+        chosen = {
+            key: value for key in names if (value := os.environ.get(f"NBSUPPORT_{key.upper()}"))
+        }
         return cls.named(name, scale, **changes | sizes(chosen))
 
     @property
@@ -202,7 +221,8 @@ class Study:
     def _repr_html_(self) -> str:
         """In a notebook one line, which opens to show everything."""
         rows = "".join(
-            f"<tr><th>{name}</th><td>{escape(str(value))}</td></tr>" for name, value in self.specification().items()
+            f"<tr><th>{name}</th><td>{escape(str(value))}</td></tr>"
+            for name, value in self.specification().items()
         )
         said = f"{self.name} at {self.scale}: {self.classifier_name}, {self.test_images} test images, seed {self.seed}"
         return f"<details><summary>{escape(said)}</summary><table>{rows}</table></details>"

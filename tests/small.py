@@ -31,7 +31,9 @@ def gaps(classifier, images, labels):
     logits = flat @ layer.weight.T.double() + layer.bias.double()
     weights = 2 * layer.weight.double()  # of images in [0, 1]
     others = [[k for k in range(len(weights)) if k != y] for y in labels.tolist()]
-    behind = torch.stack([logits[i, y] - logits[i, others[i]] for i, y in enumerate(labels.tolist())])
+    behind = torch.stack(
+        [logits[i, y] - logits[i, others[i]] for i, y in enumerate(labels.tolist())]
+    )
     steps = torch.stack([weights[others[i]] - weights[y] for i, y in enumerate(labels.tolist())])
     return behind, steps
 
@@ -45,7 +47,12 @@ def radii(classifier, images, labels, norm):
 def pictures(number=NUMBER, seed=1):
     """Grayish, away from the borders of [0, 1]; each leans towards one class of `linear`, more or less so."""
     generator = torch.Generator().manual_seed(seed)
-    patterns = linear().network[1].weight.sign().view(CLASSES, 3, SIDE, SIDE)[torch.arange(number) % CLASSES]
+    patterns = (
+        linear()
+        .network[1]
+        .weight.sign()
+        .view(CLASSES, 3, SIDE, SIDE)[torch.arange(number) % CLASSES]
+    )
     lean = 0.02 + 0.1 * torch.rand(number, 1, 1, 1, generator=generator)
     return 0.5 + lean * patterns * torch.rand(patterns.shape, generator=generator)
 
@@ -62,7 +69,10 @@ class SmallArtefacts(Artefacts):
     def __init__(self, home, study=STUDY, classifier=None, **denoisers):
         super().__init__(study, Store(home))
         self.device = torch.device("cpu")
-        self.victim, self.denoisers = classifier or linear(), {"attacked": nn.Identity(), **denoisers}
+        self.victim, self.denoisers = (
+            classifier or linear(),
+            {"attacked": nn.Identity(), **denoisers},
+        )
         images = pictures(study.test_images)
         labels = self.victim.unchecked(images).argmax(dim=1)
         labels[0] = (labels[0] + 1) % CLASSES  # one is wrong from the beginning
@@ -110,7 +120,11 @@ def rows(*counts, of=IMAGES):
 
 def outcome(**changes):
     """An outcome of which every check says that it is sound, with `changes`; ``robust`` is merged."""
-    knowing = {"PGD": rows(90, 60, 30, 5), "AutoAttack": rows(90, 62, 29, 5), "Square": rows(90, 80, 50, 20)}
+    knowing = {
+        "PGD": rows(90, 60, 30, 5),
+        "AutoAttack": rows(90, 62, 29, 5),
+        "Square": rows(90, 80, 50, 20),
+    }
     other = {"oblivious": rows(90, 85, 60, 40), "transfer": rows(90, 88, 80, 60)}
     unseen = {
         "FGSM": rows(90, 86, 70, 50),

@@ -77,7 +77,9 @@ def test_straight_through_stays_in_the_box():
 # -- what is differentiated ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("denoiser", [nn.Identity(), Filtering(2, 3)], ids=lambda each: type(each).__name__)
+@pytest.mark.parametrize(
+    "denoiser", [nn.Identity(), Filtering(2, 3)], ids=lambda each: type(each).__name__
+)
 def test_a_denoiser_with_a_gradient_is_differentiated_itself(denoiser):
     (found,) = surrogates(denoiser)
     assert found is denoiser
@@ -128,7 +130,8 @@ def test_of_fpd_it_is_what_comes_before_the_tanh():
 
 def test_what_withstands_is_what_is_right(victim, images, labels):
     expected = [
-        int(victim(image[None]).argmax()) == label for image, label in zip(images, labels.tolist(), strict=True)
+        int(victim(image[None]).argmax()) == label
+        for image, label in zip(images, labels.tolist(), strict=True)
     ]
     assert withstands(victim, images, labels).tolist() == expected == [True] * 17 + [False] * 3
 
@@ -140,14 +143,18 @@ def survivors_of_every_variant(denoiser, victim, images, labels, eps, steps, res
     """Every variant on every image, one image at a time."""
     defence = nn.Sequential(denoiser, victim).eval()
     robust = torch.ones(len(images), dtype=torch.bool)
-    runs = [(min(40, steps), rel, seed + k) for k in range(restarts) for rel in (0.25, 0.01 / 0.3, 0.01)]
+    runs = [
+        (min(40, steps), rel, seed + k) for k in range(restarts) for rel in (0.25, 0.01 / 0.3, 0.01)
+    ]
     for n, rel_step, start in [*runs, (steps, 0.01 / 0.3, seed + restarts)]:
         for surrogate in surrogates(denoiser):
             network = nn.Sequential(surrogate, victim).eval()
             for loss in ("cross-entropy", "margin"):
                 for i in range(len(images)):
                     one = images[[i]], labels[[i]]
-                    attacked = pgd(network, *one, eps, steps=n, rel_step=rel_step, seed=start, loss=loss)
+                    attacked = pgd(
+                        network, *one, eps, steps=n, rel_step=rel_step, seed=start, loss=loss
+                    )
                     both = torch.cat([defence(images[[i]]), defence(attacked)]).argmax(dim=1)
                     robust[i] &= bool((both == labels[i]).all())
     return robust
@@ -207,9 +214,13 @@ def test_every_surrogate_is_attacked_and_the_defence_itself_judges(images, monke
 
 def test_what_is_wrong_when_clean_is_never_robust(victim, images, labels, monkeypatch):
     wrong = (labels + 1) % CLASSES
-    right = torch.stack([images[(victim(images).argmax(dim=1) == label).nonzero()[0, 0]] for label in wrong])
+    right = torch.stack(
+        [images[(victim(images).argmax(dim=1) == label).nonzero()[0, 0]] for label in wrong]
+    )
     monkeypatch.setattr(adaptive, "pgd", lambda network, x, y, eps, **options: right[: len(x)])
-    assert not pgd_through(nn.Identity(), victim, images[:17], wrong[:17], 0.1, steps=2, restarts=1).any()
+    assert not pgd_through(
+        nn.Identity(), victim, images[:17], wrong[:17], 0.1, steps=2, restarts=1
+    ).any()
 
 
 @pytest.mark.parametrize("eps", [1e-4, 0.02, 0.05, 0.2])
@@ -224,7 +235,9 @@ def test_pgd_finds_the_closed_form(eps, victim, images, labels):
 
 def test_one_image_is_attacked_too(victim, images, labels):
     for at in (0, -1):
-        alone = pgd_through(nn.Identity(), victim, images[[at]], labels[[at]], 1e-4, steps=2, restarts=1)
+        alone = pgd_through(
+            nn.Identity(), victim, images[[at]], labels[[at]], 1e-4, steps=2, restarts=1
+        )
         assert alone.tolist() == [at == 0]
 
 
@@ -232,7 +245,9 @@ def test_one_image_is_attacked_too(victim, images, labels):
 
 
 @pytest.mark.parametrize("eps", [0.015, 0.03])
-@pytest.mark.parametrize(("attacks", "within"), [(AUTOATTACK, 0.03), (["apgd-ce"], 0.1), (["fab-t"], 0.03)], ids=str)
+@pytest.mark.parametrize(
+    ("attacks", "within"), [(AUTOATTACK, 0.03), (["apgd-ce"], 0.1), (["fab-t"], 0.03)], ids=str
+)
 def test_autoattack_finds_the_closed_form(attacks, within, eps, victim, images, labels):
     exact = radii(victim, images, labels, 1)
     found = autoattack(nn.Identity(), victim, images, labels, eps, attacks=attacks, iterations=20)
@@ -271,7 +286,13 @@ def limits(monkeypatch):
         parts = self.apgd, self.apgd_targeted, self.fab
         classes = [part.n_target_classes for part in parts[1:]]
         seen.append(
-            (self.attacks_to_run, self.epsilon, [part.n_iter for part in parts], classes, self.square.n_queries)
+            (
+                self.attacks_to_run,
+                self.epsilon,
+                [part.n_iter for part in parts],
+                classes,
+                self.square.n_queries,
+            )
         )
         return (x,)
 
@@ -283,7 +304,9 @@ def limits(monkeypatch):
 def test_autoattack_runs_as_asked(classes, targets, images, limits):
     victim = linear(classes=classes)
     labels = victim(images).argmax(dim=1)
-    autoattack(nn.Identity(), victim, images, labels, 0.1, attacks=AUTOATTACK, iterations=7, queries=11)
+    autoattack(
+        nn.Identity(), victim, images, labels, 0.1, attacks=AUTOATTACK, iterations=7, queries=11
+    )
     assert limits == [(["apgd-ce", "apgd-t", "fab-t"], 0.1, [7, 7, 7], [targets, targets], 11)]
 
 
@@ -335,7 +358,9 @@ def test_it_is_judged_by_the_defence_and_not_by_its_surrogate(victim, images, la
     denoiser = Baseline("8-bit")
     coarse = StraightThrough(denoiser)
     _, margins = over_steps(denoiser, victim, images, labels, 0.003, steps=(4,))
-    attacked = pgd(nn.Sequential(coarse, victim).eval(), images, labels, 0.003, steps=4, loss="margin")
+    attacked = pgd(
+        nn.Sequential(coarse, victim).eval(), images, labels, 0.003, steps=4, loss="margin"
+    )
     expected = -gaps(victim, denoiser(attacked), labels)[0].amin(dim=1)
     np.testing.assert_allclose(margins[1], expected, atol=1e-4)
 
@@ -374,24 +399,34 @@ def norms():
     labels = victim(images).argmax(dim=1)
     labels[-3:] = (labels[-3:] + 1) % CLASSES
     found = minimal_norms(nn.Identity(), victim, images, labels, steps=100)
-    return {name: values[:-3] for name, values in found.items()}, radii(victim, images, labels, 2)[:-3].float(), found
+    return (
+        {name: values[:-3] for name, values in found.items()},
+        radii(victim, images, labels, 2)[:-3].float(),
+        found,
+    )
 
 
 def test_deepfool_finds_the_distance_to_the_hyperplane(norms):
     found, exact, _ = norms
-    torch.testing.assert_close(found["DeepFool"], exact, rtol=0.03, atol=0)  # it goes 2 % too far on purpose
+    torch.testing.assert_close(
+        found["DeepFool"], exact, rtol=0.03, atol=0
+    )  # it goes 2 % too far on purpose
 
 
 def test_carlini_and_wagner_come_near(norms):
     found, exact, _ = norms
     assert (found["C&W"] >= 0.9999 * exact).all()
-    assert float((found["C&W"] / exact).median()) < 1.05  # steps that are too large find one distance for all
+    assert (
+        float((found["C&W"] / exact).median()) < 1.05
+    )  # steps that are too large find one distance for all
 
 
 def test_pgd_finds_the_next_radius(norms):
     found, exact, _ = norms
     for value, distance in zip(found["L2-PGD"].tolist(), exact.tolist(), strict=True):
-        reachable = [radius for radius in (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2) if radius > 1.3 * distance]
+        reachable = [
+            radius for radius in (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2) if radius > 1.3 * distance
+        ]
         assert 0.9999 * distance <= value <= 1.001 * min(reachable)
 
 

@@ -24,7 +24,9 @@ AT, WORST, UNSEEN = "accuracy at ε = 1e-1", "worst at ε =", "unseen, ε = 1e-1
 
 @pytest.fixture(scope="module")
 def tidy(tmp_path_factory):
-    return adaptive_table.rows(Protocol(evaluation(tmp_path_factory.mktemp("table"), study=STUDY)), BOTH)
+    return adaptive_table.rows(
+        Protocol(evaluation(tmp_path_factory.mktemp("table"), study=STUDY)), BOTH
+    )
 
 
 # -- tidy rows -----------------------------------------------------------------------------------
@@ -35,7 +37,12 @@ def test_the_columns_are_those_of_the_other_tables(tidy):
 
 
 def test_every_row_names_its_study(tidy):
-    same = {"table": "adaptive", "study": "digits", "classifier": "small_resnet", "steps": STUDY.adaptive_steps}
+    same = {
+        "table": "adaptive",
+        "study": "digits",
+        "classifier": "small_resnet",
+        "steps": STUDY.adaptive_steps,
+    }
     same |= {"n": STUDY.adaptive_images, "seed": 7}
     assert all((tidy[column] == value).all() for column, value in same.items())
 
@@ -53,7 +60,11 @@ def test_accuracies_are_means_over_images(tidy):
 
 def test_norms_are_medians_and_have_no_strength(tidy):
     part = tidy[(tidy["method"] == SOUND.method) & (tidy["metric"] == "median L2 norm")]
-    assert dict(zip(part["attack"], part["value"], strict=True)) == {"L2-PGD": np.inf, "DeepFool": 1.0, "C&W": 1.0}
+    assert dict(zip(part["attack"], part["value"], strict=True)) == {
+        "L2-PGD": np.inf,
+        "DeepFool": 1.0,
+        "C&W": 1.0,
+    }
     assert part["eps"].isna().all()
 
 
@@ -82,12 +93,27 @@ def test_one_line_per_defence():
 def test_every_number_stands_where_it_belongs():
     given = outcome(trace_eps=0.1, robust={"PGD": rows(90, 60, 31, 5)})
     line = wide([given]).iloc[0]
-    at = {"oblivious": 0.6, "envelope": 0.6, "PGD": 0.31, "AutoAttack": 0.29, "Square": 0.5, "transfer": 0.8}
+    at = {
+        "oblivious": 0.6,
+        "envelope": 0.6,
+        "PGD": 0.31,
+        "AutoAttack": 0.29,
+        "Square": 0.5,
+        "transfer": 0.8,
+    }
     assert {name: line[AT, name] for name in at} == at
     assert line["", "clean"] == 0.9
     assert line[AT, "worst"] == 0.29
-    assert {eps: line[WORST, eps] for eps in ("3e-2", "1e-1", "5e-1")} == {"3e-2": 0.6, "1e-1": 0.29, "5e-1": 0.05}
-    assert [line[UNSEEN, name] for name in ("FGSM", "Gaussian noise", "uniform noise")] == [0.7, 0.8, 0.81]
+    assert {eps: line[WORST, eps] for eps in ("3e-2", "1e-1", "5e-1")} == {
+        "3e-2": 0.6,
+        "1e-1": 0.29,
+        "5e-1": 0.05,
+    }
+    assert [line[UNSEEN, name] for name in ("FGSM", "Gaussian noise", "uniform noise")] == [
+        0.7,
+        0.8,
+        0.81,
+    ]
     assert line["median L2 norm", "DeepFool"] == 1.0
     assert len(line) == 1 + 7 + 3 + 3 + 3 + 1
 
@@ -126,7 +152,11 @@ def test_whichever_check_it_is(change, check):
 
 
 def cells(text):
-    return [[cell.strip() for cell in line[1:-1].split("|")] for line in text.splitlines() if line.startswith("|")]
+    return [
+        [cell.strip() for cell in line[1:-1].split("|")]
+        for line in text.splitlines()
+        if line.startswith("|")
+    ]
 
 
 def test_the_numbers_come_back_from_markdown():
@@ -140,7 +170,11 @@ def test_the_numbers_come_back_from_markdown():
             if isinstance(number, str):
                 assert cell == number
             else:
-                assert cell == "none" if np.isinf(number) else float(cell) == pytest.approx(number, abs=0.00501)
+                assert (
+                    cell == "none"
+                    if np.isinf(number)
+                    else float(cell) == pytest.approx(number, abs=0.00501)
+                )
 
 
 def test_unreliable_rows_are_marked_and_sound_ones_are_not():

@@ -58,19 +58,27 @@ def test_a_classifier_changes_with(change):
     assert of(**dict([change])).classifier_specification() != of().classifier_specification()
 
 
-@pytest.mark.parametrize("change", (ATTACK | TRAINING | dict(test_images=25, fusion_epochs=2)).items(), ids=str)
+@pytest.mark.parametrize(
+    "change", (ATTACK | TRAINING | dict(test_images=25, fusion_epochs=2)).items(), ids=str
+)
 def test_a_classifier_does_not_change_with(change):
     assert of(**dict([change])).classifier_specification() == of().classifier_specification()
 
 
 @pytest.mark.parametrize("change", (OTHER | ATTACK).items(), ids=str)
 def test_attacked_images_change_with(change):
-    assert of(**dict([change])).attacked_specification("train") != of().attacked_specification("train")
+    assert of(**dict([change])).attacked_specification("train") != of().attacked_specification(
+        "train"
+    )
 
 
-@pytest.mark.parametrize("change", (TRAINING | dict(test_images=25, fusion_epochs=2)).items(), ids=str)
+@pytest.mark.parametrize(
+    "change", (TRAINING | dict(test_images=25, fusion_epochs=2)).items(), ids=str
+)
 def test_attacked_images_do_not_change_with(change):
-    assert of(**dict([change])).attacked_specification("train") == of().attacked_specification("train")
+    assert of(**dict([change])).attacked_specification("train") == of().attacked_specification(
+        "train"
+    )
 
 
 def test_attacked_test_images_change_with_their_number():
@@ -79,7 +87,11 @@ def test_attacked_test_images_change_with_their_number():
 
 def changed(**changes):
     """The denoisers that a change of the study changes."""
-    return {name for name in RECIPES if of(**changes).denoiser_specification(name) != of().denoiser_specification(name)}
+    return {
+        name
+        for name in RECIPES
+        if of(**changes).denoiser_specification(name) != of().denoiser_specification(name)
+    }
 
 
 @pytest.mark.parametrize("change", (OTHER | ATTACK | TRAINING).items(), ids=str)
@@ -92,7 +104,9 @@ def test_no_denoiser_changes_with(change):
     assert changed(**dict([change])) == set()
 
 
-@pytest.mark.parametrize("change", dict(fusion="balanced", fusion_learning_rate=1e-4).items(), ids=str)
+@pytest.mark.parametrize(
+    "change", dict(fusion="balanced", fusion_learning_rate=1e-4).items(), ids=str
+)
 def test_only_our_fusion_changes_with(change):
     assert changed(**dict([change])) == FUSED - {LITERAL}
 
@@ -112,13 +126,19 @@ def test_only_who_learns_against_attacks_on_itself_changes_with(change):
 @pytest.mark.parametrize("change", (AGAINST | dict(adversarial_epochs=2)).items(), ids=str)
 @pytest.mark.parametrize("name", ["standard", "second", "Adv", "FD", "FPD"])
 def test_only_robust_classifiers_change_with(name, change):
-    other = of(**dict([change])).classifier_specification(name) != of().classifier_specification(name)
+    other = of(**dict([change])).classifier_specification(name) != of().classifier_specification(
+        name
+    )
     assert other == (name not in ("standard", "second"))
 
 
-@pytest.mark.parametrize("change", (AGAINST | dict(adversarial_epochs=2, knowing_epochs=2)).items(), ids=str)
+@pytest.mark.parametrize(
+    "change", (AGAINST | dict(adversarial_epochs=2, knowing_epochs=2)).items(), ids=str
+)
 def test_no_attacked_images_change_with(change):
-    assert of(**dict([change])).attacked_specification("test") == of().attacked_specification("test")
+    assert of(**dict([change])).attacked_specification("test") == of().attacked_specification(
+        "test"
+    )
 
 
 def test_a_specification_holds_those_of_all_it_is_made_from():
@@ -131,8 +151,14 @@ def test_a_specification_holds_those_of_all_it_is_made_from():
 
 def test_no_two_artefacts_share_a_folder():
     all_of = [*(of().classifier_specification(name) for name in KINDS)]
-    all_of += [of().attacked_specification("test", classifier=name) for name in ("second", "Adv", "FD", "FPD")]
-    all_of += [of().attacked_specification("test", 5), of().attacked_specification("test", None, (0.1,))]
+    all_of += [
+        of().attacked_specification("test", classifier=name)
+        for name in ("second", "Adv", "FD", "FPD")
+    ]
+    all_of += [
+        of().attacked_specification("test", 5),
+        of().attacked_specification("test", None, (0.1,)),
+    ]
     all_of += [*(of().attacked_specification(split) for split in ("train", "test"))]
     all_of += [of().denoiser_specification(name) for name in RECIPES]
     assert len({Store("home").folder(each) for each in all_of}) == len(all_of)
@@ -184,7 +210,10 @@ def test_a_second_session_loads_the_same_denoiser(artefacts, second_session, nam
 
 @pytest.mark.parametrize("name", KINDS)
 def test_a_second_session_loads_the_same_classifier(artefacts, second_session, name):
-    first, second = artefacts.classifier(name).state_dict(), second_session.classifier(name).state_dict()
+    first, second = (
+        artefacts.classifier(name).state_dict(),
+        second_session.classifier(name).state_dict(),
+    )
     torch.testing.assert_close(dict(second), dict(first), rtol=0, atol=0)
 
 
@@ -232,11 +261,17 @@ def test_every_strength_has_its_row(untrained, asked):
 def test_the_attack_is_that_of_the_study(untrained, asked):
     untrained.attacked("test")
     assert torch.equal(torch.cat([images for images, *_ in asked]), untrained.images("test").images)
-    assert torch.equal(torch.cat([labels for _, labels, *_ in asked]), untrained.images("test").labels)
+    assert torch.equal(
+        torch.cat([labels for _, labels, *_ in asked]), untrained.images("test").labels
+    )
     for images, _, eps, options in asked:
         assert len(images) * len(eps) <= 64  # on a CPU, so that the progress bar moves
         assert eps == untrained.study.eps[1:]
-        assert options == {"steps": untrained.study.steps, "seed": untrained.study.seed, "loss": "cross-entropy"}
+        assert options == {
+            "steps": untrained.study.steps,
+            "seed": untrained.study.seed,
+            "loss": "cross-entropy",
+        }
 
 
 def test_only_a_missing_strength_is_attacked_again(untrained, asked):
@@ -266,7 +301,9 @@ def test_nothing_made_from_other_weights_is_used(artefacts, tmp_path, monkeypatc
 
     monkeypatch.setattr(classifier_artefacts, "train", elsewhere)
     spied = denoiser_training.train
-    monkeypatch.setattr(denoiser_training, "train", lambda name, *rest: calls.append(name) or spied(name, *rest))
+    monkeypatch.setattr(
+        denoiser_training, "train", lambda name, *rest: calls.append(name) or spied(name, *rest)
+    )
     other.denoiser("PA-Filt(L_img)")
     assert calls == ["Y-Net", "PA-Filt(L_img)"]
     assert len(list((home / "attacked").glob("pgd4-train-*"))) == 2
@@ -297,7 +334,9 @@ def seen(untrained, monkeypatch):
     return train
 
 
-@pytest.mark.parametrize(("name", "strengths"), [("Filt(L_img)", Study.eps[1:]), ("Filt(L_img*)", STRONG_EPS)])
+@pytest.mark.parametrize(
+    ("name", "strengths"), [("Filt(L_img)", Study.eps[1:]), ("Filt(L_img*)", STRONG_EPS)]
+)
 def test_every_image_is_seen_equally_often_at_each_strength(untrained, seen, name, strengths):
     _, clean, eps = seen(name)
     pairs = torch.cat([clean.flatten(1), eps[:, None]], dim=1)
@@ -329,17 +368,26 @@ def test_a_training_is_what_its_specification_says(untrained, monkeypatch, name)
     study = dataclasses.replace(untrained.study, epochs=2, fusion_epochs=3, knowing_epochs=4)
     changed = Artefacts(study, untrained.store)
     losses, specification = changed.report(name)["loss"], changed.denoiser_specification(name)
-    assert len(losses) == specification["epochs"] == {"PA-Filt(L_img)": 3, LITERAL: 3, "PA-Filt(L_adv)": 4}.get(name, 2)
+    assert (
+        len(losses)
+        == specification["epochs"]
+        == {"PA-Filt(L_img)": 3, LITERAL: 3, "PA-Filt(L_adv)": 4}.get(name, 2)
+    )
     said = ("epochs", "batch_size", "learning_rate", "seed")
     assert [calls[-1][each] for each in said] == [specification[each] for each in said]
-    strengths = 1 if name == "PA-Filt(L_adv)" else len(study.attacked_eps)  # who is attacked anew sees each image once
+    strengths = (
+        1 if name == "PA-Filt(L_adv)" else len(study.attacked_eps)
+    )  # who is attacked anew sees each image once
     assert calls[-1]["examples"] == study.train_images * strengths
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_report_has_the_change_at_every_strength(artefacts, name):
     denoiser, attacked = artefacts.denoiser(name), artefacts.attacked("train")
-    expected = [float((denoiser(attacked.at(eps)) - attacked.at(eps)).abs().mean()) for eps in artefacts.study.eps]
+    expected = [
+        float((denoiser(attacked.at(eps)) - attacked.at(eps)).abs().mean())
+        for eps in artefacts.study.eps
+    ]
     assert artefacts.report(name)["change"] == pytest.approx(expected)
 
 
@@ -391,7 +439,9 @@ def test_no_other_method_fails_by_its_weight(artefacts, monkeypatch, method):
 def test_pa_filt_is_made_of_the_trained_y_net(artefacts):
     ynet, fused = artefacts.denoiser("Y-Net"), artefacts.denoiser("PA-Filt(L_img)")
     assert isinstance(ynet, YNet) and isinstance(fused, PAFilter)
-    torch.testing.assert_close(dict(fused.ynet.state_dict()), dict(ynet.state_dict()), rtol=0, atol=0)
+    torch.testing.assert_close(
+        dict(fused.ynet.state_dict()), dict(ynet.state_dict()), rtol=0, atol=0
+    )
 
 
 def test_pa_filt_that_knows_starts_from_the_trained_pa_filt(artefacts, untrained, monkeypatch):
@@ -403,12 +453,17 @@ def test_pa_filt_that_knows_starts_from_the_trained_pa_filt(artefacts, untrained
 def test_and_learns_all_of_it(artefacts):
     base, denoiser = artefacts.denoiser("PA-Filt(L_img)"), artefacts.denoiser("PA-Filt(L_adv)")
     for part in ("ynet", "fusion"):
-        before, after = base.get_submodule(part).state_dict(), denoiser.get_submodule(part).state_dict()
+        before, after = (
+            base.get_submodule(part).state_dict(),
+            denoiser.get_submodule(part).state_dict(),
+        )
         assert not all(torch.equal(after[name], before[name]) for name in after), part
 
 
 def test_the_fusion_of_pa_filt_learns(artefacts):
-    fresh = artefacts._seeded(lambda: PAFilter(width=artefacts.study.width, kernel_size=artefacts.study.kernel_size))
+    fresh = artefacts._seeded(
+        lambda: PAFilter(width=artefacts.study.width, kernel_size=artefacts.study.kernel_size)
+    )
     learnt = artefacts.denoiser("PA-Filt(L_img)")
     assert not torch.equal(learnt.fusion[-2].weight, fresh.fusion[-2].weight)
 
@@ -417,7 +472,9 @@ def test_the_fusion_of_pa_filt_learns(artefacts):
 def batch():
     """Attacked and clean images that differ everywhere, four of them."""
     generator = torch.Generator().manual_seed(0)
-    return torch.rand(4, 3, 16, 16, generator=generator), torch.rand(4, 3, 16, 16, generator=generator)
+    return torch.rand(4, 3, 16, 16, generator=generator), torch.rand(
+        4, 3, 16, 16, generator=generator
+    )
 
 
 def loss(name, denoiser, classifier, batch, eps):
@@ -426,7 +483,11 @@ def loss(name, denoiser, classifier, batch, eps):
 
 def taught(parts):
     """The names of the parts that have a gradient."""
-    return {name for name, part in parts if any(p.grad is not None and p.grad.any() for p in part.parameters())}
+    return {
+        name
+        for name, part in parts
+        if any(p.grad is not None and p.grad.any() for p in part.parameters())
+    }
 
 
 @pytest.mark.parametrize(("head", "eps"), [(head, eps) for head in BANDS for eps in BANDS[head]])
@@ -444,12 +505,16 @@ def test_each_head_gets_its_own_images(artefacts, batch):
         image_loss((number * image[None]).clamp(0, 1), clean[None])
         for number, image, clean in zip((4, 1, 3, 4), *batch, strict=True)
     )
-    value = loss("Multi-head-Filt(L_img)", heads, artefacts.classifier(), batch, [0.5, 1e-4, 0.01, 0.1])
+    value = loss(
+        "Multi-head-Filt(L_img)", heads, artefacts.classifier(), batch, [0.5, 1e-4, 0.01, 0.1]
+    )
     torch.testing.assert_close(value, expected / 4)
 
 
 @pytest.mark.parametrize(
-    ("eps", "branches"), [((1e-4, 1e-3, 0.01, 0.05), ["sl"]), ((1e-4, 0.1, 0.01, 0.05), ["m", "sl"])], ids=str
+    ("eps", "branches"),
+    [((1e-4, 1e-3, 0.01, 0.05), ["sl"]), ((1e-4, 0.1, 0.01, 0.05), ["m", "sl"])],
+    ids=str,
 )
 def test_only_strong_attacks_teach_the_branch_for_middle_strengths(artefacts, batch, eps, branches):
     ynet = YNet(4, 3)
@@ -461,26 +526,36 @@ def test_the_branches_get_their_own_images(artefacts, batch):
     ynet = YNet(4, 3)
     ynet.outputs["m"].bias.data *= 2
     (images, clean), eps = batch, [0.1, 0.05, 0.5, 1e-4]
-    expected = image_loss(images, clean) + image_loss((2 * images[[0, 2]]).clamp(0, 1), clean[[0, 2]])
+    expected = image_loss(images, clean) + image_loss(
+        (2 * images[[0, 2]]).clamp(0, 1), clean[[0, 2]]
+    )
     torch.testing.assert_close(loss("Y-Net", ynet, artefacts.classifier(), batch, eps), expected)
 
 
 @pytest.mark.parametrize("name", ["Add(L_img)", "Filt(L_img)", "Filt(L_img*)"])
 def test_image_losses_compare_images(artefacts, batch, name):
     denoiser = RECIPES[name].build(width=4, kernel_size=3)  # starts as the identity
-    torch.testing.assert_close(loss(name, denoiser, artefacts.classifier(), batch, [0.1] * 4), image_loss(*batch))
+    torch.testing.assert_close(
+        loss(name, denoiser, artefacts.classifier(), batch, [0.1] * 4), image_loss(*batch)
+    )
 
 
 @pytest.mark.parametrize("name", ["Add(L_sem)", "Filt(L_sem)"])
 def test_semantic_losses_compare_logits(artefacts, batch, name):
     denoiser, classifier = RECIPES[name].build(width=4, kernel_size=3), artefacts.classifier()
-    torch.testing.assert_close(loss(name, denoiser, classifier, batch, [0.1] * 4), semantic_loss(classifier, *batch))
+    torch.testing.assert_close(
+        loss(name, denoiser, classifier, batch, [0.1] * 4), semantic_loss(classifier, *batch)
+    )
 
 
 def test_the_fusion_compares_classes(artefacts, batch):
-    classifier, denoiser = artefacts.classifier(), PAFilter(None, 4, 3)  # its two parts start as the identity
+    classifier, denoiser = (
+        artefacts.classifier(),
+        PAFilter(None, 4, 3),
+    )  # its two parts start as the identity
     torch.testing.assert_close(
-        loss("PA-Filt(L_img)", denoiser, classifier, batch, [0.1] * 4), fusion_loss(classifier, *batch)
+        loss("PA-Filt(L_img)", denoiser, classifier, batch, [0.1] * 4),
+        fusion_loss(classifier, *batch),
     )
 
 
@@ -524,7 +599,8 @@ def test_a_view_is_one_output_of_its_whole(artefacts, method, name, output):
 
 def test_an_unknown_method_is_refused_with_the_known_ones(artefacts):
     with pytest.raises(
-        ValueError, match=r"no method named 'Filt'; there are: attacked, Add\(L_img\), .*head_1.*JPEG 75"
+        ValueError,
+        match=r"no method named 'Filt'; there are: attacked, Add\(L_img\), .*head_1.*JPEG 75",
     ):
         artefacts.denoiser("Filt")
 
@@ -570,5 +646,7 @@ def asked_of(monkeypatch):
 
 @pytest.mark.parametrize("name", ["robust", "adv", ""])
 def test_an_unknown_classifier_is_refused(artefacts, name):
-    with pytest.raises(ValueError, match=f"no classifier named '{name}'; there are: standard, second, Adv, FD, FPD"):
+    with pytest.raises(
+        ValueError, match=f"no classifier named '{name}'; there are: standard, second, Adv, FD, FPD"
+    ):
         artefacts.classifier(name)

@@ -59,12 +59,16 @@ class BranchesOnValues(Network):
 
 class LoopsOverTheBatch(Network):
     def forward(self, images):
-        return torch.cat([super(LoopsOverTheBatch, self).forward(images[[i]]) for i in range(len(images))])
+        return torch.cat(
+            [super(LoopsOverTheBatch, self).forward(images[[i]]) for i in range(len(images))]
+        )
 
 
 class LoopsOverTheShape(Network):
     def forward(self, images):
-        return torch.cat([super(LoopsOverTheShape, self).forward(images[[i]]) for i in range(images.shape[0])])
+        return torch.cat(
+            [super(LoopsOverTheShape, self).forward(images[[i]]) for i in range(images.shape[0])]
+        )
 
 
 class AssertsItsInput(Network):
@@ -98,7 +102,9 @@ def classifier():
 
 @pytest.fixture
 def images():
-    return torch.rand(6, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return torch.rand(
+        6, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+    )
 
 
 @pytest.fixture
@@ -150,7 +156,9 @@ def test_0_leaves_images_alone(classifier, images, labels):
 def test_40_steps_reach_the_border_of_the_ball(classifier, images, labels):
     gray = 0.25 + 0.5 * images
     deltas = pgd(classifier, gray, labels, 0.1) - gray
-    torch.testing.assert_close(deltas.flatten(1).abs().amax(dim=1), torch.full((6,), 0.1, dtype=torch.float64))
+    torch.testing.assert_close(
+        deltas.flatten(1).abs().amax(dim=1), torch.full((6,), 0.1, dtype=torch.float64)
+    )
 
 
 def test_10_steps_move_a_third_of_the_radius(classifier, images, labels):
@@ -161,14 +169,19 @@ def test_10_steps_move_a_third_of_the_radius(classifier, images, labels):
 
 def test_the_size_of_a_step_can_be_chosen(classifier, images, labels):
     gray, eps = 0.25 + 0.5 * images, torch.full((6,), 0.1, dtype=torch.float64)
-    moved = (pgd(classifier, gray, labels, eps, steps=1, rel_step=0.25) - random_starts(gray, eps)).abs()
+    moved = (
+        pgd(classifier, gray, labels, eps, steps=1, rel_step=0.25) - random_starts(gray, eps)
+    ).abs()
     assert float(moved.max()) == pytest.approx(0.25 * 0.1)
 
 
 def test_one_strength_per_image_is_one_call_per_strength(classifier, images, labels):
     eps = [0.0, 1e-4, 1e-2, 0.1, 0.3, 0.5]
     together = pgd(classifier, images, labels, torch.tensor(eps, dtype=torch.float64), steps=5)
-    alone = [pgd(classifier, images[[i]], labels[[i]], strength, steps=5) for i, strength in enumerate(eps)]
+    alone = [
+        pgd(classifier, images[[i]], labels[[i]], strength, steps=5)
+        for i, strength in enumerate(eps)
+    ]
     torch.testing.assert_close(together, torch.cat(alone))
 
 
@@ -185,7 +198,9 @@ def test_the_order_of_images_does_not_matter(classifier, images, labels):
 
 
 def test_the_seed_decides(classifier, images, labels):
-    first, again, other = (pgd(classifier, images, labels, 0.1, steps=2, seed=seed) for seed in (0, 0, 1))
+    first, again, other = (
+        pgd(classifier, images, labels, 0.1, steps=2, seed=seed) for seed in (0, 0, 1)
+    )
     assert torch.equal(first, again)
     assert ((first - other).flatten(1).abs().amax(dim=1) > 0.01).all()
 
@@ -203,8 +218,13 @@ def test_the_classifier_is_left_as_it_is(frozen, classifier, images, labels):
     classifier.requires_grad_(not frozen)
     weights = copy.deepcopy(classifier.state_dict())
     pgd(classifier, images, labels, 0.1, steps=2)
-    assert all(torch.equal(tensor, weights[name]) for name, tensor in classifier.state_dict().items())
-    assert all(parameter.requires_grad != frozen and parameter.grad is None for parameter in classifier.parameters())
+    assert all(
+        torch.equal(tensor, weights[name]) for name, tensor in classifier.state_dict().items()
+    )
+    assert all(
+        parameter.requires_grad != frozen and parameter.grad is None
+        for parameter in classifier.parameters()
+    )
     assert not classifier.training
     with pytest.raises(ValueError, match="expected finite values"):  # its checks are still there
         classifier(images + 1)
@@ -222,7 +242,9 @@ def test_the_loss_rises_with_the_strength():
     torch.manual_seed(0)
     labels = torch.arange(64) % 2
     images = (
-        0.5 + 0.1 * (2 * labels - 1).view(-1, 1, 1, 1) * torch.rand(3, 4, 4) + 0.1 * torch.randn(64, 3, 4, 4)
+        0.5
+        + 0.1 * (2 * labels - 1).view(-1, 1, 1, 1) * torch.rand(3, 4, 4)
+        + 0.1 * torch.randn(64, 3, 4, 4)
     ).clamp(0, 1)
     classifier = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(48, 2)))
     optimiser = torch.optim.Adam(classifier.parameters(), 0.01)
@@ -231,11 +253,16 @@ def test_the_loss_rises_with_the_strength():
         F.cross_entropy(classifier(images), labels).backward()
         optimiser.step()
     classifier, images = classifier.double().eval().requires_grad_(False), images.double()
-    losses = [float(F.cross_entropy(classifier(pgd(classifier, images, labels, eps)), labels)) for eps in EPS]
+    losses = [
+        float(F.cross_entropy(classifier(pgd(classifier, images, labels, eps)), labels))
+        for eps in EPS
+    ]
     assert all(weak < strong for weak, strong in pairwise(losses))
 
 
-@pytest.mark.parametrize("wrap", [lambda c: nn.Sequential(c.network), lambda c: nn.Sequential(nn.Identity(), c)])
+@pytest.mark.parametrize(
+    "wrap", [lambda c: nn.Sequential(c.network), lambda c: nn.Sequential(nn.Identity(), c)]
+)
 def test_any_module_from_images_to_logits_can_be_attacked(wrap, images, labels):
     classifier = Classifier(Network(), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)).eval()
     attacked = pgd(wrap(classifier).eval(), images, labels, 0.1, steps=5)
@@ -244,7 +271,10 @@ def test_any_module_from_images_to_logits_can_be_attacked(wrap, images, labels):
 
 @pytest.mark.parametrize("channels", [1, 4])
 def test_images_need_not_be_rgb_where_the_classifier_takes_others(channels, labels):
-    network, images = nn.Sequential(nn.Flatten(), nn.Linear(channels * 4, CLASSES)), torch.rand(6, channels, 2, 2)
+    network, images = (
+        nn.Sequential(nn.Flatten(), nn.Linear(channels * 4, CLASSES)),
+        torch.rand(6, channels, 2, 2),
+    )
     assert pgd(network.eval(), images, labels, 0.1, steps=2).shape == images.shape
 
 
@@ -272,7 +302,9 @@ def test_gradients_may_be_off(classifier, images, labels):
 def test_the_margin_is_the_best_wrong_logit_minus_the_true_one(shape):
     rng = np.random.default_rng(0)
     logits, labels = rng.normal(size=shape), rng.integers(shape[1], size=shape[0])
-    expected = [max(np.delete(row, label)) - row[label] for row, label in zip(logits, labels, strict=True)]
+    expected = [
+        max(np.delete(row, label)) - row[label] for row, label in zip(logits, labels, strict=True)
+    ]
     found = margin(torch.tensor(logits), torch.tensor(labels))
     np.testing.assert_allclose(found, expected, atol=1e-12)
     assert ((found > 0).numpy() == (logits.argmax(axis=1) != labels)).all()
@@ -292,7 +324,9 @@ def raised(classifier, images, labels, eps, steps, rel_step):
     for _ in range(steps):
         x = x.detach().requires_grad_()
         logits = classifier(x)
-        others = torch.stack([torch.cat([row[:y], row[y + 1 :]]) for row, y in zip(logits, labels, strict=True)])
+        others = torch.stack(
+            [torch.cat([row[:y], row[y + 1 :]]) for row, y in zip(logits, labels, strict=True)]
+        )
         value = others.max(dim=1).values - logits[torch.arange(len(x)), labels]
         (gradient,) = torch.autograd.grad(value.sum(), x)
         x = (x + rel_step * eps * gradient.sign()).clamp(images - eps, images + eps).clamp(0, 1)
@@ -304,7 +338,9 @@ def raised(classifier, images, labels, eps, steps, rel_step):
 def test_pgd_raises_the_margin(eps, steps, rel_step, classifier, images, labels):
     expected = raised(classifier, images, labels, eps, steps, rel_step)
     options = dict(steps=steps, rel_step=rel_step, seed=3)
-    torch.testing.assert_close(pgd(classifier, images, labels, eps, loss="margin", **options), expected)
+    torch.testing.assert_close(
+        pgd(classifier, images, labels, eps, loss="margin", **options), expected
+    )
     if steps == 40 and eps > 0.01:
         assert not torch.allclose(pgd(classifier, images, labels, eps, **options), expected)
 
@@ -322,7 +358,9 @@ def test_the_margin_goes_on_where_cross_entropy_has_no_gradient(images, labels):
 
 @pytest.mark.parametrize("loss", ["dlr", "", "Margin"])
 def test_another_loss_is_refused(loss, classifier, images, labels):
-    with pytest.raises(ValueError, match=f"pgd: expected the loss 'cross-entropy' or 'margin', got '{loss}'"):
+    with pytest.raises(
+        ValueError, match=f"pgd: expected the loss 'cross-entropy' or 'margin', got '{loss}'"
+    ):
         pgd(classifier, images, labels, 0.1, steps=2, loss=loss)
 
 
@@ -330,7 +368,10 @@ def test_another_loss_is_refused(loss, classifier, images, labels):
 
 
 def test_a_classifier_in_training_mode_is_refused(classifier, images, labels):
-    with pytest.raises(ValueError, match=r"attack: the classifier is in training mode; call classifier.eval\(\) first"):
+    with pytest.raises(
+        ValueError,
+        match=r"attack: the classifier is in training mode; call classifier.eval\(\) first",
+    ):
         pgd(classifier.train(), images, labels, 0.1)
 
 
@@ -349,40 +390,63 @@ def test_probabilities_are_refused(wrap, images, labels):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda labels: labels + 1, "expected labels from 0 to 4, got 1 to 5; labels that start at 1 need labels - 1"),
+        (
+            lambda labels: labels + 1,
+            "expected labels from 0 to 4, got 1 to 5; labels that start at 1 need labels - 1",
+        ),
         (lambda labels: labels + 7, "expected labels from 0 to 4, got 7 to 11"),
         (lambda labels: labels - 1, "expected labels from 0 to 4, got -1 to 3"),
-        (lambda labels: labels.double(), "expected 6 integer labels for 6 images, got torch.float64"),
-        (lambda labels: labels[:3], r"expected 6 integer labels for 6 images, got torch.int64 of shape \(3,\)"),
+        (
+            lambda labels: labels.double(),
+            "expected 6 integer labels for 6 images, got torch.float64",
+        ),
+        (
+            lambda labels: labels[:3],
+            r"expected 6 integer labels for 6 images, got torch.int64 of shape \(3,\)",
+        ),
         (lambda labels: F.one_hot(labels), r"expected 6 integer labels .* of shape \(6, 5\)"),
     ],
     ids=["from 1", "too large", "negative", "floating-point", "too few", "one-hot"],
 )
-def test_labels_that_do_not_fit_are_refused(change, message, classifier, images, labels, no_shape_checker):
+def test_labels_that_do_not_fit_are_refused(
+    change, message, classifier, images, labels, no_shape_checker
+):
     with pytest.raises(ValueError, match=f"^pgd: {message}"):
         pgd(classifier, images, change(labels), 0.1)
 
 
-@pytest.mark.parametrize("eps", [-0.1, 1.5, 8, float("nan"), float("inf"), torch.tensor([0.1] * 5 + [8.0])], ids=str)
+@pytest.mark.parametrize(
+    "eps", [-0.1, 1.5, 8, float("nan"), float("inf"), torch.tensor([0.1] * 5 + [8.0])], ids=str
+)
 def test_strengths_are_for_images_in_0_to_1(eps, classifier, images, labels):
-    with pytest.raises(ValueError, match=r"pgd: expected ε from 0 to 1, .*; 8/255 is written 8 / 255"):
+    with pytest.raises(
+        ValueError, match=r"pgd: expected ε from 0 to 1, .*; 8/255 is written 8 / 255"
+    ):
         pgd(classifier, images, labels, eps)
 
 
-@pytest.mark.parametrize("eps", [torch.full((5,), 0.1), torch.full((6, 1), 0.1)], ids=["too few", "a column"])
+@pytest.mark.parametrize(
+    "eps", [torch.full((5,), 0.1), torch.full((6, 1), 0.1)], ids=["too few", "a column"]
+)
 def test_there_is_one_strength_or_one_per_image(eps, classifier, images, labels, no_shape_checker):
     with pytest.raises(ValueError, match=r"^pgd: "):
         pgd(classifier, images, labels, eps)
 
 
-@pytest.mark.parametrize("options", [{"steps": 0}, {"steps": -1}, {"rel_step": 0.0}, {"rel_step": -0.1}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"steps": 0}, {"steps": -1}, {"rel_step": 0.0}, {"rel_step": -0.1}], ids=str
+)
 def test_there_is_at_least_one_step(options, classifier, images, labels):
-    with pytest.raises(ValueError, match="pgd: expected at least one step of positive size, got steps="):
+    with pytest.raises(
+        ValueError, match="pgd: expected at least one step of positive size, got steps="
+    ):
         pgd(classifier, images, labels, 0.1, **options)
 
 
 def test_images_are_in_0_to_1(classifier, images, labels):
-    with pytest.raises(ValueError, match=r"pgd: expected finite values in \[0, 1\], .* divide by 255"):
+    with pytest.raises(
+        ValueError, match=r"pgd: expected finite values in \[0, 1\], .* divide by 255"
+    ):
         pgd(classifier, 255 * images, labels, 0.1)
 
 
@@ -393,7 +457,9 @@ def test_starts_fill_the_ball():
     images, eps = torch.full((2, 3, 16, 16), 0.5), torch.tensor([0.1, 0.4])
     ratio = (random_starts(images, eps) - images) / eps.view(-1, 1, 1, 1)
     assert 0.98 < ratio.abs().max() <= 1 + 1e-6
-    torch.testing.assert_close(ratio.abs().mean(dim=(1, 2, 3)), torch.full((2,), 0.5), atol=0.05, rtol=0)
+    torch.testing.assert_close(
+        ratio.abs().mean(dim=(1, 2, 3)), torch.full((2,), 0.5), atol=0.05, rtol=0
+    )
     torch.testing.assert_close(ratio.mean(dim=(1, 2, 3)), torch.zeros(2), atol=0.1, rtol=0)
 
 
@@ -412,9 +478,14 @@ def test_a_start_depends_on_image_strength_and_seed_alone(images):
 @pytest.mark.parametrize("changed", ["image", "strength", "seed"])
 def test_a_start_depends_on_each_of_them(changed):
     image, eps = torch.full((1, 3, 8, 8), 0.5), torch.tensor([0.1])
-    other_image, other_eps = image + 1e-3 * (changed == "image"), eps + 1e-3 * (changed == "strength")
+    other_image, other_eps = (
+        image + 1e-3 * (changed == "image"),
+        eps + 1e-3 * (changed == "strength"),
+    )
     noise = (random_starts(image, eps) - image) / eps
-    other = (random_starts(other_image, other_eps, seed=int(changed == "seed")) - other_image) / other_eps
+    other = (
+        random_starts(other_image, other_eps, seed=int(changed == "seed")) - other_image
+    ) / other_eps
     assert (noise - other).abs().mean() > 0.1
 
 
@@ -430,7 +501,9 @@ def test_a_start_does_not_depend_on_the_layout_in_memory(images):
 @pytest.mark.parametrize("network", NETWORKS)
 def test_a_prepared_classifier_says_the_same(network, images):
     classifier = Classifier(network(), (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)).eval()
-    torch.testing.assert_close(prepare(classifier, images)(images), classifier(images), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        prepare(classifier, images)(images), classifier(images), atol=1e-5, rtol=1e-5
+    )
 
 
 def with_statistics(name):
@@ -445,7 +518,9 @@ def with_statistics(name):
 @pytest.mark.parametrize("name", ["small_resnet", "resnet18", "mobilenet_v2", "densenet121"])
 def test_a_prepared_architecture_says_the_same(name):
     classifier, images = with_statistics(name).requires_grad_(False), torch.rand(2, 3, 32, 32)
-    torch.testing.assert_close(prepare(classifier, images)(images), classifier(images), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        prepare(classifier, images)(images), classifier(images), atol=1e-5, rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize("name", ["small_resnet", "resnet18", "mobilenet_v2"])
@@ -468,7 +543,9 @@ def test_a_prepared_classifier_is_a_frozen_copy(classifier, images):
 def attacked_set():
     images = torch.full((3, 3, 2, 2), 0.5)
     signs = torch.tensor([1.0, -1.0, 0.5]).view(1, 3, 1, 1, 1)
-    return AttackedSet(images, torch.tensor([0, 1, 2]), signs.expand(2, 3, 3, 2, 2).half(), (0.0, 0.1, 0.75))
+    return AttackedSet(
+        images, torch.tensor([0, 1, 2]), signs.expand(2, 3, 3, 2, 2).half(), (0.0, 0.1, 0.75)
+    )
 
 
 @pytest.mark.parametrize(
@@ -492,7 +569,9 @@ def test_clean_images_come_back_bit_by_bit(artefacts):
 
 @pytest.mark.parametrize("eps", [0.2, 1e-4, -0.1])
 def test_a_strength_that_is_not_there_is_refused(eps, attacked_set):
-    with pytest.raises(ValueError, match=f"no images were attacked with ε = {eps}; there are 0.0, 0.1, 0.75"):
+    with pytest.raises(
+        ValueError, match=f"no images were attacked with ε = {eps}; there are 0.0, 0.1, 0.75"
+    ):
         attacked_set.at(eps)
 
 
@@ -508,10 +587,18 @@ def test_ratios_keep_every_perturbation_to_a_2048th_of_its_strength(classifier, 
 
 
 def test_the_classifier_decides_the_same_on_stored_and_on_fresh_images(artefacts):
-    classifier, attacked, study = artefacts.classifier(), artefacts.attacked("test"), artefacts.study
+    classifier, attacked, study = (
+        artefacts.classifier(),
+        artefacts.attacked("test"),
+        artefacts.study,
+    )
     for eps in study.attacked_eps:
-        fresh = pgd(classifier, attacked.images, attacked.labels, eps, steps=study.steps, seed=study.seed)
-        assert torch.equal(classifier(attacked.at(eps)).argmax(dim=1), classifier(fresh).argmax(dim=1))
+        fresh = pgd(
+            classifier, attacked.images, attacked.labels, eps, steps=study.steps, seed=study.seed
+        )
+        assert torch.equal(
+            classifier(attacked.at(eps)).argmax(dim=1), classifier(fresh).argmax(dim=1)
+        )
 
 
 @pytest.mark.parametrize("eps", [eps for eps in EPS[1:] if eps < 1 / 510])
@@ -545,4 +632,11 @@ def test_chunks_halve_until_memory_suffices(monkeypatch):
     small = Small().eval()
     small.load_state_dict(network.state_dict())
     assert torch.equal(pgd(small, images, labels, 0.1, steps=2), whole)
-    assert list(dict.fromkeys(sizes)) == [2, 1, 16, 8, 4, 3]  # first the two images that are looked at; the rest is 3
+    assert list(dict.fromkeys(sizes)) == [
+        2,
+        1,
+        16,
+        8,
+        4,
+        3,
+    ]  # first the two images that are looked at; the rest is 3

@@ -20,7 +20,9 @@ def images():
     random = np.random.default_rng(0)
     smooth = ndimage.gaussian_filter(random.random((2, 3, 21, 27)), (0, 0, 3, 3))
     smooth = (smooth - smooth.min()) / np.ptp(smooth)
-    return torch.tensor((smooth + 0.05 * random.normal(size=smooth.shape)).clip(0, 1), dtype=torch.float32)
+    return torch.tensor(
+        (smooth + 0.05 * random.normal(size=smooth.shape)).clip(0, 1), dtype=torch.float32
+    )
 
 
 def test_8_bit_is_the_nearest_of_256_values(images):
@@ -38,7 +40,9 @@ def test_jpeg_is_pillows_of_quality_75(images):
     decoded = []
     for image in images:
         file = io.BytesIO()
-        Image.fromarray((image.permute(1, 2, 0) * 255).round().byte().numpy()).save(file, "JPEG", quality=75)
+        Image.fromarray((image.permute(1, 2, 0) * 255).round().byte().numpy()).save(
+            file, "JPEG", quality=75
+        )
         decoded.append(np.asarray(Image.open(file)).transpose(2, 0, 1) / 255)
     # Two builds of libjpeg may round differently, but no quality other than 75 comes this close.
     assert np.abs(Baseline("JPEG 75")(images).numpy() - np.stack(decoded)).mean() < 0.5 / 255
@@ -50,14 +54,21 @@ def test_median_is_scipys(images):
 
 
 def test_blur_is_scipys(images):
-    expected = ndimage.gaussian_filter(images.numpy(), (0, 0, 0.6, 0.6), radius=(0, 0, 1, 1), mode="nearest")
+    expected = ndimage.gaussian_filter(
+        images.numpy(), (0, 0, 0.6, 0.6), radius=(0, 0, 1, 1), mode="nearest"
+    )
     np.testing.assert_allclose(Baseline("Gaussian blur")(images).numpy(), expected, atol=1e-6)
 
 
 def test_total_variation_is_scikit_images_on_each_image(images):
-    expected = [denoise_tv_chambolle(i, weight=0.1, channel_axis=-1) for i in images.permute(0, 2, 3, 1).numpy()]
+    expected = [
+        denoise_tv_chambolle(i, weight=0.1, channel_axis=-1)
+        for i in images.permute(0, 2, 3, 1).numpy()
+    ]
     np.testing.assert_allclose(
-        Baseline("total variation")(images).permute(0, 2, 3, 1).numpy(), np.stack(expected), atol=1e-6
+        Baseline("total variation")(images).permute(0, 2, 3, 1).numpy(),
+        np.stack(expected),
+        atol=1e-6,
     )
 
 

@@ -48,7 +48,10 @@ def curves(given, regions=REGIONS):
 
 
 def named(given):
-    return {key if isinstance(key, tuple) else ("accuracy", key): np.asarray(v, float) for key, v in given.items()}
+    return {
+        key if isinstance(key, tuple) else ("accuracy", key): np.asarray(v, float)
+        for key, v in given.items()
+    }
 
 
 def flat(*names, level=0.5):
@@ -64,7 +67,9 @@ C1 = flat("attacked", *FOUR) | {"Filt(L_img)": curve(up=EPS[:8]), "Filt(L_sem)":
 C2 = {"attacked": curve(), "Filt(L_img)": curve(up=EPS[:1], down=EPS[1:])}
 C3 = {"Filt(L_sem)": curve(), "Filt(L_img)": curve(up=S + L, down=M)}
 C4 = flat("attacked") | {which: curve(up=EPS if "Filt" in which[1] else ()) for which in QUALITY}
-C5 = flat("attacked") | {which: curve(up=EPS if which[1] == "Filt(L_img)" else ()) for which in QUALITY}
+C5 = flat("attacked") | {
+    which: curve(up=EPS if which[1] == "Filt(L_img)" else ()) for which in QUALITY
+}
 C6 = flat(*FOUR) | {"Filt(L_img*)": curve(up=MIDDLE, down=S)}
 C7 = flat("head_1", "head_2") | {"head_3": curve(down=EPS[6:]), "head_4": curve(down=EPS[:6])}
 C8 = {"Filt(L_img*)": curve(0.5), "head_4": curve(0.52)}
@@ -74,13 +79,38 @@ C11 = {"attacked": curve(), SL: curve(up=EPS[:1]), M_PART: curve(down=EPS[:1])}
 C12 = {("spearman", "Filt(L_img)"): [0.9]}
 C13 = {("kernel_distance", SL): np.where(within([0.1]), 5.0, 1.0)}
 C14 = {"Adv": curve(), "Filt+Adv": np.where(within(STRONG_EPS), 0.501, 0.489)}
-C15 = {(OVER_STEPS, "Adv"): [0.5, 0.4, 0.3, 0.2, 0.1], (OVER_STEPS, "Filt+Adv"): [0.51, 0.41, 0.31, 0.21, 0.11]}
-C16 = {"FPD": curve(), "Add+FPD": curve(up=EPS[10:], down=EPS[:10]), "Filt+FPD": curve(up=EPS[10:], down=EPS[:10])}
-C17 = {"FD": curve(), "Add+FD": curve(up=EPS[11:], down=EPS[:11]), "Filt+FD": curve(up=EPS[11:], down=EPS[:11])}
+C15 = {
+    (OVER_STEPS, "Adv"): [0.5, 0.4, 0.3, 0.2, 0.1],
+    (OVER_STEPS, "Filt+Adv"): [0.51, 0.41, 0.31, 0.21, 0.11],
+}
+C16 = {
+    "FPD": curve(),
+    "Add+FPD": curve(up=EPS[10:], down=EPS[:10]),
+    "Filt+FPD": curve(up=EPS[10:], down=EPS[:10]),
+}
+C17 = {
+    "FD": curve(),
+    "Add+FD": curve(up=EPS[11:], down=EPS[:11]),
+    "Filt+FD": curve(up=EPS[11:], down=EPS[:11]),
+}
 C18 = {"attacked": [0.9, 0.9, 0.5, 0.5, 0.5, 0.4, 0.3, 0.2, 0.1, 0.1, 0.1, 0.0, 0.0]}
 
 HOLDS = {
-    **dict(C1=C1, C2=C2, C3=C3, C4=C4, C5=C5, C6=C6, C7=C7, C8=C8, C9=C9, C10=C10, C11=C11, C12=C12, C13=C13),
+    **dict(
+        C1=C1,
+        C2=C2,
+        C3=C3,
+        C4=C4,
+        C5=C5,
+        C6=C6,
+        C7=C7,
+        C8=C8,
+        C9=C9,
+        C10=C10,
+        C11=C11,
+        C12=C12,
+        C13=C13,
+    ),
     **dict(C14=C14, C15=C15, C16=C16, C17=C17, C18=C18),
 }
 FAILS = {
@@ -158,7 +188,9 @@ def test_without_middle_strengths_there_is_nothing_to_win(claim):
 
 @pytest.mark.parametrize(("of_500", "holds"), [(0, True), (10, True), (11, False)])
 def test_within_two_hundredths_includes_two_hundredths(of_500, holds):
-    counts = np.arange(13, 500 - 11, 35)[:13]  # differences of such accuracies are seldom exact in floating point
+    counts = np.arange(13, 500 - 11, 35)[
+        :13
+    ]  # differences of such accuracies are seldom exact in floating point
     assert verdict("C8", {"Filt(L_img*)": counts / 500, "head_4": (counts + of_500) / 500}) == holds
 
 
@@ -183,7 +215,9 @@ def test_a_robust_claim_is_about_methods_of_its_table(claim, table):
 def test_without_all_strong_attacks_c14_has_nothing_to_say():
     gain = [0.6, 0.6, 0.6]
     given = {"Adv": np.zeros(3), "Filt+Adv": np.array(gain)}
-    assert not CLAIMS["C14"][1](Curves(lambda metric, method: given[method], {}, (0.0, 0.1, 0.3)))[0]
+    assert not CLAIMS["C14"][1](Curves(lambda metric, method: given[method], {}, (0.0, 0.1, 0.3)))[
+        0
+    ]
 
 
 @pytest.mark.parametrize("claim", ["C16", "C17"])
@@ -209,7 +243,9 @@ class Crafted(Evaluation):
     ``over_steps`` has those at another n, ``own`` those of a classifier which is itself attacked.
     """
 
-    def __init__(self, correct=None, *, failures=None, seed=0, eps=EPS, over_steps=None, own=None, **measured):
+    def __init__(
+        self, correct=None, *, failures=None, seed=0, eps=EPS, over_steps=None, own=None, **measured
+    ):
         correct, self.over_steps = correct or {}, over_steps or {}
         self.attacked_itself = {"standard": np.zeros((13, 1)), **(own or {})}
         number = next(np.shape(values)[1] for values in [*correct.values(), *measured.values()])
@@ -225,11 +261,18 @@ class Crafted(Evaluation):
             assert (eps, target) == ((self.study.sweep_eps,), "standard")
             curve = np.stack([np.zeros(self.shape[1]), self.over_steps[method][steps]])
             return SimpleNamespace(correct=lambda: curve.astype(bool))
-        right = torch.tensor(np.asarray(self.given.get(method, np.ones(self.shape))), dtype=torch.long)
+        right = torch.tensor(
+            np.asarray(self.given.get(method, np.ones(self.shape))), dtype=torch.long
+        )
         values = {name: torch.zeros(right.shape) for name in ("psnr", "ssim", "change")}
-        given = {name: torch.as_tensor(np.asarray(v), dtype=torch.float32) for name, v in self.measured.items()}
+        given = {
+            name: torch.as_tensor(np.asarray(v), dtype=torch.float32)
+            for name, v in self.measured.items()
+        }
         values |= {name: given.pop(name) for name in values.keys() & given.keys()}
-        return Measurement(right, torch.ones(self.shape[1], dtype=torch.long), extra=given, **values)
+        return Measurement(
+            right, torch.ones(self.shape[1], dtype=torch.long), extra=given, **values
+        )
 
 
 def right(number, of=40):
@@ -253,10 +296,19 @@ def test_outcomes(before, after, outcome):
 
 @pytest.mark.parametrize(
     ("times", "outcome"),
-    [(200, "holds"), (195, "holds"), (194, "inconclusive"), (6, "inconclusive"), (5, "fails"), (0, "fails")],
+    [
+        (200, "holds"),
+        (195, "holds"),
+        (194, "inconclusive"),
+        (6, "inconclusive"),
+        (5, "fails"),
+        (0, "fails"),
+    ],
 )
 def test_the_outcome_follows_from_the_share_of_resamples(times, outcome, monkeypatch):
-    verdicts = iter([True, *[True] * times, *[False] * (200 - times), False])  # all images, resamples, paper
+    verdicts = iter(
+        [True, *[True] * times, *[False] * (200 - times), False]
+    )  # all images, resamples, paper
     monkeypatch.setitem(CLAIMS, "C2", ("crafted", lambda curves: (next(verdicts), "text")))
     row = judged(Crafted({"attacked": right(20)}), "C2", resamples=200)
     assert (row["support"], row["outcome"], row["paper_outcome"]) == (times / 200, outcome, "fails")
@@ -270,7 +322,11 @@ def test_methods_are_compared_on_the_same_images():
 
 def test_ties_are_ties_and_no_rounding_decides():
     correct = np.zeros((13, 30), dtype=bool)
-    correct[0], correct[1:7, :10], correct[7:12, 10:20] = True, True, True  # never more right, but for luck
+    correct[0], correct[1:7, :10], correct[7:12, 10:20] = (
+        True,
+        True,
+        True,
+    )  # never more right, but for luck
     weights = np.random.default_rng(5).multinomial(30, [1 / 30] * 30, 2000)
     counts = weights @ correct.T  # whole numbers
     expected = ((np.diff(counts, axis=1) <= 0).all(axis=1) & (counts[:, -1] == 0)).mean()
@@ -297,7 +353,9 @@ def test_a_classifier_that_is_not_robust_is_not_measured_and_says_why():
     own = {"Adv": np.zeros((13, 1))}
     row = judged(Crafted({"Adv": right(20), "Filt+Adv": right(30)}, own=own), "C14")
     assert row["outcome"] == "not measured"
-    assert row["measured"].startswith("Adv: training failed. This classifier is no more robust than the standard one")
+    assert row["measured"].startswith(
+        "Adv: training failed. This classifier is no more robust than the standard one"
+    )
     assert row["paper_outcome"] == "holds"
 
 
@@ -350,7 +408,9 @@ def test_a_study_of_other_strengths_is_judged_at_its_own():
 def regions_of(counts, of, monkeypatch):
     """What a predicate sees as S, M, L and C6 when `counts` of `of` attacked images are right."""
     seen = []
-    monkeypatch.setitem(CLAIMS, "C2", ("", lambda curves: (seen.append(curves.regions) or True, "")))
+    monkeypatch.setitem(
+        CLAIMS, "C2", ("", lambda curves: (seen.append(curves.regions) or True, ""))
+    )
     attacked = np.array([np.arange(of) < count for count in counts])
     judge(Crafted({"attacked": attacked}), "C2", resamples=1)
     assert all(seen[0][name].tolist() == seen[1][name].tolist() for name in seen[0])
@@ -381,7 +441,10 @@ def test_the_papers_regions_are_those_it_names():
 
 
 def test_accuracy_is_1_or_0_per_image():
-    assert per_image(Crafted({"attacked": right(3, of=5)}), "accuracy", "attacked").tolist() == [[1, 1, 1, 0, 0]] * 13
+    assert (
+        per_image(Crafted({"attacked": right(3, of=5)}), "accuracy", "attacked").tolist()
+        == [[1, 1, 1, 0, 0]] * 13
+    )
 
 
 def test_infinite_psnr_counts_as_200_db():
@@ -393,7 +456,9 @@ def test_infinite_psnr_counts_as_200_db():
 @pytest.mark.parametrize("metric", ["ssim", "kernel_distance"])
 def test_other_metrics_are_as_measured(metric):
     values = np.random.default_rng(0).random((13, 4))
-    np.testing.assert_allclose(per_image(Crafted(**{metric: values}), metric, "Filt(L_img)"), values, rtol=1e-6)
+    np.testing.assert_allclose(
+        per_image(Crafted(**{metric: values}), metric, "Filt(L_img)"), values, rtol=1e-6
+    )
 
 
 def test_spearman_is_scipys_per_image():
@@ -405,7 +470,9 @@ def test_spearman_is_scipys_per_image():
 
 
 def test_what_stays_constant_follows_nothing():
-    assert per_image(Crafted(uncertainty=np.ones((13, 2))), "spearman", "Filt(L_img)").tolist() == [[0, 0]]
+    assert per_image(Crafted(uncertainty=np.ones((13, 2))), "spearman", "Filt(L_img)").tolist() == [
+        [0, 0]
+    ]
 
 
 def test_a_method_without_the_metric_is_a_key_error():
@@ -415,7 +482,12 @@ def test_a_method_without_the_metric_is_a_key_error():
 
 # -- in the paper --------------------------------------------------------------------------------
 
-GROUPS = [("resnet50", "neurips2017dev"), ("vgg16", "neurips2017dev"), ("resnet50", "cifar10"), ("resnet50", "svhn")]
+GROUPS = [
+    ("resnet50", "neurips2017dev"),
+    ("vgg16", "neurips2017dev"),
+    ("resnet50", "cifar10"),
+    ("resnet50", "svhn"),
+]
 
 
 def printed(threat_model, data):
@@ -463,7 +535,10 @@ def groups_where(claim):
 
 def test_filt_beats_add_in_7_of_the_papers_8_rows():
     texts = [CLAIMS["C1"][1](printed(*group))[1] for group in GROUPS]
-    assert sum(int(columns) >= 8 for text in texts for columns in re.findall(r"(\d+) of 13", text)) == 7
+    assert (
+        sum(int(columns) >= 8 for text in texts for columns in re.findall(r"(\d+) of 13", text))
+        == 7
+    )
 
 
 def test_clean_accuracy_rises_in_1_of_its_4_groups():

@@ -16,7 +16,9 @@ from nbsupport.training.classifiers import KINDS, Unsquashed, target, train, tra
 
 ROBUST = ("Adv", "FD", "FPD")
 CLASSES, SIDE, NUMBER = 3, 9, 10
-STUDY = Study.named("digits", "smoke", classifier_epochs=2, adversarial_epochs=2, adversarial_eps=0.2)
+STUDY = Study.named(
+    "digits", "smoke", classifier_epochs=2, adversarial_epochs=2, adversarial_eps=0.2
+)
 
 
 def rand(*shape, seed=0):
@@ -53,7 +55,9 @@ def modes(classifier):
 def test_the_kinds():
     assert list(KINDS) == ["standard", "second", "Adv", "FD", "FPD"]
     assert {name for name, kind in KINDS.items() if kind.adversarial} == set(ROBUST)
-    assert any(isinstance(each, feature_denoising.DenoisingBlock) for each in untrained("FD").modules())
+    assert any(
+        isinstance(each, feature_denoising.DenoisingBlock) for each in untrained("FD").modules()
+    )
     assert isinstance(untrained("FPD"), feature_pyramid.FeaturePyramidDecoder)
     assert KINDS["second"].seed != KINDS["standard"].seed
 
@@ -65,8 +69,19 @@ def test_plain_training_says_nothing_of_attacks(name):
 
 @pytest.mark.parametrize("name", ROBUST)
 def test_the_specification_says_how_it_was_trained(name):
-    phases = ["restoration", "restoration and labels", "adversarial"] if name == "FPD" else ["adversarial"]
-    said = {"against": "LinfPGD on itself", "eps": 0.2, "steps": 2, "rel_step": 0.25, "epochs": 2, "phases": phases}
+    phases = (
+        ["restoration", "restoration and labels", "adversarial"]
+        if name == "FPD"
+        else ["adversarial"]
+    )
+    said = {
+        "against": "LinfPGD on itself",
+        "eps": 0.2,
+        "steps": 2,
+        "rel_step": 0.25,
+        "epochs": 2,
+        "phases": phases,
+    }
     if name == "FPD":
         said |= {"learning_rates": [2e-3, 2e-3, 1e-3], "clip_norm": 1.0}
     assert training(name, STUDY) == said
@@ -74,7 +89,9 @@ def test_the_specification_says_how_it_was_trained(name):
 
 @pytest.mark.parametrize(
     "change",
-    dict(adversarial_eps=0.3, adversarial_steps=3, adversarial_rel_step=0.5, adversarial_epochs=3).items(),
+    dict(
+        adversarial_eps=0.3, adversarial_steps=3, adversarial_rel_step=0.5, adversarial_epochs=3
+    ).items(),
     ids=str,
 )
 @pytest.mark.parametrize("name", ROBUST)
@@ -84,7 +101,9 @@ def test_another_attack_is_another_classifier(name, change):
 
 @pytest.mark.parametrize("name", ["adv", "attacked", ""])
 def test_an_unknown_kind_is_refused(name):
-    with pytest.raises(ValueError, match=f"no classifier named '{name}'; there are: standard, second, Adv, FD, FPD"):
+    with pytest.raises(
+        ValueError, match=f"no classifier named '{name}'; there are: standard, second, Adv, FD, FPD"
+    ):
         training(name, STUDY)
 
 
@@ -114,7 +133,16 @@ def attacks(monkeypatch):
 
     def spy(network, images, labels, eps, **options):
         attacked = pgd(network, images, labels, eps, **options)
-        seen.append((network, any(m.training for m in network.modules()), weights(network), images, attacked, options))
+        seen.append(
+            (
+                network,
+                any(m.training for m in network.modules()),
+                weights(network),
+                images,
+                attacked,
+                options,
+            )
+        )
         return attacked
 
     monkeypatch.setattr(classifier_training, "pgd", spy)
@@ -147,13 +175,19 @@ def test_the_loss_of_fpd_is_restoration_and_labels_of_the_attacked_images(attack
     logits = fresh(attacked)
     fresh = untrained("FPD").train()
     restored = fresh.restoration(attacked)
-    torch.testing.assert_close(value, (restored - images).square().mean() + F.cross_entropy(logits, labels))
+    torch.testing.assert_close(
+        value, (restored - images).square().mean() + F.cross_entropy(logits, labels)
+    )
 
 
 @pytest.mark.parametrize("phase", ["_restoring", "_joint"])
-def test_before_that_fpd_learns_from_noise_and_restores_the_clean_image(phase, attacks, images, labels):
+def test_before_that_fpd_learns_from_noise_and_restores_the_clean_image(
+    phase, attacks, images, labels
+):
     classifier = untrained("FPD").eval()
-    value = getattr(classifier_training, phase)(classifier, images, labels, torch.Generator().manual_seed(3), STUDY)
+    value = getattr(classifier_training, phase)(
+        classifier, images, labels, torch.Generator().manual_seed(3), STUDY
+    )
     noise = 2 * torch.rand(images.shape, generator=torch.Generator().manual_seed(3)) - 1
     noisy = (images + 0.01 * noise).clamp(0, 1)
     expected = (classifier.restoration(noisy) - images).square().mean()
@@ -172,7 +206,9 @@ def test_an_attack_leaves_every_training_flag_as_it_was(name, frozen, images, la
     elif frozen:
         classifier.eval()
     before, tensors = modes(classifier), weights(classifier)
-    classifier_training._attacked(classifier, images, labels, torch.Generator().manual_seed(0), STUDY)
+    classifier_training._attacked(
+        classifier, images, labels, torch.Generator().manual_seed(0), STUDY
+    )
     assert modes(classifier) == before
     assert all(torch.equal(tensor, tensors[key]) for key, tensor in classifier.state_dict().items())
 
@@ -230,7 +266,9 @@ def test_plain_training_attacks_nobody(attacks, tmp_path, images, labels):
     assert attacks == []
 
 
-def test_adversarial_training_attacks_every_batch_as_the_classifier_is_by_then(attacks, tmp_path, images, labels):
+def test_adversarial_training_attacks_every_batch_as_the_classifier_is_by_then(
+    attacks, tmp_path, images, labels
+):
     classifier, _ = run("Adv", tmp_path, images, labels)
     assert len(attacks) == 2  # epochs of one batch
     first, second = (each[2] for each in attacks)
@@ -244,7 +282,9 @@ def fitted(monkeypatch):
     seen = []
 
     def spy(trained, loss, **options):
-        learning = {name for name, parameter in trained.named_parameters() if parameter.requires_grad}
+        learning = {
+            name for name, parameter in trained.named_parameters() if parameter.requires_grad
+        }
         seen.append((learning, {module.training for module in trained.modules()}, options))
         return honest(trained, loss, **options)
 
@@ -306,8 +346,12 @@ def test_gradients_of_fpd_are_clipped(fitted, tmp_path, images, labels):
     assert said == [(1.0, 2e-3), (1.0, 2e-3), (1.0, 1e-3)]
 
 
-@pytest.mark.parametrize(("name", "stop"), [("Adv", 1), ("FD", 1), ("FPD", 1), ("FPD", 2), ("FPD", 3), ("FPD", 5)])
-def test_interrupted_and_resumed_ends_at_the_same_weights(name, stop, tmp_path, images, labels, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "stop"), [("Adv", 1), ("FD", 1), ("FPD", 1), ("FPD", 2), ("FPD", 3), ("FPD", 5)]
+)
+def test_interrupted_and_resumed_ends_at_the_same_weights(
+    name, stop, tmp_path, images, labels, monkeypatch
+):
     expected, history = run(name, tmp_path / "undisturbed", images, labels)
     count, honest = [], classifier_training._shifted
 
@@ -330,7 +374,13 @@ def test_interrupted_and_resumed_ends_at_the_same_weights(name, stop, tmp_path, 
 def test_one_image_and_odd_sizes_will_do(tmp_path):
     for name in ("Adv", "FPD"):
         place = tmp_path / name
-        run(name, place, rand(2, 3, 11, 9), torch.tensor([0, 2]), dataclasses.replace(STUDY, classifier_epochs=1))
+        run(
+            name,
+            place,
+            rand(2, 3, 11, 9),
+            torch.tensor([0, 2]),
+            dataclasses.replace(STUDY, classifier_epochs=1),
+        )
 
 
 def test_training_against_attacks_makes_robust(tmp_path):
@@ -338,10 +388,18 @@ def test_training_against_attacks_makes_robust(tmp_path):
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(64) % 2
     sign = (2 * labels - 1).view(-1, 1, 1, 1)
-    images = 0.5 + 0.03 * sign * torch.ones(64, 3, 5, 5) + 0.1 * (torch.rand(64, 3, 5, 5, generator=generator) - 0.5)
+    images = (
+        0.5
+        + 0.03 * sign * torch.ones(64, 3, 5, 5)
+        + 0.1 * (torch.rand(64, 3, 5, 5, generator=generator) - 0.5)
+    )
     images[:, :, 2, 2] = (0.5 + 0.4 * sign)[:, :, 0, 0]
     study = dataclasses.replace(
-        STUDY, classifier_epochs=40, adversarial_epochs=40, adversarial_steps=4, adversarial_rel_step=0.5
+        STUDY,
+        classifier_epochs=40,
+        adversarial_epochs=40,
+        adversarial_steps=4,
+        adversarial_rel_step=0.5,
     )
 
     def robust(name):
@@ -369,7 +427,9 @@ def test_every_crop_is_a_shift_of_its_image_and_half_are_mirrored(size):
     found = []
     for image, whole in zip(cropped, padded, strict=True):
         windows = {
-            (top, left, mirrored): whole[:, top : top + height, left : left + width].flip(-1 if mirrored else ())
+            (top, left, mirrored): whole[:, top : top + height, left : left + width].flip(
+                -1 if mirrored else ()
+            )
             for top in range(2 * most + 1)
             for left in range(2 * most + 1)
             for mirrored in (False, True)

@@ -39,7 +39,10 @@ def test_normalisation_is_inside():
 
 
 def test_normalisation_travels_with_the_weights():
-    there, here = Classifier(nn.Flatten(), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)), Classifier(nn.Flatten())
+    there, here = (
+        Classifier(nn.Flatten(), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)),
+        Classifier(nn.Flatten()),
+    )
     here.load_state_dict(there.state_dict())
     images = torch.rand(1, 3, 2, 2)
     assert torch.equal(here(images), there(images))
@@ -57,7 +60,9 @@ def test_unchecked_is_the_same_without_the_checks():
     assert classifier.unchecked(images - 5).shape == (2, 10)
 
 
-@pytest.mark.parametrize(("name", "features"), [("small_resnet", 64), ("resnet18", 512), ("mobilenet_v2", 1280)])
+@pytest.mark.parametrize(
+    ("name", "features"), [("small_resnet", 64), ("resnet18", 512), ("mobilenet_v2", 1280)]
+)
 def test_features_enter_the_last_linear_layer(name, features):
     classifier, images = small(name), torch.rand(2, 3, 16, 16)
     last = [layer for layer in classifier.network.modules() if isinstance(layer, nn.Linear)][-1]
@@ -146,18 +151,32 @@ def test_there_is_one_row_of_logits_per_image(name, number):
 
 @pytest.mark.parametrize(
     ("name", "size"),
-    [("resnet50", 32), ("vgg16", 32), ("vgg16", 63), ("resnet50", 64), ("vgg16", 64), ("resnet50", 224)],
+    [
+        ("resnet50", 32),
+        ("vgg16", 32),
+        ("vgg16", 63),
+        ("resnet50", 64),
+        ("vgg16", 64),
+        ("resnet50", 224),
+    ],
 )
 @pytest.mark.parametrize("number", [1, 2])
 def test_the_papers_networks_take_images_of_the_data_sets_sizes(name, size, number):
     classifier = on_meta(name, size, classes=7)
-    assert classifier.unchecked(torch.empty(number, 3, size, size, device="meta")).shape == (number, 7)
+    assert classifier.unchecked(torch.empty(number, 3, size, size, device="meta")).shape == (
+        number,
+        7,
+    )
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_small_images_meet_a_stem_that_does_not_shrink_them(name):
     network = on_meta(name, 32).network
-    assert (network.conv1.kernel_size, network.conv1.stride, network.conv1.padding) == ((3, 3), (1, 1), (1, 1))
+    assert (network.conv1.kernel_size, network.conv1.stride, network.conv1.padding) == (
+        (3, 3),
+        (1, 1),
+        (1, 1),
+    )
     assert isinstance(network.maxpool, nn.Identity)
 
 
@@ -174,9 +193,13 @@ def test_the_head_of_a_vgg_fits_what_is_left_of_the_image(size, features):
 
 def test_the_small_resnet_of_3_blocks_is_resnet_20():
     layers = [
-        layer for layer in SmallResNet(10, width=16, blocks=3).modules() if isinstance(layer, nn.Conv2d | nn.Linear)
+        layer
+        for layer in SmallResNet(10, width=16, blocks=3).modules()
+        if isinstance(layer, nn.Conv2d | nn.Linear)
     ]
-    assert sum(isinstance(layer, nn.Linear) or layer.kernel_size == (3, 3) for layer in layers) == 20
+    assert (
+        sum(isinstance(layer, nn.Linear) or layer.kernel_size == (3, 3) for layer in layers) == 20
+    )
 
 
 def test_the_small_resnet_halves_the_image_twice():
@@ -186,5 +209,7 @@ def test_the_small_resnet_halves_the_image_twice():
 
 @pytest.mark.parametrize("name", ["resnet51", "", "SmallResNet", "fcn_resnet50"])
 def test_an_unknown_name_is_refused(name):
-    with pytest.raises(ValueError, match=f"no classifier named '{name}'; there are small_resnet, resnet20 and"):
+    with pytest.raises(
+        ValueError, match=f"no classifier named '{name}'; there are small_resnet, resnet20 and"
+    ):
         build(name, 10, 32)

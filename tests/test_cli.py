@@ -66,7 +66,9 @@ def exit_of(*arguments):
 def computed(evaluation, tmp_path_factory):
     """A store in which all was trained and nothing measured, after ``compute``, and what that printed."""
     home, printed = tmp_path_factory.mktemp("computed") / "home", io.StringIO()
-    shutil.copytree(evaluation.artefacts.store.home, home, ignore=shutil.ignore_patterns("measurement"))
+    shutil.copytree(
+        evaluation.artefacts.store.home, home, ignore=shutil.ignore_patterns("measurement")
+    )
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
         patch.setenv("NBSUPPORT_HOME", str(home))
         main(["compute", "--study", "digits", "--scale", "smoke"])
@@ -77,9 +79,14 @@ def test_compute_makes_what_is_missing(computed, evaluation):
     home, printed = computed
     wanted = [evaluation.specification(method) for method in METHODS]
     wanted += [evaluation.specification(name, target=name) for name in ("Adv", "FPD", "FD")]
-    records = [json.loads(path.read_text()) for path in (home / "measurement").glob("*/artefact.json")]
+    records = [
+        json.loads(path.read_text()) for path in (home / "measurement").glob("*/artefact.json")
+    ]
     made = [{**record["specification"], "made_from": []} for record in records]
-    assert all(json.loads(json.dumps(specification | {"made_from": []})) in made for specification in wanted)
+    assert all(
+        json.loads(json.dumps(specification | {"made_from": []})) in made
+        for specification in wanted
+    )
     assert printed.endswith(f"stored in {home}\n")
 
 
@@ -90,7 +97,11 @@ def test_compute_prints_the_mean_accuracy_of_every_method(computed, evaluation):
 
 
 def test_compute_says_what_failed(finished, capsys, monkeypatch):
-    monkeypatch.setattr(Artefacts, "failure", lambda self, name: f"{name} failed" if name == "PA-Filt(L_img)" else None)
+    monkeypatch.setattr(
+        Artefacts,
+        "failure",
+        lambda self, name: f"{name} failed" if name == "PA-Filt(L_img)" else None,
+    )
     main(["compute", "--scale", "smoke"])
     assert "PA-Filt(L_img) failed" in capsys.readouterr().out
 
@@ -130,7 +141,9 @@ def test_report_of_what_is_there_makes_nothing(finished, capsys):
 
 @pytest.mark.parametrize("number", TABLES)
 def test_report_prints_every_table_with_its_caption(number, evaluation, report):
-    assert " ".join(caption(evaluation.table(number), evaluation.study).split()) in " ".join(report.split())
+    assert " ".join(caption(evaluation.table(number), evaluation.study).split()) in " ".join(
+        report.split()
+    )
 
 
 @pytest.mark.parametrize(
@@ -148,7 +161,11 @@ def test_report_of_some_tables_has_them_and_their_claims_alone(numbers, claims, 
     printed = capsys.readouterr().out
     assert [number for number in TABLES if f"\nTable {number}. " in printed] == list(numbers)
     lines = printed.splitlines()
-    found = {line.split()[0] for line, following in pairwise(lines) if following.strip().startswith("here: ")}
+    found = {
+        line.split()[0]
+        for line, following in pairwise(lines)
+        if following.strip().startswith("here: ")
+    }
     assert found == set(claims)
 
 
@@ -160,8 +177,16 @@ def test_report_prints_the_sweep_over_n(evaluation, finished, monkeypatch, capsy
         assert f"over the number n of PGD's steps, at ε = {eps:g}" in printed
         part = printed.split(f"at ε = {eps:g}\n")[1]
         for method in ("Adv", "Filt+Adv", "PA-Filt+Adv"):
-            place = (rows["method"] == method) & (rows["eps"] == eps) & (rows["steps"] != evaluation.study.steps)
-            (line, *_) = [line for line in part.splitlines() if line.split()[:1] == [method] and "measured" in line]
+            place = (
+                (rows["method"] == method)
+                & (rows["eps"] == eps)
+                & (rows["steps"] != evaluation.study.steps)
+            )
+            (line, *_) = [
+                line
+                for line in part.splitlines()
+                if line.split()[:1] == [method] and "measured" in line
+            ]
             expected = [round(value, 3) for value in evaluation_values(rows, place)]
             assert [float(number) for number in line.split()[2:]] == expected
 
@@ -177,12 +202,28 @@ def test_report_prints_every_method_and_source(evaluation, report):
 
 def test_report_keeps_a_line_of_a_table_in_one_line(report):
     (line, *_) = [line for line in report.splitlines() if "published" in line and "0.928" in line]
-    numbers = [0.928, 0.899, 0.829, 0.747, 0.484, 0.045, 0.014, 0.004, 0.031, 0.076, 0.108, 0.278, 0.036]
+    numbers = [
+        0.928,
+        0.899,
+        0.829,
+        0.747,
+        0.484,
+        0.045,
+        0.014,
+        0.004,
+        0.031,
+        0.076,
+        0.108,
+        0.278,
+        0.036,
+    ]
     assert [float(number) for number in line.split()[-13:]] == numbers
 
 
 @pytest.mark.parametrize(
-    ("claim", "sentence"), [(claim, sentence) for claim, (sentence, _) in CLAIMS.items()], ids=CLAIMS
+    ("claim", "sentence"),
+    [(claim, sentence) for claim, (sentence, _) in CLAIMS.items()],
+    ids=CLAIMS,
 )
 def test_report_prints_every_claim(claim, sentence, report):
     lines = report.splitlines()
@@ -208,11 +249,20 @@ def complete(tmp_path, monkeypatch):
 def test_doctor_names_what_is_not_made_yet_and_how_to_make_it(complete, capsys):
     main(["doctor", "--scale", "smoke"])
     lines = capsys.readouterr().out.splitlines()
-    for piece in ("classifier", "train images", "test images", "Filt(L_img)", "Y-Net", "PA-Filt(L_img)"):
+    for piece in (
+        "classifier",
+        "train images",
+        "test images",
+        "Filt(L_img)",
+        "Y-Net",
+        "PA-Filt(L_img)",
+    ):
         assert f"  {piece:22} not made yet: {COMPUTE}" in lines
 
 
-def test_doctor_lists_every_study_and_how_to_get_its_images(complete, capsys, monkeypatch, tmp_path):
+def test_doctor_lists_every_study_and_how_to_get_its_images(
+    complete, capsys, monkeypatch, tmp_path
+):
     monkeypatch.setenv("NBSUPPORT_DATA", str(tmp_path / "data"))
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "train_32x32.mat").touch()
@@ -239,7 +289,9 @@ def test_its_command_names_the_folder_of_the_images(monkeypatch, tmp_path):
 
 
 def test_doctor_downloads_nothing(complete, capsys, monkeypatch):
-    monkeypatch.setattr("nbsupport.data.published._download", lambda *arguments: pytest.fail("downloaded"))
+    monkeypatch.setattr(
+        "nbsupport.data.published._download", lambda *arguments: pytest.fail("downloaded")
+    )
     assert exit_of("doctor", "--study", "cifar10", "--scale", "smoke") == 1
     assert "cifar10        to get: compute and run download about 170 MB" in capsys.readouterr().out
 
@@ -284,7 +336,9 @@ def test_the_command_it_gives_is_understood(asked):
 @pytest.mark.parametrize("numbers", [[1], [5, 7], [7, 6]])
 def test_tables_may_be_chosen(command, numbers, monkeypatch):
     calls = []
-    monkeypatch.setattr(f"nbsupport.__main__._{command}", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(
+        f"nbsupport.__main__._{command}", lambda *arguments: calls.append(arguments)
+    )
     main([command, "--scale", "smoke", "--tables", *map(str, numbers)])
     assert calls == [(Study.named("digits", "smoke"), numbers)]
 
@@ -308,7 +362,10 @@ def test_or_where_git_ignores_it(monkeypatch):
 def test_without_results_it_says_how_to_make_them(tmp_path, monkeypatch):
     monkeypatch.setenv("NBSUPPORT_FIGURES", str(tmp_path / "none"))
     told = exit_of("report", "--html", str(tmp_path / "page.html"))
-    assert told == f"there are no results in {tmp_path}/none; make them: python -m nbsupport run, or make study"
+    assert (
+        told
+        == f"there are no results in {tmp_path}/none; make them: python -m nbsupport run, or make study"
+    )
     assert not (tmp_path / "page.html").exists()
 
 
@@ -316,7 +373,9 @@ def test_a_result_of_unknown_origin_is_refused_by_name(tmp_path, monkeypatch):
     (tmp_path / "digits").mkdir()
     (tmp_path / "digits" / "fig1.png").touch()
     monkeypatch.setenv("NBSUPPORT_FIGURES", str(tmp_path))
-    assert exit_of("report", "--html", str(tmp_path / "page.html")).startswith(f"{tmp_path}/digits/fig1.json: expected")
+    assert exit_of("report", "--html", str(tmp_path / "page.html")).startswith(
+        f"{tmp_path}/digits/fig1.json: expected"
+    )
 
 
 # -- mistakes ------------------------------------------------------------------------------------
@@ -374,9 +433,13 @@ def test_a_notebook_that_fails_ends_without_a_traceback(monkeypatch):
     assert exit_of("run", "07", "--scale", "smoke") == "07_pa_filt.ipynb: cell 3 failed"
 
 
-@pytest.mark.parametrize(("scale", "told"), [("smoke", "figures          none: smoke"), ("quick", "tables, figures  ")])
+@pytest.mark.parametrize(
+    ("scale", "told"), [("smoke", "figures          none: smoke"), ("quick", "tables, figures  ")]
+)
 def test_run_says_where_its_results_are(scale, told, capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(runner, "run", lambda names, study, scale: tmp_path / study / scale / "-".join(names))
+    monkeypatch.setattr(
+        runner, "run", lambda names, study, scale: tmp_path / study / scale / "-".join(names)
+    )
     main(["run", "00", "07", "--scale", scale])
     first, second = capsys.readouterr().out.splitlines()
     assert first == f"pages            {tmp_path / 'digits' / scale / '00-07'}"
@@ -385,7 +448,11 @@ def test_run_says_where_its_results_are(scale, told, capsys, monkeypatch, tmp_pa
 
 @pytest.mark.parametrize(
     ("arguments", "warned"),
-    [(["--scale", "quick"], True), (["00", "--scale", "quick"], False), (["--scale", "smoke"], False)],
+    [
+        (["--scale", "quick"], True),
+        (["00", "--scale", "quick"], False),
+        (["--scale", "smoke"], False),
+    ],
     ids=str,
 )
 def test_run_of_everything_says_that_it_is_long(arguments, warned, capsys, monkeypatch, tmp_path):
@@ -421,12 +488,23 @@ def yours(tmp_path, monkeypatch):
         for number in range(4):
             colour = [40, 40, 40]
             colour[label] = 150 + 20 * number
-            Image.new("RGB", (13, 12), tuple(colour)).save(tmp_path / "photos" / word / f"{number}.png")
+            Image.new("RGB", (13, 12), tuple(colour)).save(
+                tmp_path / "photos" / word / f"{number}.png"
+            )
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-OWN = ("--study", "folder", "--scale", "smoke", "--data", "photos", "--classifier", "model.py:factory")
+OWN = (
+    "--study",
+    "folder",
+    "--scale",
+    "smoke",
+    "--data",
+    "photos",
+    "--classifier",
+    "model.py:factory",
+)
 
 
 def chosen(yours, **changes):
@@ -440,19 +518,29 @@ def test_classifier_and_images_are_chosen_on_the_command_line(asked, yours):
 
 
 def test_or_in_the_environment(asked, yours, monkeypatch):
-    for name, value in {"STUDY": "folder", "DATA": "photos", "CLASSIFIER": "model.py:factory"}.items():
+    for name, value in {
+        "STUDY": "folder",
+        "DATA": "photos",
+        "CLASSIFIER": "model.py:factory",
+    }.items():
         monkeypatch.setenv(f"NBSUPPORT_{name}", value)
     main(["compute", "--scale", "smoke"])
     monkeypatch.setenv("NBSUPPORT_IMAGE_SIZE", "12")
     main(["compute", "--scale", "smoke"])
     main(["compute", "--scale", "smoke", "--study", "digits", "--classifier", "small_resnet"])
-    studies = [chosen(yours), chosen(yours, image_size=12), Study.named("digits", "smoke", image_size=12)]
+    studies = [
+        chosen(yours),
+        chosen(yours, image_size=12),
+        Study.named("digits", "smoke", image_size=12),
+    ]
     assert [study for study, _ in asked] == studies
 
 
 def test_notebooks_are_told(yours, capsys, monkeypatch, tmp_path):
     told = []
-    monkeypatch.setattr(runner, "run", lambda *places, **choices: told.append((places, choices)) or tmp_path)
+    monkeypatch.setattr(
+        runner, "run", lambda *places, **choices: told.append((places, choices)) or tmp_path
+    )
     main(["run", "14", *OWN, "--image-size", "12"])
     main(["run", "14", "--scale", "smoke"])
     own = {"data": f"{yours}/photos", "classifier": f"{yours}/model.py:factory", "image_size": "12"}
@@ -464,7 +552,9 @@ def test_doctor_says_what_it_found(complete, yours, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert f"study            folder at smoke; its images are in {yours}/photos" in lines
     assert "images           8 to train on, 4 to test on, 3 classes, 32×32 pixels" in lines
-    assert "classifier       model.py:factory: 3 logits, clean accuracy 0.250" in lines  # folders: blue, green, red
+    assert (
+        "classifier       model.py:factory: 3 logits, clean accuracy 0.250" in lines
+    )  # folders: blue, green, red
     command = f"compute --study folder --scale smoke --classifier {yours}/model.py:factory --data {yours}/photos"
     assert f"  train images           not made yet: python -m nbsupport {command}" in lines
 
@@ -481,9 +571,15 @@ def test_the_whole_study_is_computed(yours, capsys):
     ("change", "message"),
     [
         ({"--data": "absent"}, "expected a folder of images, .*absent is none"),
-        ({"--data": ""}, "expected a folder of images, none was named; name one: python -m nbsupport compute"),
+        (
+            {"--data": ""},
+            "expected a folder of images, none was named; name one: python -m nbsupport compute",
+        ),
         ({"--classifier": "absent.py:factory"}, "there is no file"),
-        ({"--classifier": "model.py:absent"}, "model.py has no function 'absent'; it has: factory, training"),
+        (
+            {"--classifier": "model.py:absent"},
+            "model.py has no function 'absent'; it has: factory, training",
+        ),
         ({"--classifier": "model.py"}, "expected path/to/file.py:factory, got 'model.py'"),
         ({"--classifier": "model.py:training"}, "it is in training mode"),
         ({"--classifier": "resnet51"}, "no classifier named 'resnet51'"),
@@ -497,10 +593,15 @@ def test_what_is_wrong_with_them_is_said_in_one_line(command, change, message, c
 
 
 @pytest.mark.parametrize("command", ["compute", "report"])
-def test_tables_that_an_architecture_has_not_are_refused_before_anything_is_made(command, asked, yours):
+def test_tables_that_an_architecture_has_not_are_refused_before_anything_is_made(
+    command, asked, yours
+):
     own = [*OWN[:-1], "vgg11", "--tables"]
     told = exit_of(command, *own, "7", "5")
-    assert re.fullmatch("python -m nbsupport: classifier: FD changes the stages .* 'vgg11' is none; .* its table", told)
+    assert re.fullmatch(
+        "python -m nbsupport: classifier: FD changes the stages .* 'vgg11' is none; .* its table",
+        told,
+    )
     main(["compute", *own, "1", "5"])
     assert asked == [(chosen(yours, classifier="vgg11"), [1, 5])]
 
@@ -508,7 +609,10 @@ def test_tables_that_an_architecture_has_not_are_refused_before_anything_is_made
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--data", "photos"], "--data belongs to studies of images that lie somewhere, not to 'digits'"),
+        (
+            ["--data", "photos"],
+            "--data belongs to studies of images that lie somewhere, not to 'digits'",
+        ),
         (["--image-size", "large"], "expected a number of pixels such as 224, got 'large'"),
         (["--image-size", "0"], "Study.image_size: expected a positive number, got 0"),
     ],
@@ -547,7 +651,9 @@ def without_jupyter(evaluation):
     """What each command prints where Jupyter cannot be imported, and what they print to stderr."""
     environment = os.environ | {"NBSUPPORT_HOME": str(evaluation.artefacts.store.home)}
     command = [sys.executable, "-c", WITHOUT_JUPYTER]
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", env=environment | {"PYTHONUTF8": "1"})
+    done = subprocess.run(
+        command, capture_output=True, encoding="utf-8", env=environment | {"PYTHONUTF8": "1"}
+    )
     printed = dict(part.split("\n", 1) for part in done.stdout.split("begin ")[1:])
     return printed | {"stderr": done.stderr}
 
@@ -572,7 +678,9 @@ def test_an_interruption_says_in_one_line_that_nothing_finished_is_lost(monkeypa
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Artefacts, "images", interrupted)
-    with pytest.raises(SystemExit, match=r"^interrupted; what was finished is kept, .* goes on from there$"):
+    with pytest.raises(
+        SystemExit, match=r"^interrupted; what was finished is kept, .* goes on from there$"
+    ):
         main(["compute", "--scale", "smoke"])
 
 

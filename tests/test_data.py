@@ -26,7 +26,8 @@ def test_sizes_of_the_splits(split, number):
 
 def test_no_image_is_in_both_splits_and_none_is_missing():
     train, test = (
-        {image.numpy().tobytes() for image in digits(split, image_size=8).images} for split in ("train", "test")
+        {image.numpy().tobytes() for image in digits(split, image_size=8).images}
+        for split in ("train", "test")
     )
     assert not train & test
     assert len(train | test) == 1797  # scikit-learn's digits are all different
@@ -36,7 +37,8 @@ def test_no_image_is_in_both_splits_and_none_is_missing():
 def test_labels_belong_to_their_images(split):
     source = load_digits()
     known = {
-        image.tobytes(): label for image, label in zip(source.images.astype("float32"), source.target, strict=True)
+        image.tobytes(): label
+        for image, label in zip(source.images.astype("float32"), source.target, strict=True)
     }
     part = digits(split, image_size=8)
     found = [known[image.numpy().tobytes()] for image in part.images[:, 0] * 16]
@@ -101,12 +103,16 @@ def test_the_specification_says_what_is_in_it():
 
 @pytest.mark.parametrize("number", [501, 0, -1])
 def test_more_images_than_there_are_or_none_are_refused(number):
-    with pytest.raises(ValueError, match=f"load: digits has 500 test images, but {number} were asked for"):
+    with pytest.raises(
+        ValueError, match=f"load: digits has 500 test images, but {number} were asked for"
+    ):
         digits("test", number)
 
 
 def test_an_unknown_split_is_refused():
-    with pytest.raises(ValueError, match="load: expected the split 'train' or 'test', got 'validation'"):
+    with pytest.raises(
+        ValueError, match="load: expected the split 'train' or 'test', got 'validation'"
+    ):
         digits("validation")
 
 
@@ -119,7 +125,12 @@ def filled(*values):
 
 @pytest.mark.parametrize(
     "images",
-    [filled(0.0, 0.5, 1.0), filled(0.0, 0.0, 0.0), torch.rand(2, 3, 1, 5).double(), torch.rand(1, 3, 3, 3).half()],
+    [
+        filled(0.0, 0.5, 1.0),
+        filled(0.0, 0.0, 0.0),
+        torch.rand(2, 3, 1, 5).double(),
+        torch.rand(1, 3, 3, 3).half(),
+    ],
     ids=["whole range", "black", "double", "half"],
 )
 def test_images_pass(images):
@@ -168,7 +179,9 @@ def test_anything_else_is_refused(images, error, message, no_shape_checker):
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8])
 def test_labels_pass(dtype):
-    check_labels(torch.tensor([0, 9], dtype=dtype), images=torch.rand(2, 3, 4, 4), classes=10, caller="test")
+    check_labels(
+        torch.tensor([0, 9], dtype=dtype), images=torch.rand(2, 3, 4, 4), classes=10, caller="test"
+    )
 
 
 def test_labels_of_an_unknown_number_of_classes_pass():
@@ -184,10 +197,22 @@ def test_labels_of_an_unknown_number_of_classes_pass():
         ([True, False], "expected 2 integer labels for 2 images, got torch.bool"),
         ([0, 10], "expected labels from 0 to 9, got 0 to 10$"),
         ([-1, 3], "expected labels from 0 to 9, got -1 to 3$"),
-        ([1, 10], "expected labels from 0 to 9, got 1 to 10; labels that start at 1 need labels - 1$"),
+        (
+            [1, 10],
+            "expected labels from 0 to 9, got 1 to 10; labels that start at 1 need labels - 1$",
+        ),
         ([1, 12], "expected labels from 0 to 9, got 1 to 12$"),
     ],
-    ids=["too many", "a column", "floating-point", "boolean", "too large", "negative", "from 1", "from 1 to 12"],
+    ids=[
+        "too many",
+        "a column",
+        "floating-point",
+        "boolean",
+        "too large",
+        "negative",
+        "from 1",
+        "from 1 to 12",
+    ],
 )
 def test_other_labels_are_refused(labels, message, no_shape_checker):
     with pytest.raises(ValueError, match=f"^test: {message}"):
@@ -196,4 +221,6 @@ def test_other_labels_are_refused(labels, message, no_shape_checker):
 
 def test_negative_labels_are_refused_whatever_the_number_of_classes():
     with pytest.raises(ValueError, match=r"^test: expected labels from 0, got -1 to 3"):
-        check_labels(torch.tensor([-1, 3]), images=torch.rand(2, 3, 4, 4), classes=None, caller="test")
+        check_labels(
+            torch.tensor([-1, 3]), images=torch.rand(2, 3, 4, 4), classes=None, caller="test"
+        )

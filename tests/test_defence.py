@@ -13,7 +13,15 @@ import nbsupport
 from nbsupport.attacks import pgd as attacks
 from nbsupport.classifiers.models import build
 from nbsupport.denoisers.defended import defend, export, load_denoiser, save_denoiser
-from nbsupport.denoisers.models import Additive, Denoiser, Filtering, MultiHead, PAFilter, View, YNet
+from nbsupport.denoisers.models import (
+    Additive,
+    Denoiser,
+    Filtering,
+    MultiHead,
+    PAFilter,
+    View,
+    YNet,
+)
 
 KINDS = (Additive, Filtering, MultiHead, YNet, PAFilter)
 every_kind = pytest.mark.parametrize("kind", KINDS, ids=[kind.__name__ for kind in KINDS])
@@ -61,28 +69,38 @@ def test_an_attacker_who_knows_gets_through_it(classifier):
 def test_training_mode_is_refused(role, classifier):
     both = {"classifier": classifier, "denoiser": trained(Filtering)}
     both[role].train()
-    with pytest.raises(ValueError, match=rf"defend, {role}: it is in training mode; call .eval\(\)"):
+    with pytest.raises(
+        ValueError, match=rf"defend, {role}: it is in training mode; call .eval\(\)"
+    ):
         defend(**both)
 
 
 def test_the_wrong_way_round_is_refused(classifier):
-    with pytest.raises(TypeError, match=r"the classifier comes first: defend\(classifier, denoiser\)"):
+    with pytest.raises(
+        TypeError, match=r"the classifier comes first: defend\(classifier, denoiser\)"
+    ):
         defend(trained(Filtering), classifier)
 
 
 def test_what_is_no_module_is_refused(classifier, monkeypatch):
     monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)
-    with pytest.raises(TypeError, match=r"defend: expected an nn\.Module as denoiser, got function"):
+    with pytest.raises(
+        TypeError, match=r"defend: expected an nn\.Module as denoiser, got function"
+    ):
         defend(classifier, lambda images: images)
 
 
 def test_different_devices_are_refused(classifier):
-    with pytest.raises(ValueError, match="the classifier is on meta, the denoiser on cpu; move one"):
+    with pytest.raises(
+        ValueError, match="the classifier is on meta, the denoiser on cpu; move one"
+    ):
         defend(classifier.to("meta"), trained(Filtering))
 
 
 def test_a_denoiser_that_changes_the_shape_is_refused(classifier):
-    with pytest.raises(ValueError, match=r"expected denoised images of \(1, 3, 16, 16\), got \(1, 3, 8, 8\)"):
+    with pytest.raises(
+        ValueError, match=r"expected denoised images of \(1, 3, 16, 16\), got \(1, 3, 8, 8\)"
+    ):
         defend(classifier, nn.AvgPool2d(2).eval())(torch.rand(1, 3, 16, 16))
 
 
@@ -104,7 +122,9 @@ def test_a_saved_denoiser_comes_back(kind, literal, width, kernel_size, tmp_path
 def test_the_file_says_what_it_is(tmp_path):
     from safetensors import safe_open
 
-    path = save_denoiser(trained(PAFilter, 3, 5), tmp_path / "x.safetensors", {"classifier": "mine"})
+    path = save_denoiser(
+        trained(PAFilter, 3, 5), tmp_path / "x.safetensors", {"classifier": "mine"}
+    )
     with safe_open(path, framework="pt") as file:
         record = json.loads(file.metadata()["record"])
     assert record == {
@@ -119,7 +139,9 @@ def test_altered_weights_are_refused(tmp_path):
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"load_denoiser: .*x.safetensors was altered \(its checksum differs\)"):
+    with pytest.raises(
+        ValueError, match=r"load_denoiser: .*x.safetensors was altered \(its checksum differs\)"
+    ):
         load_denoiser(path)
 
 
@@ -136,13 +158,17 @@ def test_altered_arguments_are_refused(tmp_path):
 def test_a_truncated_file_is_refused(length, tmp_path):
     path = save_denoiser(trained(Filtering), tmp_path / "x.safetensors")
     path.write_bytes(path.read_bytes()[:length])
-    with pytest.raises(ValueError, match=r"load_denoiser: .* is damaged or no safetensors file .*; save it again"):
+    with pytest.raises(
+        ValueError, match=r"load_denoiser: .* is damaged or no safetensors file .*; save it again"
+    ):
         load_denoiser(path)
 
 
 def test_another_safetensors_file_is_refused(tmp_path):
     save_file({"weight": torch.ones(2)}, tmp_path / "x.safetensors")
-    with pytest.raises(ValueError, match=r"is no 'nbsupport denoiser 1' file, got None; save it with save_denoiser"):
+    with pytest.raises(
+        ValueError, match=r"is no 'nbsupport denoiser 1' file, got None; save it with save_denoiser"
+    ):
         load_denoiser(tmp_path / "x.safetensors")
 
 
@@ -155,9 +181,13 @@ class Unknown(Denoiser):
     """Somebody's own."""
 
 
-@pytest.mark.parametrize("denoiser", [View(trained(YNet), "m"), Unknown()], ids=["a view", "an unknown one"])
+@pytest.mark.parametrize(
+    "denoiser", [View(trained(YNet), "m"), Unknown()], ids=["a view", "an unknown one"]
+)
 def test_what_cannot_be_built_again_is_refused(denoiser, tmp_path):
-    with pytest.raises(TypeError, match=f"denoiser: {type(denoiser).__name__} is no class of nbsupport.denoisers"):
+    with pytest.raises(
+        TypeError, match=f"denoiser: {type(denoiser).__name__} is no class of nbsupport.denoisers"
+    ):
         save_denoiser(denoiser.eval(), tmp_path / "x.safetensors")
     assert not list(tmp_path.iterdir())
 
@@ -206,8 +236,12 @@ def test_every_denoiser_can_be_exported(kind, tmp_path):
 
 def test_what_computes_something_else_is_not_kept(tmp_path, monkeypatch):
     denoiser = trained(Filtering)
-    monkeypatch.setattr("nbsupport.denoisers.defended._Unchecked.forward", lambda self, images: 0.5 * images)
-    with pytest.raises(RuntimeError, match=r"export: the exported denoiser differs by .* from the original"):
+    monkeypatch.setattr(
+        "nbsupport.denoisers.defended._Unchecked.forward", lambda self, images: 0.5 * images
+    )
+    with pytest.raises(
+        RuntimeError, match=r"export: the exported denoiser differs by .* from the original"
+    ):
         export(denoiser, tmp_path / "x.pt2", 8)
     assert not list(tmp_path.iterdir())
 
@@ -215,5 +249,7 @@ def test_what_computes_something_else_is_not_kept(tmp_path, monkeypatch):
 def test_export_refuses_training_mode_and_other_endings(tmp_path):
     with pytest.raises(ValueError, match="export: it is in training mode"):
         export(trained(Filtering).train(), tmp_path / "x.pt2", 8)
-    with pytest.raises(ValueError, match=r"export: expected a file that ends in .pt2, .* got .*x.onnx"):
+    with pytest.raises(
+        ValueError, match=r"export: expected a file that ends in .pt2, .* got .*x.onnx"
+    ):
         export(trained(Filtering), tmp_path / "x.onnx", 8)

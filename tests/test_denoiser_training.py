@@ -39,7 +39,9 @@ def classifier():
 @pytest.fixture(scope="module")
 def attacked():
     ratios = 2 * rand(len(EPS) - 1, NUMBER, 3, SIDE, SIDE, seed=1) - 1
-    return AttackedSet(rand(NUMBER, 3, SIDE, SIDE), torch.arange(NUMBER) % CLASSES, ratios.half(), EPS)
+    return AttackedSet(
+        rand(NUMBER, 3, SIDE, SIDE), torch.arange(NUMBER) % CLASSES, ratios.half(), EPS
+    )
 
 
 def untrained(name):
@@ -66,7 +68,9 @@ def run(name, scratch, classifier, attacked, study=STUDY):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_who_only_adjusts_a_trained_denoiser_has_a_budget_of_its_own(name):
-    expected = {"PA-Filt(L_img)": (3, 5e-4), LITERAL: (3, 2e-3), KNOWING: (2, 5e-4)}.get(name, (2, 2e-3))
+    expected = {"PA-Filt(L_img)": (3, 5e-4), LITERAL: (3, 2e-3), KNOWING: (2, 5e-4)}.get(
+        name, (2, 2e-3)
+    )
     found = budget(name, STUDY)
     assert (found.pop("epochs"), found.pop("learning_rate")) == expected
     attack = {"eps": 0.2, "steps": 2, "rel_step": 0.25}
@@ -84,7 +88,18 @@ def seen(monkeypatch):
     def attack(network, images, labels, eps, **options):
         made = pgd(network, images, labels, eps, **options)
         copy = weights(network[0])
-        attacks.append((network, any(m.training for m in network.modules()), copy, images, labels, eps, made, options))
+        attacks.append(
+            (
+                network,
+                any(m.training for m in network.modules()),
+                copy,
+                images,
+                labels,
+                eps,
+                made,
+                options,
+            )
+        )
         return made
 
     def spy(denoiser, classifier, *tensors):
@@ -112,7 +127,9 @@ def test_what_it_learns_from_is_what_the_attack_made(seen, tmp_path, classifier,
     for (*_, images, labels, eps, made, options), objective in zip(*seen, strict=True):
         learning, frozen, shown, clean, strengths = objective
         assert learning and not frozen
-        assert torch.equal(shown, made) and torch.equal(clean, images) and torch.equal(strengths, eps)
+        assert (
+            torch.equal(shown, made) and torch.equal(clean, images) and torch.equal(strengths, eps)
+        )
         for image, label in zip(images, labels.tolist(), strict=True):
             (row,) = (attacked.images == image).flatten(1).all(dim=1).nonzero()[:, 0]
             assert attacked.labels[row] == label
@@ -121,7 +138,9 @@ def test_what_it_learns_from_is_what_the_attack_made(seen, tmp_path, classifier,
         assert ((made - images).abs().amax(dim=(1, 2, 3)) > 0.3 * eps).all()
 
 
-def test_every_image_has_a_strength_of_its_own_below_that_of_the_study(seen, tmp_path, classifier, attacked):
+def test_every_image_has_a_strength_of_its_own_below_that_of_the_study(
+    seen, tmp_path, classifier, attacked
+):
     run(KNOWING, tmp_path, classifier, attacked, dataclasses.replace(STUDY, knowing_epochs=15))
     eps = torch.cat([each[5] for each in seen[0]])
     assert len(eps.unique()) > 145
@@ -146,15 +165,23 @@ def test_all_of_it_learns_and_the_classifier_does_not(tmp_path, classifier, atta
     denoiser, _ = run(KNOWING, tmp_path, classifier, attacked)
     start = untrained(KNOWING).state_dict()
     for part in ("ynet.encoder", "ynet.decoders.sl", "ynet.decoders.m", "ynet.outputs", "fusion"):
-        named = {name: tensor for name, tensor in denoiser.state_dict().items() if name.startswith(part)}
-        assert named and any(not torch.equal(tensor, start[name]) for name, tensor in named.items()), part
+        named = {
+            name: tensor for name, tensor in denoiser.state_dict().items() if name.startswith(part)
+        }
+        assert named and any(
+            not torch.equal(tensor, start[name]) for name, tensor in named.items()
+        ), part
     torch.testing.assert_close(weights(classifier), before, rtol=0, atol=0)
 
 
 def test_without_knowing_only_the_fusion_learns(tmp_path, classifier, attacked):
     denoiser, _ = run("PA-Filt(L_img)", tmp_path, classifier, attacked)
     start = untrained("PA-Filt(L_img)").state_dict()
-    changed = {name for name, tensor in denoiser.state_dict().items() if not torch.equal(tensor, start[name])}
+    changed = {
+        name
+        for name, tensor in denoiser.state_dict().items()
+        if not torch.equal(tensor, start[name])
+    }
     assert changed and all(name.startswith("fusion.") for name in changed)
 
 
@@ -178,7 +205,9 @@ class Interrupted(BaseException):
 
 
 @pytest.mark.parametrize("stop", [0, 2, 3, 5])
-def test_interrupted_and_resumed_ends_at_the_same_weights(stop, tmp_path, classifier, attacked, monkeypatch):
+def test_interrupted_and_resumed_ends_at_the_same_weights(
+    stop, tmp_path, classifier, attacked, monkeypatch
+):
     expected, report = run(KNOWING, tmp_path / "undisturbed", classifier, attacked)
     count = []
 
@@ -204,7 +233,9 @@ def test_interrupted_and_resumed_ends_at_the_same_weights(stop, tmp_path, classi
 @pytest.mark.parametrize("name", ["Filt(L_img*)", "Y-Net"])
 def test_a_study_without_the_strong_attacks_cannot_teach_them(name, tmp_path, classifier, attacked):
     study = dataclasses.replace(STUDY, eps=(0.0, 0.01, 0.1))
-    with pytest.raises(ValueError, match=r"learns from ε = \(0.1, 0.3, 0.5\), but the study's strengths are"):
+    with pytest.raises(
+        ValueError, match=r"learns from ε = \(0.1, 0.3, 0.5\), but the study's strengths are"
+    ):
         run(name, tmp_path, classifier, attacked, study)
 
 
@@ -215,7 +246,9 @@ def test_strengths_are_those_of_the_stored_attacks(monkeypatch, tmp_path, classi
         shown.append((images, clean, eps))
         return objective(denoiser, classifier, images, clean, eps)
 
-    monkeypatch.setitem(RECIPES, "Filt(L_img*)", dataclasses.replace(RECIPES["Filt(L_img*)"], objective=spy))
+    monkeypatch.setitem(
+        RECIPES, "Filt(L_img*)", dataclasses.replace(RECIPES["Filt(L_img*)"], objective=spy)
+    )
     run("Filt(L_img*)", tmp_path, classifier, attacked)
     images, clean, eps = (torch.cat(parts) for parts in zip(*shown, strict=True))
     assert len(eps) == 2 * NUMBER * 4
@@ -234,7 +267,9 @@ def test_the_literal_fusion_has_the_rate_of_all_others():
     assert budget("PA-Filt(L_img)", STUDY)["learning_rate"] == STUDY.fusion_learning_rate
     balanced = dataclasses.replace(STUDY, fusion="balanced")
     assert budget("PA-Filt(L_img)_literal", balanced) == budget("PA-Filt(L_img)_literal", STUDY)
-    assert budget("PA-Filt(L_img)", balanced) == budget("PA-Filt(L_img)", STUDY) | {"fusion": "balanced"}
+    assert budget("PA-Filt(L_img)", balanced) == budget("PA-Filt(L_img)", STUDY) | {
+        "fusion": "balanced"
+    }
     assert budget("Y-Net", balanced) == budget("Y-Net", STUDY)
 
 
@@ -254,15 +289,25 @@ def test_balanced_is_relative_to_the_start_at_each_strength(classifier, attacked
     images = attacked.pick(rows, numbers)
     parts = []
     for number, row in enumerate(rows.tolist()):
-        alone = fusion_loss(classifier, other(images[number : number + 1]), attacked.images[number : number + 1])
-        parts.append(alone / fusion_loss(classifier, denoiser(attacked.at(EPS[row])), attacked.images))
+        alone = fusion_loss(
+            classifier, other(images[number : number + 1]), attacked.images[number : number + 1]
+        )
+        parts.append(
+            alone / fusion_loss(classifier, denoiser(attacked.at(EPS[row])), attacked.images)
+        )
     loss = objective(other, classifier, images, attacked.images, torch.tensor(EPS)[rows])
     assert loss.item() == pytest.approx(torch.stack(parts).mean().item(), rel=1e-4)
 
 
 def test_a_balanced_study_trains_another_fusion(tmp_path, classifier, attacked):
     fusions = [
-        run(name, tmp_path / f"{name}{fusion}", classifier, attacked, dataclasses.replace(STUDY, fusion=fusion))[0]
+        run(
+            name,
+            tmp_path / f"{name}{fusion}",
+            classifier,
+            attacked,
+            dataclasses.replace(STUDY, fusion=fusion),
+        )[0]
         for name in ("PA-Filt(L_img)", "PA-Filt(L_img)_literal")
         for fusion in ("mean", "balanced")
     ]
@@ -277,7 +322,9 @@ def test_a_balanced_study_trains_another_fusion(tmp_path, classifier, attacked):
 def test_health_is_the_change_per_strength(attacked):
     denoiser = untrained("Add(L_img)").eval()
     with torch.no_grad():
-        expected = [float((denoiser(attacked.at(eps)) - attacked.at(eps)).abs().mean()) for eps in EPS]
+        expected = [
+            float((denoiser(attacked.at(eps)) - attacked.at(eps)).abs().mean()) for eps in EPS
+        ]
     found = health(denoiser, attacked)
     assert found["change"] == pytest.approx(expected)
     assert set(found) == {"change", "alive"}
@@ -321,7 +368,9 @@ def test_a_dead_decoder_is_seen(kind, layers, attacked):
     alive = health(denoiser, attacked)["alive"]
     assert sorted(alive) == sorted(layers)
     assert all(0.05 < share <= 1 for share in alive.values())
-    last = next(module for module in denoiser.modules() if isinstance(module, Decoder)).blocks[-1][-2]
+    last = next(module for module in denoiser.modules() if isinstance(module, Decoder)).blocks[-1][
+        -2
+    ]
     last.bias.data.fill_(-1e3)  # its ReLUs never open again
     alive = health(denoiser, attacked)["alive"]
     dead = [name for name, share in alive.items() if share == 0]

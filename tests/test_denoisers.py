@@ -52,7 +52,9 @@ def test_every_denoiser_starts_at_the_identity(kind, size):
 @pytest.mark.parametrize("kernel_size", [1, 5])
 def test_so_it_does_with_other_kernels(kind, kernel_size):
     images = rand(2, 3, 9, 8)
-    torch.testing.assert_close(made(kind, kernel_size=kernel_size)(images), images, atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        made(kind, kernel_size=kernel_size)(images), images, atol=1e-6, rtol=0
+    )
 
 
 @every_kind
@@ -66,7 +68,9 @@ def test_from_the_identity_there_is_a_way_to_learn(kind):
     denoiser = made(kind).requires_grad_()
     denoiser(rand(2, 3, 16, 16)).sum().backward()
     layers = [layer for layer in denoiser.modules() if isinstance(layer, OutputLayer)]
-    assert any(layer.weight.grad is not None and layer.weight.grad.abs().sum() > 0 for layer in layers)
+    assert any(
+        layer.weight.grad is not None and layer.weight.grad.abs().sum() > 0 for layer in layers
+    )
 
 
 @pytest.mark.parametrize(("literal", "channels"), [(True, 3), (False, 27)])
@@ -126,17 +130,61 @@ def test_images_do_not_depend_on_their_batch(kind):
 
 BAD = {
     "array": (np.zeros((1, 3, 4, 4)), TypeError, "expected a torch tensor of images, got ndarray"),
-    "8-bit": (torch.zeros(1, 3, 4, 4, dtype=torch.uint8), TypeError, r"got torch.uint8; .* images.float\(\) / 255"),
-    "no batch": (torch.zeros(3, 4, 4), ValueError, r"got \(3, 4, 4\); add the batch dimension with images\[None\]"),
-    "grayscale": (torch.zeros(1, 1, 4, 4), ValueError, r"becomes RGB with images.expand\(-1, 3, -1, -1\)"),
-    "channels last": (torch.zeros(1, 4, 4, 3), ValueError, r"the channels with images.permute\(0, 3, 1, 2\)"),
-    "RGBA": (torch.zeros(1, 4, 5, 5), ValueError, r"expected 3 colour channels, got images of \(1, 4, 5, 5\)$"),
-    "no image": (torch.zeros(0, 3, 4, 4), ValueError, r"at least one image and one pixel, got \(0, 3, 4, 4\)"),
-    "no pixel": (torch.zeros(1, 3, 0, 4), ValueError, r"at least one image and one pixel, got \(1, 3, 0, 4\)"),
-    "NaN": (torch.tensor([0.5, torch.nan, 0.5]).view(1, 3, 1, 1), ValueError, r"expected finite values in \[0, 1\]"),
-    "infinity": (torch.tensor([0.5, torch.inf, 0.5]).view(1, 3, 1, 1), ValueError, "got values from 0.5 to inf"),
-    "normalised": (torch.tensor([-2.0, 0.0, 2.0]).view(1, 3, 1, 1), ValueError, "do not normalise, the classifier"),
-    "0 to 255": (torch.tensor([0.0, 255.0, 9.0]).view(1, 3, 1, 1), ValueError, "from 0 to 255; divide by 255"),
+    "8-bit": (
+        torch.zeros(1, 3, 4, 4, dtype=torch.uint8),
+        TypeError,
+        r"got torch.uint8; .* images.float\(\) / 255",
+    ),
+    "no batch": (
+        torch.zeros(3, 4, 4),
+        ValueError,
+        r"got \(3, 4, 4\); add the batch dimension with images\[None\]",
+    ),
+    "grayscale": (
+        torch.zeros(1, 1, 4, 4),
+        ValueError,
+        r"becomes RGB with images.expand\(-1, 3, -1, -1\)",
+    ),
+    "channels last": (
+        torch.zeros(1, 4, 4, 3),
+        ValueError,
+        r"the channels with images.permute\(0, 3, 1, 2\)",
+    ),
+    "RGBA": (
+        torch.zeros(1, 4, 5, 5),
+        ValueError,
+        r"expected 3 colour channels, got images of \(1, 4, 5, 5\)$",
+    ),
+    "no image": (
+        torch.zeros(0, 3, 4, 4),
+        ValueError,
+        r"at least one image and one pixel, got \(0, 3, 4, 4\)",
+    ),
+    "no pixel": (
+        torch.zeros(1, 3, 0, 4),
+        ValueError,
+        r"at least one image and one pixel, got \(1, 3, 0, 4\)",
+    ),
+    "NaN": (
+        torch.tensor([0.5, torch.nan, 0.5]).view(1, 3, 1, 1),
+        ValueError,
+        r"expected finite values in \[0, 1\]",
+    ),
+    "infinity": (
+        torch.tensor([0.5, torch.inf, 0.5]).view(1, 3, 1, 1),
+        ValueError,
+        "got values from 0.5 to inf",
+    ),
+    "normalised": (
+        torch.tensor([-2.0, 0.0, 2.0]).view(1, 3, 1, 1),
+        ValueError,
+        "do not normalise, the classifier",
+    ),
+    "0 to 255": (
+        torch.tensor([0.0, 255.0, 9.0]).view(1, 3, 1, 1),
+        ValueError,
+        "from 0 to 255; divide by 255",
+    ),
 }
 
 
@@ -158,7 +206,9 @@ def paper_size():
         for part, seen in shapes.items():
             for block in getattr(filtering, part).blocks:
                 block.register_forward_hook(
-                    lambda _, inputs, x, seen=seen: seen.append((*inputs[0].shape[1:], *x.shape[1:]))
+                    lambda _, inputs, x, seen=seen: seen.append(
+                        (*inputs[0].shape[1:], *x.shape[1:])
+                    )
                 )
         kernels = filtering.kernels(torch.empty(1, 3, 224, 224))
     return shapes | {"kernels": kernels.shape[1:]}
@@ -213,7 +263,9 @@ def test_between_blocks_the_average_of_2_by_2_pixels_goes_on():
 
 
 def test_enlarging_is_bilinear():
-    enlarged = resize(torch.tensor([[0.0, 1.0], [2.0, 3.0]]).view(1, 1, 2, 2), torch.empty(1, 1, 4, 4))
+    enlarged = resize(
+        torch.tensor([[0.0, 1.0], [2.0, 3.0]]).view(1, 1, 2, 2), torch.empty(1, 1, 4, 4)
+    )
     steps = torch.tensor([0.0, 0.25, 0.75, 1.0])
     torch.testing.assert_close(enlarged[0, 0], 2 * steps[:, None] + steps)
 
@@ -239,7 +291,9 @@ def test_a_view_filters_with_the_kernels_of_its_output(kind, outputs):
     whole, images = disturbed(kind), rand(2, 3, 8, 8)
     denoised = [View(whole, output)(images) for output in outputs]
     for output, one in zip(outputs, denoised, strict=True):
-        torch.testing.assert_close(one, filter_pixels(images, whole.kernels(images, output)).clamp(0, 1))
+        torch.testing.assert_close(
+            one, filter_pixels(images, whole.kernels(images, output)).clamp(0, 1)
+        )
     assert all(not torch.equal(one, other) for one, other in pairwise(denoised))
 
 
@@ -247,7 +301,9 @@ def test_a_view_filters_with_the_kernels_of_its_output(kind, outputs):
 def test_a_view_shares_its_weights(kind, output):
     whole, images = made(kind), rand(1, 3, 8, 8)
     view = View(whole, output)
-    assert {id(parameter) for parameter in view.parameters()} == {id(parameter) for parameter in whole.parameters()}
+    assert {id(parameter) for parameter in view.parameters()} == {
+        id(parameter) for parameter in whole.parameters()
+    }
     layer = whole.outputs[output - 1 if kind is MultiHead else output]
     layer.bias.zero_()
     assert (view(images) == 0).all()
@@ -263,7 +319,8 @@ def test_one_pass_through_the_encoder_gives_both_kernels():
     ynet, images = disturbed(YNet), rand(2, 3, 8, 8)
     both = ynet.both_kernels(images)
     assert all(
-        torch.equal(kernels, ynet.kernels(images, name)) for name, kernels in zip(("sl", "m"), both, strict=True)
+        torch.equal(kernels, ynet.kernels(images, name))
+        for name, kernels in zip(("sl", "m"), both, strict=True)
     )
 
 
@@ -291,7 +348,9 @@ def test_an_unknown_output_is_refused(kind, output, message):
         View(made(kind), output)(rand(1, 3, 4, 4))
 
 
-@pytest.mark.parametrize(("eps", "head"), list(zip(EPS[1:], [1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4], strict=True)))
+@pytest.mark.parametrize(
+    ("eps", "head"), list(zip(EPS[1:], [1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4], strict=True))
+)
 def test_every_strength_has_its_head(eps, head):
     assert MultiHead.band(eps) == head
     assert MultiHead.band(float(np.float32(eps))) == head
@@ -308,7 +367,10 @@ def test_other_strengths_have_none(eps):
 
 def convolved(x, layer):
     windows = sliding_window_view(np.pad(x, ((0, 0), (1, 1), (1, 1))), (3, 3), axis=(1, 2))
-    return np.einsum("ihwyx,oiyx->ohw", windows, layer.weight.numpy()) + layer.bias.numpy()[:, None, None]
+    return (
+        np.einsum("ihwyx,oiyx->ohw", windows, layer.weight.numpy())
+        + layer.bias.numpy()[:, None, None]
+    )
 
 
 @pytest.mark.parametrize("literal", [False, True])
@@ -329,8 +391,14 @@ def test_the_fused_image_is_a_weighted_mean_in_every_pixel():
     pafilter, images = disturbed(PAFilter, by=0.05), rand(2, 3, 5, 6)
     parts, fused = pafilter.parts(images), pafilter(images)
     for n, channel, y, x in np.ndindex(fused.shape):
-        weight, sl, m = parts.weight[n, 0, y, x], parts.sl[n, channel, y, x], parts.m[n, channel, y, x]
-        assert float(fused[n, channel, y, x]) == pytest.approx(float(weight * sl + (1 - weight) * m), abs=1e-6)
+        weight, sl, m = (
+            parts.weight[n, 0, y, x],
+            parts.sl[n, channel, y, x],
+            parts.m[n, channel, y, x],
+        )
+        assert float(fused[n, channel, y, x]) == pytest.approx(
+            float(weight * sl + (1 - weight) * m), abs=1e-6
+        )
 
 
 def test_the_parts_are_the_outputs_of_the_ynet():
@@ -340,14 +408,18 @@ def test_the_parts_are_the_outputs_of_the_ynet():
         torch.testing.assert_close(getattr(parts, name), View(pafilter.ynet, name)(images))
         kernels = pafilter.ynet.kernels(images, name)
         torch.testing.assert_close(getattr(parts, f"kernels_{name}"), kernels)
-        torch.testing.assert_close(getattr(parts, f"uncertainty_{name}"), kernels.amax(dim=1, keepdim=True))
+        torch.testing.assert_close(
+            getattr(parts, f"uncertainty_{name}"), kernels.amax(dim=1, keepdim=True)
+        )
 
 
 def test_the_fusion_is_six_convolutions_and_a_sigmoid():
     *layers, last = made(PAFilter).fusion
     convolutions = layers[::2]
     assert [layer.out_channels for layer in convolutions] == [32] * 5 + [1]
-    assert all(isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3) for layer in convolutions)
+    assert all(
+        isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3) for layer in convolutions
+    )
     assert all(isinstance(layer, nn.ReLU) for layer in layers[1::2])
     assert isinstance(last, nn.Sigmoid)
 
@@ -362,7 +434,9 @@ def test_a_given_ynet_is_used_as_it_is():
     assert PAFilter(ynet).ynet is ynet
 
 
-@pytest.mark.parametrize("images", [torch.full((1, 3, 4, 4), 2.0), torch.zeros(1, 3, 4, 4, dtype=torch.uint8)])
+@pytest.mark.parametrize(
+    "images", [torch.full((1, 3, 4, 4), 2.0), torch.zeros(1, 3, 4, 4, dtype=torch.uint8)]
+)
 def test_parts_refuse_what_a_call_refuses(images, no_shape_checker):
     with pytest.raises((TypeError, ValueError), match=r"^PAFilter: "):
         made(PAFilter).parts(images)

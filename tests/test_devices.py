@@ -25,7 +25,12 @@ def test_precision_is_what_the_hardware_has(wanted, has, used, monkeypatch):
 
 @pytest.mark.parametrize(
     ("capabilities", "has"),
-    [({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({"bf16": True}, True), ({"avx2": True}, False)],
+    [
+        ({"avx512_bf16": True}, True),
+        ({"amx_bf16": True}, True),
+        ({"bf16": True}, True),
+        ({"avx2": True}, False),
+    ],
 )
 def test_a_cpu_has_it_by_its_instructions(capabilities, has, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
@@ -37,7 +42,11 @@ def test_attacks_stay_in_float32_within_a_training_in_bfloat16(monkeypatch):
     from nbsupport.classifiers.models import build
 
     monkeypatch.setattr(devices, "has_bfloat16", lambda device: True)
-    classifier, images, labels = build("small_resnet", 4, 8).eval(), torch.rand(3, 3, 8, 8), torch.tensor([0, 1, 2])
+    classifier, images, labels = (
+        build("small_resnet", 4, 8).eval(),
+        torch.rand(3, 3, 8, 8),
+        torch.tensor([0, 1, 2]),
+    )
     plain = pgd(classifier, images, labels, 0.1, steps=3)
     with devices.autocast("bfloat16", torch.device("cpu")):
         within = pgd(classifier, images, labels, 0.1, steps=3)
@@ -91,5 +100,7 @@ print(faults() - before)
 def test_the_memory_of_a_large_tensor_is_kept_for_the_next():
     """A tensor of 32 MiB has 8,192 pages; asked of the system anew, each is a fault. Small objects take from what
     is freed, so the first few tensors find none large enough."""
-    done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True
+    )
     assert int(done.stdout) < 30 * 8192

@@ -28,12 +28,17 @@ def test_what_fails_half_way_leaves_the_old_file_alone(path):
 
     with pytest.raises(KeyboardInterrupt):
         write_atomically(path, half)
-    assert [(each.name, each.read_text(encoding="utf-8")) for each in path.parent.iterdir()] == [("kept.txt", "before")]
+    assert [(each.name, each.read_text(encoding="utf-8")) for each in path.parent.iterdir()] == [
+        ("kept.txt", "before")
+    ]
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT], ids=["full", "quota"])
 def test_a_full_disk_says_what_to_do(tmp_path, number):
-    with pytest.raises(OSError, match=rf"the disk is full: {tmp_path} .* NBSUPPORT_HOME") as caught, room(tmp_path):
+    with (
+        pytest.raises(OSError, match=rf"the disk is full: {tmp_path} .* NBSUPPORT_HOME") as caught,
+        room(tmp_path),
+    ):
         raise OSError(number, "as the system says it")
     assert caught.value.errno == number
 

@@ -15,7 +15,15 @@ import nbsupport.experiments.evaluation
 from nbsupport.attacks.pgd import AttackedSet, pgd
 from nbsupport.classifiers.models import Classifier, predicted_classes
 from nbsupport.denoisers.baselines import BASELINES, Baseline
-from nbsupport.denoisers.models import Additive, Denoiser, Filtering, MultiHead, PAFilter, View, YNet
+from nbsupport.denoisers.models import (
+    Additive,
+    Denoiser,
+    Filtering,
+    MultiHead,
+    PAFilter,
+    View,
+    YNet,
+)
 from nbsupport.experiments.artifacts import Artefacts
 from nbsupport.experiments.evaluation import Evaluation, envelope
 from nbsupport.experiments.measurement import measure, quality
@@ -60,7 +68,9 @@ def attacked():
 @pytest.fixture(scope="module")
 def filtering():
     filtering = disturbed(Filtering)
-    filtering.output.bias[3] = -2  # a negative entry larger than all others, which does not count as uncertainty
+    filtering.output.bias[
+        3
+    ] = -2  # a negative entry larger than all others, which does not count as uncertainty
     return filtering
 
 
@@ -72,7 +82,11 @@ def measured(classifier, attacked, filtering):
 def each(attacked):
     """Every (strength, image) with the clean and the attacked image, alone in their batches."""
     for row, image in np.ndindex(len(EPS), NUMBER):
-        yield (row, image), attacked.images[image : image + 1], attacked.at(EPS[row])[image : image + 1]
+        yield (
+            (row, image),
+            attacked.images[image : image + 1],
+            attacked.at(EPS[row])[image : image + 1],
+        )
 
 
 def pixels(image):
@@ -83,7 +97,14 @@ def pixels(image):
 
 
 def test_one_number_per_strength_and_image(measured):
-    assert set(measured) == {"predictions", "psnr", "ssim", "change", "uncertainty", "kernel_distance"}
+    assert set(measured) == {
+        "predictions",
+        "psnr",
+        "ssim",
+        "change",
+        "uncertainty",
+        "kernel_distance",
+    }
     assert all(values.shape == (len(EPS), NUMBER) for values in measured.values())
 
 
@@ -95,16 +116,23 @@ def test_predictions_are_those_of_single_images(measured, attacked, classifier, 
 
 def test_psnr_is_that_of_scikit_image(measured, attacked, filtering):
     for place, clean, hat in each(attacked):
-        expected = skimage.metrics.peak_signal_noise_ratio(pixels(clean), pixels(filtering(hat)), data_range=1)
+        expected = skimage.metrics.peak_signal_noise_ratio(
+            pixels(clean), pixels(filtering(hat)), data_range=1
+        )
         assert float(measured["psnr"][place]) == pytest.approx(expected, abs=1e-4)
 
 
 def test_ssim_is_that_of_scikit_image(measured, attacked, filtering):
     # torchmetrics mirrors 5 pixels beyond the border and takes the mean over all pixels; scikit-image leaves out
     # the 5 at the border, whose windows do not fit in. Of images mirrored beforehand it leaves out what was added.
-    options = dict(gaussian_weights=True, sigma=1.5, use_sample_covariance=False, channel_axis=0, data_range=1)
+    options = dict(
+        gaussian_weights=True, sigma=1.5, use_sample_covariance=False, channel_axis=0, data_range=1
+    )
     for place, clean, hat in each(attacked):
-        two = (np.pad(pixels(image), ((0, 0), (5, 5), (5, 5)), mode="reflect") for image in (clean, filtering(hat)))
+        two = (
+            np.pad(pixels(image), ((0, 0), (5, 5), (5, 5)), mode="reflect")
+            for image in (clean, filtering(hat))
+        )
         expected = skimage.metrics.structural_similarity(*two, **options)
         assert float(measured["ssim"][place]) == pytest.approx(expected, abs=1e-5)
 
@@ -137,7 +165,9 @@ def test_kernel_distance_is_the_mean_over_pixels_and_channels_of_the_absolute_di
     identity[1, 1] = 1
     for place, _, hat in each(attacked):
         kernels = pixels(filtering.kernels(hat)).reshape(3, 3, 3, *SIZE)
-        expected = np.mean([np.abs(kernels[c, :, :, y, x] - identity).sum() for c, y, x in np.ndindex(3, *SIZE)])
+        expected = np.mean(
+            [np.abs(kernels[c, :, :, y, x] - identity).sum() for c, y, x in np.ndindex(3, *SIZE)]
+        )
         assert float(measured["kernel_distance"][place]) == pytest.approx(expected, rel=1e-5)
 
 
@@ -146,7 +176,9 @@ def test_weight_is_the_mean_of_w(classifier, attacked):
     weights = measure(classifier, pa_filter, attacked)["weight"]
     assert weights.unique().numel() > 1
     for place, _, hat in each(attacked):
-        assert float(weights[place]) == pytest.approx(pixels(pa_filter.parts(hat).weight).mean(), rel=1e-5)
+        assert float(weights[place]) == pytest.approx(
+            pixels(pa_filter.parts(hat).weight).mean(), rel=1e-5
+        )
 
 
 @pytest.mark.parametrize(("kind", "output"), [(MultiHead, 2), (YNet, "m")])
@@ -159,7 +191,12 @@ def test_a_view_is_measured_by_its_own_kernels(kind, output, classifier, attacke
 
 
 def test_an_additive_denoiser_has_nothing_extra(classifier, attacked):
-    assert set(measure(classifier, disturbed(Additive), attacked)) == {"predictions", "psnr", "ssim", "change"}
+    assert set(measure(classifier, disturbed(Additive), attacked)) == {
+        "predictions",
+        "psnr",
+        "ssim",
+        "change",
+    }
 
 
 def test_predictions_in_words(classifier, attacked):
@@ -182,7 +219,9 @@ def test_the_envelope_is_the_worst_of_this_and_all_weaker_attacks(boolean):
 
 
 def test_8_bit_images_are_not_changed_by_rounding_to_8_bit_however_they_were_scaled():
-    pixels = torch.randint(256, (2, 3, 21, 27), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    pixels = torch.randint(
+        256, (2, 3, 21, 27), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     for scaled in (pixels.float() / 255, pixels.float() * (1 / 255)):
         assert torch.isposinf(quality(Baseline("8-bit")(scaled), scaled)[0]).all()
         assert torch.isfinite(quality(scaled + 1e-5, scaled)[0]).all()
@@ -214,14 +253,31 @@ def one_n(evaluation, number):
 
 @every_table
 def test_the_columns_of_a_table(number, evaluation):
-    columns = ["table", "study", "classifier", "method", "attack", "steps", "eps", "metric", "value", "n", "seed"]
+    columns = [
+        "table",
+        "study",
+        "classifier",
+        "method",
+        "attack",
+        "steps",
+        "eps",
+        "metric",
+        "value",
+        "n",
+        "seed",
+    ]
     assert list(evaluation.table(number)) == columns
 
 
 @every_table
 def test_every_row_names_its_study(number, evaluation):
     rows, study = one_n(evaluation, number), evaluation.study
-    same = {"table": number, "study": "digits", "classifier": study.classifier, "steps": study.steps}
+    same = {
+        "table": number,
+        "study": "digits",
+        "classifier": study.classifier,
+        "steps": study.steps,
+    }
     same |= {"n": study.test_images, "seed": study.seed}
     assert all((rows[column] == value).all() for column, value in same.items())
 
@@ -251,27 +307,37 @@ def test_values_are_means_over_images(number, evaluation, counted):
         measurement = evaluation.measurement(method)
         for metric in METRICS[number]:
             right = measurement.predictions == evaluation.artefacts.images("test").labels
-            per_image = (right if metric == "accuracy" else getattr(measurement, metric)).double().numpy()
+            per_image = (
+                (right if metric == "accuracy" else getattr(measurement, metric)).double().numpy()
+            )
             expected = per_image.mean(axis=1), np.mean(worst_so_far(per_image), axis=1)
             for attack, values in zip(("pgd", "pgd-envelope"), expected, strict=True):
                 np.testing.assert_allclose(rows[method, metric, attack], values, rtol=1e-6)
 
 
-STACKS = dict.fromkeys(["attacked", "Filt(L_img)", "head_2", "PA-Filt(L_img)_m", "median 3x3"], "standard")
+STACKS = dict.fromkeys(
+    ["attacked", "Filt(L_img)", "head_2", "PA-Filt(L_img)_m", "median 3x3"], "standard"
+)
 STACKS |= {"FD": "FD", "Add+Adv": "Adv", "Filt+FPD": "FPD", "PA-Filt+Adv": "Adv"}
 
 
 @pytest.mark.parametrize(("method", "classifier"), STACKS.items())
-def test_accuracy_is_that_of_the_stored_images_through_denoiser_and_classifier(method, classifier, evaluation):
+def test_accuracy_is_that_of_the_stored_images_through_denoiser_and_classifier(
+    method, classifier, evaluation
+):
     artefacts, attacked = evaluation.artefacts, evaluation.artefacts.attacked("test")
     for row, eps in enumerate(attacked.eps):
-        classes = artefacts.classifier(classifier)(artefacts.denoiser(method)(attacked.at(eps))).argmax(dim=1)
+        classes = artefacts.classifier(classifier)(
+            artefacts.denoiser(method)(attacked.at(eps))
+        ).argmax(dim=1)
         assert torch.equal(classes, evaluation.measurement(method).predictions[row])
 
 
 @every_table
 def test_the_envelope_is_never_above_the_plain_row(number, evaluation):
-    rows = one_n(evaluation, number).pivot(index=["method", "metric", "eps"], columns="attack", values="value")
+    rows = one_n(evaluation, number).pivot(
+        index=["method", "metric", "eps"], columns="attack", values="value"
+    )
     assert (rows["pgd-envelope"] <= rows["pgd"]).all()
 
 
@@ -285,7 +351,9 @@ def test_methods_are_named_as_in_the_paper(number):
 
 @pytest.mark.parametrize("number", [0, 8, -1])
 def test_another_table_is_refused(number, evaluation):
-    with pytest.raises(ValueError, match=rf"expected one of the tables 1, 2, 3, 4, 5, 6, 7, got {number}"):
+    with pytest.raises(
+        ValueError, match=rf"expected one of the tables 1, 2, 3, 4, 5, 6, 7, got {number}"
+    ):
         evaluation.table(number)
 
 
@@ -294,7 +362,9 @@ def test_methods_may_be_chosen(evaluation):
 
 
 def test_another_method_is_refused(evaluation):
-    with pytest.raises(ValueError, match=r"no method named 'Filt'; there are: attacked, Add\(L_img\)"):
+    with pytest.raises(
+        ValueError, match=r"no method named 'Filt'; there are: attacked, Add\(L_img\)"
+    ):
         evaluation.measurement("Filt")
 
 
@@ -328,7 +398,14 @@ def test_own_robustness_is_that_of_images_which_attack_this_classifier(name, eva
     for row in (0, 6, 12):
         if row:
             network = nn.Sequential(Victim(victim)).eval()
-            attacked = pgd(network, test.images, test.labels, study.eps[row], steps=study.steps, seed=study.seed)
+            attacked = pgd(
+                network,
+                test.images,
+                test.labels,
+                study.eps[row],
+                steps=study.steps,
+                seed=study.seed,
+            )
         else:
             attacked = test.images
         expected = (classifier(attacked).argmax(dim=1) == test.labels).numpy()
@@ -349,15 +426,23 @@ def test_the_row_of_own_robustness_is_its_envelope(evaluation, counted):
         rows = evaluation.table(number)
         own = rows[rows["attack"] == "pgd-on-itself"]
         assert set(own["method"]) == {name}
-        np.testing.assert_allclose(own["value"], np.mean(worst_so_far(evaluation.own(name)), axis=1))
+        np.testing.assert_allclose(
+            own["value"], np.mean(worst_so_far(evaluation.own(name)), axis=1)
+        )
 
 
-def test_a_robust_classifier_may_be_attacked_on_fewer_images_than_all_others(evaluation, monkeypatch):
+def test_a_robust_classifier_may_be_attacked_on_fewer_images_than_all_others(
+    evaluation, monkeypatch
+):
     study, store = evaluation.study, evaluation.artefacts.store
     fewer = Evaluation(Artefacts(replace(study, own_images=5), store))
     assert (fewer.own("standard") == evaluation.own("standard")[:, :5]).all()
-    assert (fewer.own("Adv") != evaluation.own("Adv")[:, :5]).sum() <= 1  # beside each other they are rounded otherwise
-    monkeypatch.setattr(fewer, "failure", lambda method: None)  # whatever the smallest study's classifier learned
+    assert (
+        fewer.own("Adv") != evaluation.own("Adv")[:, :5]
+    ).sum() <= 1  # beside each other they are rounded otherwise
+    monkeypatch.setattr(
+        fewer, "failure", lambda method: None
+    )  # whatever the smallest study's classifier learned
     rows = fewer.table(5, "Adv")
     assert set(rows[rows["attack"] == "pgd-on-itself"]["n"]) == {5}
     assert set(rows[rows["attack"] != "pgd-on-itself"]["n"]) == {study.test_images}
@@ -369,12 +454,17 @@ class Crafted(Evaluation):
     """From (method, n, target) to which images are right, (strengths, images); asked for all else, it fails."""
 
     def __init__(self, given, **changes):
-        strengths = {"eps": (0.0, 0.1, 0.5), "adversarial_eps": 0.3}  # of which the middle one was learned against
+        strengths = {
+            "eps": (0.0, 0.1, 0.5),
+            "adversarial_eps": 0.3,
+        }  # of which the middle one was learned against
         self.given, self.study = given, Study.named("digits", "smoke", **strengths | changes)
         self.artefacts = SimpleNamespace(failure=lambda method: None)
 
     def measurement(self, method, steps=None, eps=None, target="standard"):
-        correct = np.asarray(self.given[method, steps, target] if steps is None else self.given[method, steps, eps])
+        correct = np.asarray(
+            self.given[method, steps, target] if steps is None else self.given[method, steps, eps]
+        )
         return SimpleNamespace(correct=lambda: correct.astype(bool))
 
 
@@ -411,15 +501,23 @@ def test_a_classifier_without_robustness_of_its_own_has_no_rows(case, method):
         assert f"(accuracy {left:.3f} against 0.400 at ε = 0.1), so it has no rows." in failure
 
 
-@pytest.mark.parametrize(("learned", "eps"), [(0.05, 0.1), (0.1, 0.1), (0.49, 0.1), (0.5, 0.5), (1.0, 0.5)])
+@pytest.mark.parametrize(
+    ("learned", "eps"), [(0.05, 0.1), (0.1, 0.1), (0.49, 0.1), (0.5, 0.5), (1.0, 0.5)]
+)
 def test_its_robustness_is_that_at_the_largest_strength_it_learned_against(learned, eps):
-    given = {("attacked", None, "standard"): shares(10, 4, 3), ("Adv", None, "Adv"): shares(6, 3, 2)}
+    given = {
+        ("attacked", None, "standard"): shares(10, 4, 3),
+        ("Adv", None, "Adv"): shares(6, 3, 2),
+    }
     assert f"at ε = {eps})" in Crafted(given, adversarial_eps=learned).failure("Adv")
 
 
 def test_its_robustness_is_that_of_the_envelope():
     # after a clumsy attack at the middle strength, 5 of 10 are right again: nobody is as robust as that
-    given = {("attacked", None, "standard"): shares(10, 1, 1), ("Adv", None, "Adv"): shares(1, 0, 5)}
+    given = {
+        ("attacked", None, "standard"): shares(10, 1, 1),
+        ("Adv", None, "Adv"): shares(1, 0, 5),
+    }
     assert Crafted(given).failure("Adv") is not None
 
 
@@ -457,20 +555,36 @@ def test_table_5_has_the_sweep_over_n(evaluation, counted):
     assert len(over) == len(TABLES[5]) * len(study.sweep_steps) * len(strengths)
     assert set(over["attack"]) == {"pgd"} and set(over["metric"]) == {"accuracy"}
     assert set(zip(over["method"], over["steps"], over["eps"], strict=True)) == {
-        (method, steps, eps) for method in TABLES[5] for steps in study.sweep_steps for eps in strengths
+        (method, steps, eps)
+        for method in TABLES[5]
+        for steps in study.sweep_steps
+        for eps in strengths
     }
 
 
-@pytest.mark.parametrize(("method", "classifier"), [("attacked", "standard"), ("Adv", "Adv"), ("Filt+Adv", "Adv")])
+@pytest.mark.parametrize(
+    ("method", "classifier"), [("attacked", "standard"), ("Adv", "Adv"), ("Filt+Adv", "Adv")]
+)
 def test_its_values_are_those_of_an_attack_with_n_steps_on_the_standard_classifier(
     method, classifier, evaluation, counted
 ):
     artefacts, study = evaluation.artefacts, evaluation.study
     rows, test, denoiser = evaluation.table(5), artefacts.images("test"), artefacts.denoiser(method)
     for steps in study.sweep_steps:
-        attacked = pgd(artefacts.classifier(), test.images, test.labels, study.sweep_eps, steps=steps, seed=study.seed)
-        right = (artefacts.classifier(classifier)(denoiser(attacked)).argmax(dim=1) == test.labels).double()
-        place = (rows["method"] == method) & (rows["steps"] == steps) & (rows["eps"] == study.sweep_eps)
+        attacked = pgd(
+            artefacts.classifier(),
+            test.images,
+            test.labels,
+            study.sweep_eps,
+            steps=steps,
+            seed=study.seed,
+        )
+        right = (
+            artefacts.classifier(classifier)(denoiser(attacked)).argmax(dim=1) == test.labels
+        ).double()
+        place = (
+            (rows["method"] == method) & (rows["steps"] == steps) & (rows["eps"] == study.sweep_eps)
+        )
         assert abs(float(rows.loc[place, "value"].iloc[0] - right.mean())) < 1.5 / study.test_images
 
 
@@ -505,11 +619,21 @@ def test_a_measurement_depends_on_its_denoiser_and_on_the_test_images(evaluation
     specification = evaluation.specification("head_3")
     assert specification["attacked"] == evaluation.artefacts.attacked_specification("test")
     assert specification["method"]["output"] == 3
-    assert specification["method"]["trained"] == evaluation.artefacts.denoiser_specification("Multi-head-Filt(L_img)")
+    assert specification["method"]["trained"] == evaluation.artefacts.denoiser_specification(
+        "Multi-head-Filt(L_img)"
+    )
 
 
 def test_it_depends_on_the_classifier_and_on_the_attack(evaluation):
-    kinds = [("Filt(L_img)",), ("Filt+Adv",), ("Filt+FD",), ("Filt+FPD",), ("Adv",), ("Adv", 9), ("Adv", 9, (0.1,))]
+    kinds = [
+        ("Filt(L_img)",),
+        ("Filt+Adv",),
+        ("Filt+FD",),
+        ("Filt+FPD",),
+        ("Adv",),
+        ("Adv", 9),
+        ("Adv", 9, (0.1,)),
+    ]
     kinds += [("Adv", None, None, "Adv"), ("attacked",), ("attacked", None, None, "second")]
     folders = {Store("home").folder(evaluation.specification(*kind)) for kind in kinds}
     assert len(folders) == len(kinds)

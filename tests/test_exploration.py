@@ -29,12 +29,16 @@ def trained(kind, seed=0):
 
 def explored(number=3, eps=EPS, **denoisers):
     images = pictures(number)
-    return Exploration(linear(), denoisers, images, torch.arange(number) % CLASSES, WORDS, eps=eps, steps=4)
+    return Exploration(
+        linear(), denoisers, images, torch.arange(number) % CLASSES, WORDS, eps=eps, steps=4
+    )
 
 
 @pytest.fixture(scope="module")
 def found():
-    return explored(additive=trained(Additive), filtering=trained(Filtering), pa_filter=trained(PAFilter))
+    return explored(
+        additive=trained(Additive), filtering=trained(Filtering), pa_filter=trained(PAFilter)
+    )
 
 
 def test_there_is_a_frame_for_everything(found):
@@ -57,7 +61,9 @@ def test_a_frame_is_what_the_networks_say(found, number, strength):
         assert torch.allclose(frame.denoised, denoiser(hat)[0], atol=1e-6)
         assert torch.allclose(frame.probabilities, linear()(denoiser(hat))[0].softmax(0), atol=1e-5)
         error = float(((denoiser(hat) - clean) ** 2).mean())
-        assert frame.psnr == (math.inf if error == 0 else pytest.approx(-10 * math.log10(error), abs=0.01))
+        assert frame.psnr == (
+            math.inf if error == 0 else pytest.approx(-10 * math.log10(error), abs=0.01)
+        )
     kernels = found.denoisers["filtering"].kernels(hat)
     frame = found.frames[number, strength, "filtering"]
     assert torch.allclose(frame.kernels[""].float(), kernels[0], atol=1e-3)
@@ -68,7 +74,10 @@ def test_the_parts_of_pa_filt_make_its_image(found):
     for number in range(3):
         frame = found.frames[number, 2, "pa_filter"]
         hat = found.frames[number, 2, "attacked"].denoised[None]
-        sl, m = (filter_pixels(hat, frame.kernels[name].float()[None]).clamp(0, 1)[0] for name in ("sl", "m"))
+        sl, m = (
+            filter_pixels(hat, frame.kernels[name].float()[None]).clamp(0, 1)[0]
+            for name in ("sl", "m")
+        )
         weight = frame.maps["W"]
         assert torch.allclose(weight * sl + (1 - weight) * m, frame.denoised, atol=2e-3)
         assert set(frame.maps) == {"W", "uncertainty, sl", "uncertainty, m"}
@@ -97,7 +106,9 @@ def test_attacking_again_changes_that_frame_alone():
     found = explored(filtering=trained(Filtering))
     before = {key: frame.denoised.clone() for key, frame in found.frames.items()}
     found.attack_again(1, 2)
-    changed = {key for key, frame in found.frames.items() if not torch.equal(frame.denoised, before[key])}
+    changed = {
+        key for key, frame in found.frames.items() if not torch.equal(frame.denoised, before[key])
+    }
     assert changed == {(1, 2, "attacked"), (1, 2, "filtering")}
     assert torch.allclose(found.attacked.at(EPS[2])[1], found.frames[1, 2, "attacked"].denoised)
 
@@ -111,7 +122,12 @@ def test_clean_images_are_not_attacked_again():
 
 def test_limits_enclose_all_maps(found):
     low, high = found.limits("pa_filter")
-    maps = [map for key, frame in found.frames.items() if key[2] == "pa_filter" for map in frame.maps.values()]
+    maps = [
+        map
+        for key, frame in found.frames.items()
+        if key[2] == "pa_filter"
+        for map in frame.maps.values()
+    ]
     uncertain = [map for map in maps if map.max() > 1]
     assert low == min(float(map.min()) for map in uncertain)
     assert high == max(float(map.max()) for map in uncertain)
@@ -145,7 +161,9 @@ def test_an_interruption_at_the_start_is_one(monkeypatch):
 
 @pytest.mark.parametrize("eps", [(0.1, 0.2), (0.0,), (0.0, 0.2, 0.1), (0.0, 0.1, 0.1), (0.0, 2.0)])
 def test_other_strengths_are_refused(eps):
-    with pytest.raises(ValueError, match="explore: expected at least two strengths that rise from 0"):
+    with pytest.raises(
+        ValueError, match="explore: expected at least two strengths that rise from 0"
+    ):
         explored(eps=eps)
 
 
@@ -157,7 +175,9 @@ def test_images_out_of_range_are_refused():
 def test_too_much_is_refused_before_anything_is_attacked(monkeypatch):
     monkeypatch.setattr(exploration, "MOST_BYTES", 1000)
     monkeypatch.setattr(Exploration, "_attack", lambda *arguments: pytest.fail("attacked"))
-    with pytest.raises(ValueError, match=r"3 images at 3 strengths would keep .*; give fewer or smaller images"):
+    with pytest.raises(
+        ValueError, match=r"3 images at 3 strengths would keep .*; give fewer or smaller images"
+    ):
         explored()
 
 
@@ -183,7 +203,9 @@ def test_a_plain_network_is_wrapped():
         def forward(self, images):
             return self.layer((images.flatten(1) - 0.5) / 0.5)
 
-    found = Exploration(Plain().eval(), {}, pictures(CLASSES), torch.arange(CLASSES), eps=EPS, steps=2)
+    found = Exploration(
+        Plain().eval(), {}, pictures(CLASSES), torch.arange(CLASSES), eps=EPS, steps=2
+    )
     same = linear()(pictures(CLASSES)).softmax(dim=1)
     assert torch.allclose(found.frames[1, 0, "attacked"].probabilities, same[1], atol=1e-5)
     assert found.attacked.images.shape == (CLASSES, 3, SIDE, SIDE)

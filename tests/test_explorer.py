@@ -28,7 +28,9 @@ def _no_widgets_left():
 def found():
     kinds = {"Add(L_img)": Additive, "Filt(L_img)": Filtering, "PA-Filt(L_img)": PAFilter}
     denoisers = {name: trained(kind) for name, kind in kinds.items()}
-    return Exploration(linear(), denoisers, pictures(3), torch.arange(3) % CLASSES, WORDS, eps=EPS, steps=4)
+    return Exploration(
+        linear(), denoisers, pictures(3), torch.arange(3) % CLASSES, WORDS, eps=EPS, steps=4
+    )
 
 
 @pytest.fixture
@@ -69,11 +71,15 @@ def test_pictures_are_those_of_the_choice(explorer, image, strength, method):
     shown = explorer.shown["pictures"]
     for name, tensor in wanted.items():
         values = pixels(shown[name])
-        assert np.abs(values[..., :3] / 255 - tensor.permute(1, 2, 0).numpy()).max() <= 0.5 / 255 + 1e-6
+        assert (
+            np.abs(values[..., :3] / 255 - tensor.permute(1, 2, 0).numpy()).max()
+            <= 0.5 / 255 + 1e-6
+        )
         assert (values[..., 3] == 255).all()
-    maps = {"PA-Filt(L_img)": ["W", "uncertainty, sl", "uncertainty, m"], "Filt(L_img)": ["uncertainty"]}.get(
-        method, []
-    )
+    maps = {
+        "PA-Filt(L_img)": ["W", "uncertainty, sl", "uncertainty, m"],
+        "Filt(L_img)": ["uncertainty"],
+    }.get(method, [])
     assert list(shown) == ["clean", "attacked", "perturbation", "denoised", *maps]
     assert explorer.shown["truth"] == WORDS[image]
 
@@ -90,7 +96,12 @@ def test_the_perturbation_is_signed_and_amplified(explorer):
 
 def test_the_kernels_are_those_of_the_pixel(explorer):
     explorer.row, explorer.column = 2, 5
-    taps = explorer.exploration.frames[0, 2, "PA-Filt(L_img)"].kernels["m"][:, 2, 5].float().view(3, 3, 3)
+    taps = (
+        explorer.exploration.frames[0, 2, "PA-Filt(L_img)"]
+        .kernels["m"][:, 2, 5]
+        .float()
+        .view(3, 3, 3)
+    )
     shown = explorer.shown["kernels"][1]
     assert shown["name"] == "m"
     for kernel, picture, total in zip(taps, shown["kernels"], shown["sums"], strict=True):
@@ -111,7 +122,9 @@ def test_moving_computes_nothing(explorer, monkeypatch):
     assert explorer.message == ""
 
 
-@pytest.mark.parametrize("choice", [{"strength": 1}, {"row": 0}, {"image": 99}, {"again": 1}], ids=str)
+@pytest.mark.parametrize(
+    "choice", [{"strength": 1}, {"row": 0}, {"image": 99}, {"again": 1}], ids=str
+)
 def test_every_choice_is_answered(explorer, choice):
     """Also one after which the screen is the same as before, and one that fails."""
     explorer.method = "Add(L_img)"

@@ -19,7 +19,13 @@ from nbsupport.classifiers.feature_denoising import (
     pad_like_tensorflow,
     stages,
 )
-from nbsupport.classifiers.models import IMAGENET_MEAN, IMAGENET_STD, Classifier, SmallResNet, feature_denoising
+from nbsupport.classifiers.models import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Classifier,
+    SmallResNet,
+    feature_denoising,
+)
 
 BLOCKS, GROUPS = (2, 1, 1, 1), 4
 
@@ -60,13 +66,20 @@ def test_dot_product_takes_the_cheaper_order(channels, height):
 
 def test_embedded_gaussian_is_a_softmax_weighted_mean():
     random = np.random.default_rng(1)
-    x, theta, phi = random.normal(size=(2, 4, 3, 2)), random.normal(size=(2, 9, 3, 2)), random.normal(size=(2, 9, 3, 2))
+    x, theta, phi = (
+        random.normal(size=(2, 4, 3, 2)),
+        random.normal(size=(2, 9, 3, 2)),
+        random.normal(size=(2, 9, 3, 2)),
+    )
     expected = np.empty_like(x)
     for image in range(2):
         vectors, keys = positions(x[image]), positions(phi[image])
         for i, query in enumerate(positions(theta[image])):
             weights = np.array([np.exp(query @ key / 3) for key in keys])
-            mean = sum(weight * vector for weight, vector in zip(weights / weights.sum(), vectors, strict=True))
+            mean = sum(
+                weight * vector
+                for weight, vector in zip(weights / weights.sum(), vectors, strict=True)
+            )
             expected[image][:, i // 2, i % 2] = mean
     result = embedded_gaussian(torch.tensor(theta), torch.tensor(phi), torch.tensor(x))
     np.testing.assert_allclose(result.numpy(), expected, rtol=1e-12)
@@ -96,20 +109,33 @@ def test_block_is_batch_norm_of_a_1x1_convolution_of_the_mean(embedded):
     mean = dot_product(x)
     if embedded:
         assert [layer.weight.shape for layer in block.embeddings.values()] == [(3, 6, 1, 1)] * 2
-        theta, phi = (torch.einsum("oc,bchw->bohw", layer.weight[..., 0, 0], x) for layer in block.embeddings.values())
+        theta, phi = (
+            torch.einsum("oc,bchw->bohw", layer.weight[..., 0, 0], x)
+            for layer in block.embeddings.values()
+        )
         mean = embedded_gaussian(theta, phi, x)
-    expected = x + 2 * torch.einsum("oc,bchw->bohw", block.conv.weight[..., 0, 0], mean) / (1 + 1e-5) ** 0.5 + 0.5
+    expected = (
+        x
+        + 2 * torch.einsum("oc,bchw->bohw", block.conv.weight[..., 0, 0], mean) / (1 + 1e-5) ** 0.5
+        + 0.5
+    )
     torch.testing.assert_close(block(x), expected)
 
 
 @pytest.mark.parametrize("after", ["stages", "blocks"])
 @pytest.mark.parametrize("kind", ["torchvision", "small"])
 def test_insertion_is_in_the_right_places_and_changes_nothing_yet(kind, after):
-    network = ResNet(Narrow, list(BLOCKS)) if kind == "torchvision" else SmallResNet(10, width=4, blocks=2)
+    network = (
+        ResNet(Narrow, list(BLOCKS))
+        if kind == "torchvision"
+        else SmallResNet(10, width=4, blocks=2)
+    )
     counts = BLOCKS if kind == "torchvision" else (2, 2, 2)
     images = torch.rand(2, 3, 32, 32)
     before = (
-        network.eval()(images) if kind == "torchvision" else network.eval().head(network.stages(network.stem(images)))
+        network.eval()(images)
+        if kind == "torchvision"
+        else network.eval().head(network.stages(network.stem(images)))
     )
     insert(network, after=after, embedded=True)
     for count, stage in zip(counts, stages(network), strict=True):
@@ -121,25 +147,38 @@ def test_insertion_is_in_the_right_places_and_changes_nothing_yet(kind, after):
 def test_insertion_refuses_what_it_does_not_know():
     with pytest.raises(ValueError, match="after='stages' or after='blocks', got 'everywhere'"):
         insert(SmallResNet(10), after="everywhere", embedded=False)
-    with pytest.raises(TypeError, match=r"expected a ResNet of torchvision or a SmallResNet, got Linear"):
+    with pytest.raises(
+        TypeError, match=r"expected a ResNet of torchvision or a SmallResNet, got Linear"
+    ):
         insert(nn.Linear(1, 1), after="stages", embedded=False)
 
 
 def test_small_network_has_four_blocks():
     classifier = build("small_resnet_fd", 10, 16)
-    blocks = [name for name, module in classifier.named_modules() if isinstance(module, DenoisingBlock)]
-    assert blocks == ["network.stem.3", "network.stages.0.1", "network.stages.1.1", "network.stages.2.1"]
+    blocks = [
+        name for name, module in classifier.named_modules() if isinstance(module, DenoisingBlock)
+    ]
+    assert blocks == [
+        "network.stem.3",
+        "network.stages.0.1",
+        "network.stages.1.1",
+        "network.stages.2.1",
+    ]
     assert classifier(torch.rand(2, 3, 16, 16)).shape == (2, 10)
     assert classifier.features(torch.rand(2, 3, 16, 16)).shape == (2, 64)
 
 
-@pytest.mark.parametrize(("name", "number", "embeddings"), [("resnet152_fd", 4, 2), ("resnext101_32x8d_fd", 33, 0)])
+@pytest.mark.parametrize(
+    ("name", "number", "embeddings"), [("resnet152_fd", 4, 2), ("resnext101_32x8d_fd", 33, 0)]
+)
 def test_published_networks_have_their_blocks(name, number, embeddings):
     with torch.device("meta"):
         classifier = build(name, 1000, 224)
     blocks = [module for module in classifier.modules() if isinstance(module, DenoisingBlock)]
     assert [len(block.embeddings) for block in blocks] == [embeddings] * number
-    assert classifier.network.conv1.padding == (0, 0) and classifier.network.layer2[0].conv2.padding == (0, 0)
+    assert classifier.network.conv1.padding == (0, 0) and classifier.network.layer2[
+        0
+    ].conv2.padding == (0, 0)
     assert classifier.network.layer1[0].conv2.padding == (1, 1)
 
 
@@ -152,22 +191,31 @@ def test_published_networks_are_normalised_as_published(monkeypatch):
 
 
 def test_unknown_name_is_refused():
-    with pytest.raises(ValueError, match="no classifier named 'resnet9'; there are small_resnet, resnet20 and"):
+    with pytest.raises(
+        ValueError, match="no classifier named 'resnet9'; there are small_resnet, resnet20 and"
+    ):
         build("resnet9_fd", 10, 32)
 
 
 @pytest.mark.parametrize("name", ["vgg16_fd", "mobilenet_v2_fd", "resnet50"])
 def test_what_has_no_stages_of_residual_blocks_is_refused(name):
-    with torch.device("meta"), pytest.raises(ValueError, match="FD changes the stages of a residual network, and '"):
+    with (
+        torch.device("meta"),
+        pytest.raises(ValueError, match="FD changes the stages of a residual network, and '"),
+    ):
         build(name, 10, 32)
 
 
 @pytest.mark.parametrize("size", [16, 64])
 def test_every_residual_network_can_have_blocks(size):
     classifier = build("resnet18_fd", 10, size)
-    blocks = [name for name, module in classifier.named_modules() if isinstance(module, DenoisingBlock)]
+    blocks = [
+        name for name, module in classifier.named_modules() if isinstance(module, DenoisingBlock)
+    ]
     assert blocks == [f"network.layer{stage}.2" for stage in (1, 2, 3, 4)]
-    assert classifier.mean.flatten().tolist() == pytest.approx(IMAGENET_MEAN)  # nothing published has to fit
+    assert classifier.mean.flatten().tolist() == pytest.approx(
+        IMAGENET_MEAN
+    )  # nothing published has to fit
     assert classifier(torch.rand(1, 3, size, size)).shape == (1, 10)
 
 
@@ -178,7 +226,11 @@ def test_padding_is_tensorflows(kind, kernel, height, width):
     torch.manual_seed(2)
     # negative values would lose against padding zeros in a maximum
     x = -1 - torch.rand(1, 1, height, width, dtype=torch.float64)
-    layer = nn.MaxPool2d(kernel, 2, kernel // 2) if kind is nn.MaxPool2d else nn.Conv2d(1, 1, kernel, 2, kernel // 2)
+    layer = (
+        nn.MaxPool2d(kernel, 2, kernel // 2)
+        if kind is nn.MaxPool2d
+        else nn.Conv2d(1, 1, kernel, 2, kernel // 2)
+    )
     layer = layer.double()
     pad_like_tensorflow(layer)
     rows, columns = -(-height // 2), -(-width // 2)
@@ -197,7 +249,9 @@ def test_padding_is_tensorflows(kind, kernel, height, width):
             if isinstance(layer, nn.MaxPool2d):
                 expected[row, column] = max(value for *_, value in taps)
             else:
-                expected[row, column] = layer.bias.item() + sum(layer.weight[0, 0, i, j].item() * v for i, j, v in taps)
+                expected[row, column] = layer.bias.item() + sum(
+                    layer.weight[0, 0, i, j].item() * v for i, j, v in taps
+                )
     np.testing.assert_allclose(layer(x)[0, 0].detach().numpy(), expected, rtol=1e-12)
 
 
@@ -206,10 +260,16 @@ def published(after):
     random, file = np.random.default_rng(3), {}
 
     def conv(name, size, before, channels, norm=True):
-        file[f"{name}/W"] = random.normal(size=(size, size, before, channels)) / np.sqrt(size * size * before)
+        file[f"{name}/W"] = random.normal(size=(size, size, before, channels)) / np.sqrt(
+            size * size * before
+        )
         if norm:
-            file[f"{name}/bn/gamma"], file[f"{name}/bn/beta"] = random.uniform(0.2, 1, (2, channels))
-            file[f"{name}/bn/mean/EMA"], file[f"{name}/bn/variance/EMA"] = random.uniform(0.5, 1.5, (2, channels))
+            file[f"{name}/bn/gamma"], file[f"{name}/bn/beta"] = random.uniform(
+                0.2, 1, (2, channels)
+            )
+            file[f"{name}/bn/mean/EMA"], file[f"{name}/bn/variance/EMA"] = random.uniform(
+                0.5, 1.5, (2, channels)
+            )
 
     conv("conv0", 7, 3, 64)
     before = 64
@@ -242,13 +302,18 @@ def tensorpack(file, photographs):
             total = max((-(-side // stride) - 1) * stride + size - side, 0)
             before = total // 2
             x = F.pad(
-                x, (before, total - before, 0, 0) if dimension == 3 else (0, 0, before, total - before), value=value
+                x,
+                (before, total - before, 0, 0)
+                if dimension == 3
+                else (0, 0, before, total - before),
+                value=value,
             )
         return x
 
     def norm(name, x):
         gamma, beta, mean, variance = (
-            weights[f"{name}/bn/{part}"].view(-1, 1, 1) for part in ("gamma", "beta", "mean/EMA", "variance/EMA")
+            weights[f"{name}/bn/{part}"].view(-1, 1, 1)
+            for part in ("gamma", "beta", "mean/EMA", "variance/EMA")
         )
         return (x - mean) / (variance + 1e-5).sqrt() * gamma + beta
 
@@ -256,7 +321,9 @@ def tensorpack(file, photographs):
         kernels = weights[f"{name}/W"].split(weights[f"{name}/W"].shape[3] // split, 3)
         parts = same(x, kernels[0].shape[0], stride, 0).split(x.shape[1] // split, 1)
         pairs = zip(parts, kernels, strict=True)
-        return torch.cat([F.conv2d(part, kernel.permute(3, 2, 0, 1), stride=stride) for part, kernel in pairs], 1)
+        return torch.cat(
+            [F.conv2d(part, kernel.permute(3, 2, 0, 1), stride=stride) for part, kernel in pairs], 1
+        )
 
     def denoised(name, x):
         if f"{name}/embedding_theta/W" in weights:
@@ -265,7 +332,9 @@ def tensorpack(file, photographs):
             scores = scores.flatten(3).softmax(3).view_as(scores)
         else:
             scores = torch.einsum("niab,nicd->nabcd", x, x) / (x.shape[2] * x.shape[3])
-        return x + norm(f"{name}/conv", conv(f"{name}/conv", torch.einsum("nabcd,nicd->niab", scores, x)))
+        return x + norm(
+            f"{name}/conv", conv(f"{name}/conv", torch.einsum("nabcd,nicd->niab", scores, x))
+        )
 
     x = torch.tensor(photographs).permute(0, 3, 1, 2) / 127.5 - 1
     x = norm("conv0", conv("conv0", x, 2)).relu()
@@ -286,9 +355,13 @@ def tensorpack(file, photographs):
     return x.mean((2, 3)) @ weights["linear/W"] + weights["linear/b"]
 
 
-@pytest.mark.parametrize(("after", "embedded", "suffix"), [("blocks", False, ""), ("stages", True, ":0")])
+@pytest.mark.parametrize(
+    ("after", "embedded", "suffix"), [("blocks", False, ""), ("stages", True, ":0")]
+)
 @pytest.mark.parametrize(("height", "width"), [(64, 45), (35, 34)])
-def test_published_weights_give_tensorpacks_logits(tmp_path, after, embedded, suffix, height, width):
+def test_published_weights_give_tensorpacks_logits(
+    tmp_path, after, embedded, suffix, height, width
+):
     file = published(after)
     np.savez(tmp_path / "weights.npz", **{f"{name}{suffix}": array for name, array in file.items()})
     classifier = tiny(after, embedded)
@@ -296,12 +369,16 @@ def test_published_weights_give_tensorpacks_logits(tmp_path, after, embedded, su
     photographs = np.random.default_rng(4).uniform(0, 255, (2, height, width, 3))
     images = torch.tensor(photographs[..., ::-1].copy()).permute(0, 3, 1, 2) / 255
     with torch.no_grad():
-        torch.testing.assert_close(classifier(images), tensorpack(file, photographs), rtol=1e-8, atol=0)
+        torch.testing.assert_close(
+            classifier(images), tensorpack(file, photographs), rtol=1e-8, atol=0
+        )
 
 
 def faulty(file, fault):
     if fault == "missing":
-        return {name: array for name, array in file.items() if name != "group1/block0/conv2/bn/mean/EMA"}
+        return {
+            name: array for name, array in file.items() if name != "group1/block0/conv2/bn/mean/EMA"
+        }
     if fault == "unknown":
         return file | {"global_step": np.zeros(())}
     return file | {"conv0/W": file["conv0/W"].transpose(3, 2, 0, 1)}
@@ -319,9 +396,13 @@ def test_other_weights_are_refused_and_change_nothing(tmp_path, fault, message):
     np.savez(tmp_path / "weights.npz", **faulty(published("blocks"), fault))
     classifier = tiny("blocks", embedded=False)
     before = {name: tensor.clone() for name, tensor in classifier.state_dict().items()}
-    with pytest.raises(ValueError, match=r"weights\.npz: not the weights of this network; " + message):
+    with pytest.raises(
+        ValueError, match=r"weights\.npz: not the weights of this network; " + message
+    ):
         load_published(classifier, tmp_path / "weights.npz")
-    assert all(torch.equal(tensor, before[name]) for name, tensor in classifier.state_dict().items())
+    assert all(
+        torch.equal(tensor, before[name]) for name, tensor in classifier.state_dict().items()
+    )
 
 
 def test_files_of_another_form_are_refused(tmp_path):
@@ -337,7 +418,9 @@ def test_files_of_another_form_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError):
         load_published(classifier, tmp_path / "none")
     np.savez(tmp_path / "weights.npz", **published("blocks"))
-    with pytest.raises(ValueError, match="expected one of resnet152_fd, resnext101_32x8d_fd, got SmallResNet"):
+    with pytest.raises(
+        ValueError, match="expected one of resnet152_fd, resnext101_32x8d_fd, got SmallResNet"
+    ):
         load_published(Classifier(SmallResNet(5)), tmp_path / "weights.npz")
 
 

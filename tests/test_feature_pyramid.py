@@ -40,7 +40,9 @@ def published():
     generator, weights = torch.Generator().manual_seed(1), {}
 
     def layer(name, *shape, channels=None):
-        weights[f"{name}.weight"] = torch.randn(shape, generator=generator) / math.prod(shape[1:]) ** 0.5
+        weights[f"{name}.weight"] = (
+            torch.randn(shape, generator=generator) / math.prod(shape[1:]) ** 0.5
+        )
         if channels:
             weights[f"{name}.bias"] = torch.randn(channels, generator=generator) / 5
 
@@ -48,7 +50,9 @@ def published():
         layer(name, *shape)
         weights[f"{norm}.num_batches_tracked"] = torch.tensor(7)
         for part in ("weight", "bias", "running_mean", "running_var"):
-            weights[f"{norm}.{part}"] = torch.rand(shape[0], generator=generator) + (part != "bias") * 0.5
+            weights[f"{norm}.{part}"] = (
+                torch.rand(shape[0], generator=generator) + (part != "bias") * 0.5
+            )
 
     conv("group1.conv1", "group1.bn1", 64, 3, 7, 7)
     before = 64
@@ -62,7 +66,12 @@ def published():
             if before != channels:
                 conv(f"{name}.downsample.0", f"{name}.downsample.1", channels, before, 1, 1)
             before = channels
-    for name, channels in {"toplayer": 512, "latlayer1": 256, "latlayer2": 128, "latlayer3": 64}.items():
+    for name, channels in {
+        "toplayer": 512,
+        "latlayer1": 256,
+        "latlayer2": 128,
+        "latlayer3": 64,
+    }.items():
         layer(name, 16, channels, 1, 1, channels=16)
     layer("smooth3", 16, 16, 3, 3, channels=16)
     layer("trans_conv.0", 16, 8, 2, 2, channels=8)
@@ -81,7 +90,8 @@ def authors(weights, images):
 
     def norm(name, x):
         scale, shift, mean, variance = (
-            w[f"{name}.{part}"].view(-1, 1, 1) for part in ("weight", "bias", "running_mean", "running_var")
+            w[f"{name}.{part}"].view(-1, 1, 1)
+            for part in ("weight", "bias", "running_mean", "running_var")
         )
         return (x - mean) / (variance + 1e-5).sqrt() * scale + shift
 
@@ -100,7 +110,12 @@ def authors(weights, images):
             for block in range(count):
                 name, stride = f"layer{number}.{block}", 2 if number > 1 and block == 0 else 1
                 y = elu(norm(f"{name}.group1.bn1", conv(f"{name}.group1.conv1", x)))
-                y = elu(norm(f"{name}.group1.bn2", conv(f"{name}.group1.conv2", y, stride=stride, padding=1)))
+                y = elu(
+                    norm(
+                        f"{name}.group1.bn2",
+                        conv(f"{name}.group1.conv2", y, stride=stride, padding=1),
+                    )
+                )
                 y = norm(f"{name}.group1.bn3", conv(f"{name}.group1.conv3", y))
                 if f"{name}.downsample.0.weight" in w:
                     x = norm(f"{name}.downsample.1", conv(f"{name}.downsample.0", x, stride=stride))
@@ -127,7 +142,10 @@ def authors(weights, images):
 @pytest.mark.parametrize(("prefix", "zipped"), [("", True), ("module.", False)])
 def test_published_weights_give_the_authors_outputs(tmp_path, prefix, zipped, height, width):
     weights, path = published(), tmp_path / "bestmodel_params.pkl"
-    file = {"state_dict": {f"{prefix}{name}": tensor for name, tensor in weights.items()}, "epoch": 3}
+    file = {
+        "state_dict": {f"{prefix}{name}": tensor for name, tensor in weights.items()},
+        "epoch": 3,
+    }
     torch.save(file, path, _use_new_zipfile_serialization=zipped)
     decoder, images = tiny(), torch.rand(2, 3, height, width, dtype=torch.float64)
     load_published(decoder, path)
@@ -135,7 +153,9 @@ def test_published_weights_give_the_authors_outputs(tmp_path, prefix, zipped, he
         restored, values = authors(weights, images)
         torch.testing.assert_close(decoder.outputs(images)[0], restored, rtol=1e-7, atol=1e-10)
         torch.testing.assert_close(decoder.unsquashed(images), values, rtol=1e-7, atol=1e-10)
-        torch.testing.assert_close(decoder.restore(images), restored.clamp(0, 1), rtol=1e-7, atol=1e-10)
+        torch.testing.assert_close(
+            decoder.restore(images), restored.clamp(0, 1), rtol=1e-7, atol=1e-10
+        )
         torch.testing.assert_close(decoder(images), values.tanh(), rtol=1e-7, atol=1e-10)
 
 
@@ -165,7 +185,10 @@ def test_images_out_of_range_are_refused(call):
 def test_every_parameter_learns_and_no_relu_is_left():
     decoder = small().train()
     restored, values = decoder.outputs(torch.rand(4, 3, 12, 12))
-    (F.mse_loss(restored, torch.rand(4, 3, 12, 12)) + F.cross_entropy(values.tanh(), torch.arange(4))).backward()
+    (
+        F.mse_loss(restored, torch.rand(4, 3, 12, 12))
+        + F.cross_entropy(values.tanh(), torch.arange(4))
+    ).backward()
     assert all(parameter.grad.abs().max() > 0 for parameter in decoder.parameters())
     activations = [module for module in decoder.modules() if isinstance(module, nn.ReLU | nn.ELU)]
     assert len(activations) == 4 and all(isinstance(module, nn.ELU) for module in activations)
@@ -176,7 +199,9 @@ def test_restoration_is_learned_without_the_head():
     parameters = decoder.restoration_parameters()
     head = {id(parameter) for parameter in decoder.head.parameters()}
     assert len(head) == 2
-    assert {id(parameter) for parameter in parameters} == {id(p) for p in decoder.parameters()} - head
+    assert {id(parameter) for parameter in parameters} == {
+        id(p) for p in decoder.parameters()
+    } - head
     optimiser, losses = torch.optim.Adam(parameters, lr=1e-2), []
     for _ in range(20):
         optimiser.zero_grad()
@@ -213,10 +238,14 @@ def test_networks_by_name():
     ]  # fmt: skip
     assert [layer.stride for layer in large.decoder.enlarge] == [(2, 2), (2, 2), (1, 1)]
     assert [layer.stride for layer in low.decoder.enlarge] == [(1, 1)] * 3
-    with pytest.raises(ValueError, match="FPD changes the stages of a residual network, and 'vgg16' is none"):
+    with pytest.raises(
+        ValueError, match="FPD changes the stages of a residual network, and 'vgg16' is none"
+    ):
         build("vgg16_fpd", 10, 32)
     assert build("resnet18_fpd", 5, 20).train()(torch.rand(2, 3, 20, 20)).shape == (2, 5)
-    with pytest.raises(TypeError, match=r"expected a ResNet of torchvision or a SmallResNet, got Linear"):
+    with pytest.raises(
+        TypeError, match=r"expected a ResNet of torchvision or a SmallResNet, got Linear"
+    ):
         FeaturePyramidDecoder(nn.Linear(1, 1))
 
 
@@ -240,7 +269,9 @@ def test_other_weights_are_refused_and_change_nothing(tmp_path, fault, message):
     torch.save({"state_dict": faulty(published(), fault)}, tmp_path / "weights.pkl")
     decoder = tiny()
     before = {name: tensor.clone() for name, tensor in decoder.state_dict().items()}
-    with pytest.raises(ValueError, match=r"weights\.pkl: not the weights of this network; " + message):
+    with pytest.raises(
+        ValueError, match=r"weights\.pkl: not the weights of this network; " + message
+    ):
         load_published(decoder, tmp_path / "weights.pkl")
     assert all(torch.equal(tensor, before[name]) for name, tensor in decoder.state_dict().items())
 
@@ -271,7 +302,9 @@ def test_files_of_another_form_are_refused(tmp_path, monkeypatch, content, messa
 def test_damaged_files_are_refused(tmp_path, content):
     path = tmp_path / "weights.pkl"
     torch.save({"state_dict": published()}, path)
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] if content == "half" else content)
+    path.write_bytes(
+        path.read_bytes()[: path.stat().st_size // 2] if content == "half" else content
+    )
     with pytest.raises(ValueError, match=r"expected weights which torch\.save wrote"):
         load_published(tiny(), path)
     with pytest.raises(FileNotFoundError):

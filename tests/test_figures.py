@@ -39,11 +39,20 @@ def place(tmp_path, monkeypatch):
 @pytest.fixture
 def evaluation(artefacts, place):
     """The smoke study under another name of its scale, so that its results count."""
-    return Evaluation(Artefacts(dataclasses.replace(artefacts.study, scale="quick"), artefacts.store))
+    return Evaluation(
+        Artefacts(dataclasses.replace(artefacts.study, scale="quick"), artefacts.store)
+    )
 
 
 def tidy(rows=1, **columns):
-    same = {"study": "digits", "classifier": "small_resnet", "attack": "pgd", "steps": 4, "n": 24, "seed": 0}
+    same = {
+        "study": "digits",
+        "classifier": "small_resnet",
+        "attack": "pgd",
+        "steps": 4,
+        "n": 24,
+        "seed": 0,
+    }
     same |= {"table": 1, "method": "attacked", "eps": 0.1, "metric": "accuracy", "value": 0.5}
     return pd.DataFrame(same | columns, columns=COLUMNS, index=range(rows))
 
@@ -94,7 +103,10 @@ def test_a_picture_says_of_what_it_is(evaluation, place):
     save(evaluation, "fig2", drawn, notebook=NOTEBOOK, methods=METHODS)
     (note,) = (text.get_text() for text in drawn.texts)
     study = evaluation.study
-    assert note == f"small_resnet on digits, {study.test_images} test images, seed {study.seed}, {study.scale}"
+    assert (
+        note
+        == f"small_resnet on digits, {study.test_images} test images, seed {study.seed}, {study.scale}"
+    )
 
 
 def test_a_figure_of_fewer_images_says_so(evaluation, place):
@@ -114,9 +126,18 @@ def test_a_figure_becomes_svg_png_and_json(evaluation, place):
 
 def test_the_same_figure_is_the_same_file(evaluation, place):
     found = []
-    for user in ({}, {"font.size": 30, "svg.hashsalt": "other", "svg.fonttype": "none", "savefig.dpi": 10}):
+    for user in (
+        {},
+        {"font.size": 30, "svg.hashsalt": "other", "svg.fonttype": "none", "savefig.dpi": 10},
+    ):
         with plt.rc_context(user):
-            save(evaluation, "fig2", draw_bands((0.0, 0.1), {"attacked": np.eye(2)}, "y"), notebook="n", methods=())
+            save(
+                evaluation,
+                "fig2",
+                draw_bands((0.0, 0.1), {"attacked": np.eye(2)}, "y"),
+                notebook="n",
+                methods=(),
+            )
         found.append({ending: (place / f"fig2.{ending}").read_bytes() for ending in ("svg", "png")})
     assert found[0] == found[1]
 
@@ -135,13 +156,19 @@ def test_letters_are_outlines_and_pixels_stay_pixels(evaluation, place):
 def test_frames_become_png_and_json(evaluation, place):
     pixels = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
     words = (("7", None, "7"), ("1", None, "7"))
-    sheet = Frames(pixels, 2, 5, "7", (0.0, 0.1), ("Î", "W", "Ĩ"), words, (("", "", ""), ("", "", "")))
+    sheet = Frames(
+        pixels, 2, 5, "7", (0.0, 0.1), ("Î", "W", "Ĩ"), words, (("", "", ""), ("", "", ""))
+    )
     path = save(evaluation, "frames", sheet, notebook=NOTEBOOK, methods=METHODS, images=1)
     assert written(place) == ["frames.json", "frames.png"]
     with Image.open(path) as stored:
         np.testing.assert_array_equal(np.asarray(stored), pixels)
     index = read(place, "frames")["frames"]
-    assert (index["eps"], index["names"], index["words"][1]) == ([0.0, 0.1], ["Î", "W", "Ĩ"], ["1", None, "7"])
+    assert (index["eps"], index["names"], index["words"][1]) == (
+        [0.0, 0.1],
+        ["Î", "W", "Ĩ"],
+        ["1", None, "7"],
+    )
     assert (index["size"], index["image"], index["truth"]) == (2, 5, "7")
 
 
@@ -161,15 +188,31 @@ def test_numbers_come_back_from_csv(evaluation):
 
 def test_markdown_and_csv_round_alike(evaluation, place):
     # 32.004996 dB are 32.00 dB; rounded to 32.005 on the way, they become 32.01
-    rows = tidy(13, value=[k + 0.004996 for k in range(28, 41)], eps=evaluation.study.eps, metric="psnr", table=2)
+    rows = tidy(
+        13,
+        value=[k + 0.004996 for k in range(28, 41)],
+        eps=evaluation.study.eps,
+        metric="psnr",
+        table=2,
+    )
     save(evaluation, "table2", rows, notebook=NOTEBOOK, methods=METHODS)
     again = pd.read_csv(place / "table2.csv")
-    assert markdown(again, evaluation.study, []) == (place / "table2.md").read_text(encoding="utf-8")
+    assert markdown(again, evaluation.study, []) == (place / "table2.md").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_failures_stand_in_the_markdown(evaluation, place, monkeypatch):
-    monkeypatch.setattr(evaluation.artefacts, "failure", {"PA-Filt(L_img)": "W is the same everywhere"}.get)
-    save(evaluation, "table4", tidy(table=4), notebook=NOTEBOOK, methods=("attacked", "PA-Filt(L_img)"))
+    monkeypatch.setattr(
+        evaluation.artefacts, "failure", {"PA-Filt(L_img)": "W is the same everywhere"}.get
+    )
+    save(
+        evaluation,
+        "table4",
+        tidy(table=4),
+        notebook=NOTEBOOK,
+        methods=("attacked", "PA-Filt(L_img)"),
+    )
     assert "> W is the same everywhere" in (place / "table4.md").read_text(encoding="utf-8")
 
 
@@ -191,10 +234,26 @@ def test_provenance_lies_beside_the_file(evaluation, place):
 def test_provenance_says_all_that_is_needed_to_make_it_again(evaluation):
     found = provenance(evaluation, NOTEBOOK, METHODS)
     assert set(found) == {
-        *("notebook", "commit", "clean", "made", "study", "scale", "seed", "images", "device", "versions"),
+        *(
+            "notebook",
+            "commit",
+            "clean",
+            "made",
+            "study",
+            "scale",
+            "seed",
+            "images",
+            "device",
+            "versions",
+        ),
         "specifications",
     }
-    assert (found["notebook"], found["scale"], found["seed"], found["images"]) == (NOTEBOOK, "quick", 0, 24)
+    assert (found["notebook"], found["scale"], found["seed"], found["images"]) == (
+        NOTEBOOK,
+        "quick",
+        0,
+        24,
+    )
     assert found["device"]
     assert {"python", "torch", "foolbox", "nbsupport"} <= set(found["versions"])
 
@@ -206,18 +265,36 @@ def test_a_study_comes_back_from_its_provenance(evaluation, place):
 
 def study_of(record):
     """The study of a record; what a study could not yet say when that was written is as it is named today."""
-    said = {name: tuple(each) if isinstance(each, list) else each for name, each in record["study"].items()}
+    said = {
+        name: tuple(each) if isinstance(each, list) else each
+        for name, each in record["study"].items()
+    }
     return Study.named(**said)
 
 
 def test_what_else_it_was_made_from_is_named_too(evaluation):
-    found = provenance(evaluation, NOTEBOOK, METHODS, [{"kind": "adaptive"}, {"kind": "other"}])["specifications"]
-    assert [specification["kind"] for specification in found] == ["measurement", "measurement", "adaptive", "other"]
+    found = provenance(evaluation, NOTEBOOK, METHODS, [{"kind": "adaptive"}, {"kind": "other"}])[
+        "specifications"
+    ]
+    assert [specification["kind"] for specification in found] == [
+        "measurement",
+        "measurement",
+        "adaptive",
+        "other",
+    ]
 
 
 def test_another_table_brings_its_own_markdown(evaluation, place):
     rows = tidy(table="adaptive")
-    save(evaluation, "adaptive", rows, notebook=NOTEBOOK, methods=METHODS, specifications=[{"a": 1}], text="| a |\n")
+    save(
+        evaluation,
+        "adaptive",
+        rows,
+        notebook=NOTEBOOK,
+        methods=METHODS,
+        specifications=[{"a": 1}],
+        text="| a |\n",
+    )
     assert (place / "adaptive.md").read_text(encoding="utf-8") == "| a |\n"
     assert read(place, "adaptive")["specifications"][-1] == {"a": 1}
     assert written(place) == ["adaptive.csv", "adaptive.json", "adaptive.md"]
@@ -242,8 +319,17 @@ def repository(tmp_path, monkeypatch):
 
 
 def git(root, *arguments):
-    identity = ("-c", "user.name=test", "-c", "user.email=test@example.org", "-c", "commit.gpgsign=false")
-    done = subprocess.run(["git", "-C", root, *identity, *arguments], check=True, capture_output=True, text=True)
+    identity = (
+        "-c",
+        "user.name=test",
+        "-c",
+        "user.email=test@example.org",
+        "-c",
+        "commit.gpgsign=false",
+    )
+    done = subprocess.run(
+        ["git", "-C", root, *identity, *arguments], check=True, capture_output=True, text=True
+    )
     return done.stdout.strip()
 
 
@@ -266,7 +352,12 @@ def test_the_commit_is_that_of_the_repository(committed, evaluation):
 
 @pytest.mark.parametrize(
     ("name", "clean"),
-    [("notebooks/00_start.ipynb", False), ("new.py", False), ("figures/digits/fig1.png", True), ("figures/a.md", True)],
+    [
+        ("notebooks/00_start.ipynb", False),
+        ("new.py", False),
+        ("figures/digits/fig1.png", True),
+        ("figures/a.md", True),
+    ],
 )
 def test_a_change_outside_of_the_figures_is_not_clean(name, clean, committed, evaluation):
     (committed / name).write_text("2")
@@ -335,7 +426,9 @@ def committed_files(pattern):
 
 
 def test_every_committed_file_has_its_provenance():
-    missing = [path.name for path in committed_files("*") if not path.with_suffix(".json").is_file()]
+    missing = [
+        path.name for path in committed_files("*") if not path.with_suffix(".json").is_file()
+    ]
     assert missing == []
 
 
@@ -355,13 +448,19 @@ def test_committed_results_come_from_clean_commits_and_count():
 
 def test_committed_results_are_saved_by_the_notebook_they_name():
     for path in committed_files("*.json"):
-        notebook = REPOSITORY / "notebooks" / f"{json.loads(path.read_text(encoding='utf-8'))['notebook']}.ipynb"
+        notebook = (
+            REPOSITORY
+            / "notebooks"
+            / f"{json.loads(path.read_text(encoding='utf-8'))['notebook']}.ipynb"
+        )
         assert f'\\"{path.stem}\\"' in notebook.read_text(encoding="utf-8"), path.name
 
 
 def test_committed_results_are_of_one_study():
     for place in {path.parent for path in committed_files("*.json")}:
-        studies = [json.loads(path.read_text(encoding="utf-8"))["study"] for path in place.glob("*.json")]
+        studies = [
+            json.loads(path.read_text(encoding="utf-8"))["study"] for path in place.glob("*.json")
+        ]
         assert all(study == studies[0] for study in studies), place.name
 
 
@@ -373,7 +472,11 @@ def test_committed_tables_have_the_columns_of_a_table():
 def test_committed_tables_are_complete():
     for path in committed_files("table*.csv"):
         rows, study = pd.read_csv(path), study_of(read(path.parent, path.stem))
-        curves = rows[rows["steps"] == study.steps].groupby(["method", "attack", "metric"])["eps"].agg(tuple)
+        curves = (
+            rows[rows["steps"] == study.steps]
+            .groupby(["method", "attack", "metric"])["eps"]
+            .agg(tuple)
+        )
         assert set(curves) == {study.eps}, path.name
         own = rows["attack"] == "pgd-on-itself"
         assert set(rows[~own]["n"]) == {study.test_images}, path.name
@@ -405,7 +508,9 @@ def test_committed_letters_are_outlines():
 
 
 def test_the_committed_frames_are_of_all_strengths():
-    places = {path.parent for path in committed_files("frames.json")}  # of large photographs they would be too large
+    places = {
+        path.parent for path in committed_files("frames.json")
+    }  # of large photographs they would be too large
     assert {place.name for place in places} == {"cifar10", "digits"}
     for place in places:
         record = read(place, "frames")

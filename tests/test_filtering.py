@@ -5,7 +5,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nbsupport.denoisers.filtering import distance_from_identity, filter_pixels, identity_kernels, uncertainty_map
+from nbsupport.denoisers.filtering import (
+    distance_from_identity,
+    filter_pixels,
+    identity_kernels,
+    uncertainty_map,
+)
 
 SHAPES = [(1, 3, 5, 7), (2, 3, 4, 6), (2, 1, 1, 1), (1, 2, 2, 3), (3, 4, 1, 9), (1, 5, 3, 1)]
 SIZES = [1, 3, 5]
@@ -18,7 +23,9 @@ def random(*shape, seed=0):
 def pair(shape, size, **options):
     b, c, h, w = shape
     images, kernels = random(*shape), random(b, c * size**2, h, w, seed=1)
-    return images.requires_grad_(options.get("images", False)), kernels.requires_grad_(options.get("kernels", False))
+    return images.requires_grad_(options.get("images", False)), kernels.requires_grad_(
+        options.get("kernels", False)
+    )
 
 
 def loop(images, kernels, size):
@@ -29,7 +36,9 @@ def loop(images, kernels, size):
         for row, column in np.ndindex(size, size):
             i, j = y + row - half, x + column - half
             if 0 <= i < h and 0 <= j < w:
-                filtered[n, channel, y, x] += images[n, channel, i, j] * taps[n, channel, row, column, y, x]
+                filtered[n, channel, y, x] += (
+                    images[n, channel, i, j] * taps[n, channel, row, column, y, x]
+                )
     return filtered
 
 
@@ -44,7 +53,9 @@ def unfolded(images, kernels, size):
 def test_filtering_is_the_loop_over_pixels(shape, size):
     images, kernels = pair(shape, size)
     expected = loop(images.numpy(), kernels.numpy(), size)
-    np.testing.assert_allclose(filter_pixels(images, kernels).numpy(), expected, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(
+        filter_pixels(images, kernels).numpy(), expected, rtol=1e-12, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -110,7 +121,9 @@ def test_the_layout_in_memory_does_not_matter():
     ]
     upstream = random(5, 4, 3, 2).permute(3, 2, 1, 0)
     torch.testing.assert_close(filter_pixels(*strided), filter_pixels(*plain))
-    gradients = [torch.autograd.grad(filter_pixels(*inputs), inputs, upstream) for inputs in (plain, strided)]
+    gradients = [
+        torch.autograd.grad(filter_pixels(*inputs), inputs, upstream) for inputs in (plain, strided)
+    ]
     torch.testing.assert_close(*gradients)
 
 
@@ -126,12 +139,18 @@ def test_kernels_of_lower_precision_keep_it_in_their_gradient():
     kernels = torch.rand(1, 27, 4, 5).bfloat16().requires_grad_()
     filtered = filter_pixels(images, kernels)
     filtered.sum().backward()
-    assert (filtered.dtype, images.grad.dtype, kernels.grad.dtype) == (torch.float32, torch.float32, torch.bfloat16)
+    assert (filtered.dtype, images.grad.dtype, kernels.grad.dtype) == (
+        torch.float32,
+        torch.float32,
+        torch.bfloat16,
+    )
 
 
 def test_a_second_derivative_is_refused():
     images, kernels = pair((1, 1, 2, 2), 3, images=True, kernels=True)
-    (gradient,) = torch.autograd.grad(filter_pixels(images, kernels).square().sum(), images, create_graph=True)
+    (gradient,) = torch.autograd.grad(
+        filter_pixels(images, kernels).square().sum(), images, create_graph=True
+    )
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.sum().backward()
 
@@ -142,25 +161,33 @@ def test_a_second_derivative_is_refused():
     ids=["more kernels than images", "fewer", "height", "width", "channels"],
 )
 def test_kernels_that_do_not_fit_are_refused(shape, no_shape_checker):
-    with pytest.raises(ValueError, match=r"\(2, 3, 4, 5\) expected kernels of shape \(2, 3·K·K, 4, 5\), got"):
+    with pytest.raises(
+        ValueError, match=r"\(2, 3, 4, 5\) expected kernels of shape \(2, 3·K·K, 4, 5\), got"
+    ):
         filter_pixels(torch.rand(2, 3, 4, 5), torch.rand(shape))
 
 
 @pytest.mark.parametrize("taps", [0, 2, 4, 8, 16])
 def test_taps_that_are_no_odd_square_are_refused(taps):
-    with pytest.raises(ValueError, match=f"filter_pixels: expected c·K·K channels .* K odd .* got {taps} taps"):
+    with pytest.raises(
+        ValueError, match=f"filter_pixels: expected c·K·K channels .* K odd .* got {taps} taps"
+    ):
         filter_pixels(torch.rand(1, 3, 4, 5), torch.rand(1, 3 * taps, 4, 5))
 
 
 @pytest.mark.parametrize("size", [0, 2, 4, -1, -2])
 def test_identity_kernels_are_of_odd_size(size):
-    with pytest.raises(ValueError, match=f"identity_kernels: expected an odd kernel size 1, 3, 5, …, got {size}"):
+    with pytest.raises(
+        ValueError, match=f"identity_kernels: expected an odd kernel size 1, 3, 5, …, got {size}"
+    ):
         identity_kernels(torch.rand(1, 3, 4, 5), size)
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_identity_kernels_are_one_in_the_middle(size):
-    kernels = identity_kernels(torch.rand(2, 3, 4, 5, dtype=torch.float64), size).view(2, 3, size, size, 4, 5)
+    kernels = identity_kernels(torch.rand(2, 3, 4, 5, dtype=torch.float64), size).view(
+        2, 3, size, size, 4, 5
+    )
     assert kernels.dtype == torch.float64
     assert (kernels[:, :, size // 2, size // 2] == 1).all()
     assert kernels.sum() == 2 * 3 * 4 * 5
@@ -183,7 +210,11 @@ def test_distance_from_identity_is_the_loop_over_taps(channels, size):
     assert distance.shape == (2, 1, 2, 3)
     for n, y, x in np.ndindex(2, 2, 3):
         taps = kernels[n, :, y, x].view(channels, size**2).tolist()
-        parts = [abs(tap - (number == size**2 // 2)) for kernel in taps for number, tap in enumerate(kernel)]
+        parts = [
+            abs(tap - (number == size**2 // 2))
+            for kernel in taps
+            for number, tap in enumerate(kernel)
+        ]
         assert float(distance[n, 0, y, x]) == pytest.approx(sum(parts) / channels)
 
 
@@ -193,7 +224,9 @@ def test_the_identity_is_at_no_distance_and_of_uncertainty_one():
     assert (uncertainty_map(kernels) == 1).all()
 
 
-@pytest.mark.parametrize("kernels", [2, 12, 28], ids=["too few", "even", "not a multiple of the channels"])
+@pytest.mark.parametrize(
+    "kernels", [2, 12, 28], ids=["too few", "even", "not a multiple of the channels"]
+)
 def test_distance_from_identity_refuses_other_channels(kernels):
     with pytest.raises(ValueError, match="distance_from_identity: "):
         distance_from_identity(torch.rand(1, kernels, 4, 5))

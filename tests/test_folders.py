@@ -43,7 +43,11 @@ def images(root, split="train", number=None, size=7):
 def one(path, size):
     """A single file as it comes out; it must lie in a class folder with neighbours."""
     found = folders.find(str(path.parents[1]))
-    number = {file: position for split in folders.SPLITS for position, (file, _) in enumerate(found.files[split])}
+    number = {
+        file: position
+        for split in folders.SPLITS
+        for position, (file, _) in enumerate(found.files[split])
+    }
     split = "train" if path in {file for file, _ in found.files["train"]} else "test"
     return folders.read(found.root, found.files[split], size)[number[path]]
 
@@ -52,7 +56,9 @@ def one(path, size):
 
 
 def test_a_tree_with_splits_is_taken_as_it_is(tree):
-    root = tree("train/b/0.png", "train/a/0.png", "train/a/1.png", "test/a/0.png", "test/b/sub/0.png")
+    root = tree(
+        "train/b/0.png", "train/a/0.png", "train/a/1.png", "test/a/0.png", "test/b/sub/0.png"
+    )
     found = folders.find(str(root))
     assert found.classes == ("a", "b")
     assert {path.relative_to(root).as_posix(): label for path, label in found.files["train"]} == {
@@ -136,7 +142,15 @@ def test_a_study_asks_for_no_more_than_there_is(tree):
 
 @pytest.mark.parametrize(
     ("mode", "ending"),
-    [("RGB", "png"), ("L", "png"), ("P", "png"), ("1", "png"), ("LA", "png"), ("RGBA", "png"), ("CMYK", "tiff")],
+    [
+        ("RGB", "png"),
+        ("L", "png"),
+        ("P", "png"),
+        ("1", "png"),
+        ("LA", "png"),
+        ("RGBA", "png"),
+        ("CMYK", "tiff"),
+    ],
 )
 def test_every_mode_becomes_rgb(mode, ending, tree):
     root = tree(*two_classes(3))
@@ -193,7 +207,13 @@ def test_all_unreadable_files_are_named_at_once(tree):
     (root / "cat" / "notes.txt").write_text("no image")
     (root / "dog" / "empty.jpg").write_bytes(b"")
     whole = (root / "dog" / "5.png").read_bytes()
-    for number in (0, 1, 2, 3, 4):  # all of them, whether or not they are among the images which are used
+    for number in (
+        0,
+        1,
+        2,
+        3,
+        4,
+    ):  # all of them, whether or not they are among the images which are used
         (root / "dog" / f"{number}.png").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(
         ValueError, match=r"(?s)^folder: 7 of \d+ files below .* cannot be read as images; mend"
@@ -216,14 +236,18 @@ def test_many_unreadable_files_are_counted(tree):
 def test_pixels_of_no_known_range_are_refused(tree):
     root = tree("train/a/0.png", "test/a/0.png")
     Image.fromarray(np.full((7, 7), 300.0, dtype=np.float32)).save(root / "train/a/float.tiff")
-    with pytest.raises(ValueError, match=r"train/a/float.tiff: its pixels \(mode F\) have no known range"):
+    with pytest.raises(
+        ValueError, match=r"train/a/float.tiff: its pixels \(mode F\) have no known range"
+    ):
         images(root)
 
 
 @pytest.mark.parametrize("name", ["", "nowhere", "file.png"])
 def test_a_folder_must_be_named_and_there(name, tmp_path):
     picture(0).save(tmp_path / "file.png")
-    with pytest.raises(FileNotFoundError, match=r"python -m nbsupport compute --study folder --data DIR"):
+    with pytest.raises(
+        FileNotFoundError, match=r"python -m nbsupport compute --study folder --data DIR"
+    ):
         images(tmp_path / name if name else "")
 
 
@@ -231,14 +255,34 @@ def test_a_folder_must_be_named_and_there(name, tmp_path):
     ("names", "message"),
     [
         (["0.png", "1.png"], r"holds no class folders; expected tree/<class>/<image>"),
-        (["train/a/0.png", "train/b/0.png"], r"has train/ alone; add the other of train/ and test/"),
-        (["train/a/0.png", "train/b/0.png", "test/a/0.png"], r"train/ and test/ differ in their classes: b in one"),
-        (["1/0.png", "2/0.png", "3/0.png"], r"class numbers from 0, got folders named 1 to 3; subtract 1 from each"),
-        (["train/1/0.png", "test/2/0.png"], r"class numbers from 0, got folders named 1 to 2; subtract 1"),
+        (
+            ["train/a/0.png", "train/b/0.png"],
+            r"has train/ alone; add the other of train/ and test/",
+        ),
+        (
+            ["train/a/0.png", "train/b/0.png", "test/a/0.png"],
+            r"train/ and test/ differ in their classes: b in one",
+        ),
+        (
+            ["1/0.png", "2/0.png", "3/0.png"],
+            r"class numbers from 0, got folders named 1 to 3; subtract 1 from each",
+        ),
+        (
+            ["train/1/0.png", "test/2/0.png"],
+            r"class numbers from 0, got folders named 1 to 2; subtract 1",
+        ),
         (["0/0.png", "1/0.png", "01/0.png"], r"two class folders stand for the same number"),
         (["a/0.png", "b/0.png"], r"2 images below .* are too few"),
     ],
-    ids=["no classes", "one split", "other classes", "from 1", "from 1 in two splits", "twice", "too few"],
+    ids=[
+        "no classes",
+        "one split",
+        "other classes",
+        "from 1",
+        "from 1 in two splits",
+        "twice",
+        "too few",
+    ],
 )
 def test_other_trees_are_refused(names, message, tree):
     with pytest.raises(ValueError, match=f"^folder: .*{message}"):
@@ -247,7 +291,11 @@ def test_other_trees_are_refused(names, message, tree):
 
 @pytest.mark.parametrize("part", ["", "test"])
 def test_empty_classes_are_named(part, tree):
-    root = tree(*(f"{split}/{name}" for split in folders.SPLITS for name in two_classes(1)) if part else two_classes(3))
+    root = tree(
+        *(f"{split}/{name}" for split in folders.SPLITS for name in two_classes(1))
+        if part
+        else two_classes(3)
+    )
     for name in ("ant", "bee"):
         for split in folders.SPLITS if part else [""]:
             (root / split / name).mkdir()
@@ -255,14 +303,16 @@ def test_empty_classes_are_named(part, tree):
         for name in ("ant", "bee"):
             picture(0).save(root / "train" / name / "0.png")
     with pytest.raises(
-        ValueError, match=f"^folder: no image in the class folders ant, bee of .*{part}; fill or remove"
+        ValueError,
+        match=f"^folder: no image in the class folders ant, bee of .*{part}; fill or remove",
     ):
         images(root)
 
 
 def test_only_this_study_has_a_folder(tmp_path):
     with pytest.raises(
-        ValueError, match=r"Study.data: a folder of images belongs to the study 'folder', not to 'digits'"
+        ValueError,
+        match=r"Study.data: a folder of images belongs to the study 'folder', not to 'digits'",
     ):
         Study.named("digits", "smoke", data=str(tmp_path))
 

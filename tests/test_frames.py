@@ -33,11 +33,20 @@ def test_frame_k_is_the_image_under_strength_k(row, found, evaluation, tmp_path)
     stored = frames(evaluation, IMAGE)
     stored.pixels[:] = np.asarray(Image.open(tmp_path / "sheet.png"))
     artefacts = evaluation.artefacts
-    clean, hat = artefacts.images("test").images[IMAGE], artefacts.attacked("test").at(EPS[row])[IMAGE]
-    shown = [clean, hat, *(artefacts.denoiser(f"{FUSED}{part}")(hat[None])[0] for part in ("_sl", "_m", ""))]
+    clean, hat = (
+        artefacts.images("test").images[IMAGE],
+        artefacts.attacked("test").at(EPS[row])[IMAGE],
+    )
+    shown = [
+        clean,
+        hat,
+        *(artefacts.denoiser(f"{FUSED}{part}")(hat[None])[0] for part in ("_sl", "_m", "")),
+    ]
     for column, image in zip((0, 1, 2, 3, 5), shown, strict=True):
         expected = (255 * image.detach().double().clamp(0, 1)).permute(1, 2, 0).numpy()
-        assert np.abs(picture(stored, row, column) - expected).max() <= 0.5 + 1e-3, found.names[column]
+        assert np.abs(picture(stored, row, column) - expected).max() <= 0.5 + 1e-3, found.names[
+            column
+        ]
 
 
 def test_words_are_those_that_are_measured(found, evaluation):
@@ -50,7 +59,10 @@ def test_words_are_those_that_are_measured(found, evaluation):
 
 
 def test_its_notes_are_the_psnr_and_the_mean_of_w(found, evaluation):
-    psnr, weight = evaluation.measurement(FUSED).psnr[:, IMAGE], evaluation.measurement(FUSED).extra["weight"][:, IMAGE]
+    psnr, weight = (
+        evaluation.measurement(FUSED).psnr[:, IMAGE],
+        evaluation.measurement(FUSED).extra["weight"][:, IMAGE],
+    )
     assert [notes[5] for notes in found.notes] == [f"{value:.1f} dB" for value in psnr]
     assert [notes[4] for notes in found.notes] == [f"mean {value:.2f}" for value in weight]
     assert {notes[0] for notes in found.notes} == {""}

@@ -21,7 +21,9 @@ def data(tmp_path, monkeypatch):
     for name in names[:9]:
         value = int(name, 16) * 20
         Image.fromarray(np.full((30, 30, 3), value, dtype=np.uint8)).save(images / f"{name}.png")
-    pd.DataFrame({"ImageId": names, "TrueLabel": [*LABELS, 4, 4, 4]}).to_csv(images.parent / "images.csv", index=False)
+    pd.DataFrame({"ImageId": names, "TrueLabel": [*LABELS, 4, 4, 4]}).to_csv(
+        images.parent / "images.csv", index=False
+    )
     monkeypatch.setenv("NBSUPPORT_DATA", str(tmp_path))
     _forget()
     return tmp_path
@@ -45,8 +47,15 @@ def test_labels_start_at_1_in_the_file(data):
 
 def test_a_third_is_for_testing_and_never_trained_on(data):
     parts = {split: load(study(), split) for split in ("train", "test")}
-    assert {split: len(part) for split, part in parts.items()} == neurips.sizes() == {"train": 6, "test": 3}
-    values = {split: {round(float(image.mean()) * 255) for image in part.images} for split, part in parts.items()}
+    assert (
+        {split: len(part) for split, part in parts.items()}
+        == neurips.sizes()
+        == {"train": 6, "test": 3}
+    )
+    values = {
+        split: {round(float(image.mean()) * 255) for image in part.images}
+        for split, part in parts.items()
+    }
     assert not values["train"] & values["test"]
     assert len(values["train"] | values["test"]) == 9
     assert parts["test"].specification["source"] == "trained on 2 of 3 images of the set"
@@ -70,25 +79,33 @@ def test_imagenet_is_trained_on_where_it_is(data):
             (folder / f"{position}.JPEG").write_bytes(b"not decoded")
     parts = {split: load(study(), split) for split in ("train", "test")}
     assert len(parts["test"]) == 9
-    assert torch.bincount(parts["train"].labels).tolist() == [5 if number == 3 else 1 for number in range(1000)]
+    assert torch.bincount(parts["train"].labels).tolist() == [
+        5 if number == 3 else 1 for number in range(1000)
+    ]
     assert parts["train"].specification["source"] == "trained on imagenet/train"
 
 
 def test_part_of_imagenet_is_refused(data):
     (data / "imagenet" / "train" / "n01440764").mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"expected 1000 class folders in .*imagenet/train, found 1"):
+    with pytest.raises(
+        ValueError, match=r"expected 1000 class folders in .*imagenet/train, found 1"
+    ):
         load(study(), "train")
 
 
 @pytest.mark.parametrize("label", [0, 1001, "panda", ""])
 def test_impossible_labels_are_refused(label, data):
-    pd.DataFrame({"ImageId": ["0000"], "TrueLabel": [label]}).to_csv(data / neurips.NAME / "images.csv", index=False)
+    pd.DataFrame({"ImageId": ["0000"], "TrueLabel": [label]}).to_csv(
+        data / neurips.NAME / "images.csv", index=False
+    )
     with pytest.raises(ValueError, match="expected every TrueLabel from 1 to 1000"):
         load(study(), "test")
 
 
 def test_a_list_of_something_else_is_refused(data):
-    pd.DataFrame({"ImageId": ["0000"], "label": [1]}).to_csv(data / neurips.NAME / "images.csv", index=False)
+    pd.DataFrame({"ImageId": ["0000"], "label": [1]}).to_csv(
+        data / neurips.NAME / "images.csv", index=False
+    )
     with pytest.raises(ValueError, match="has no column TrueLabel"):
         load(study(), "test")
 

@@ -47,7 +47,9 @@ def functions(path):
 
 
 def test_names_are_numbered():
-    assert [path.name for path in PATHS if not re.fullmatch(r"\d\d_[a-z0-9_]+\.ipynb", path.name)] == []
+    assert [
+        path.name for path in PATHS if not re.fullmatch(r"\d\d_[a-z0-9_]+\.ipynb", path.name)
+    ] == []
 
 
 def test_numbers_are_unique():
@@ -59,7 +61,9 @@ def test_the_first_is_where_to_start():
 
 
 def test_no_function_is_defined_twice():
-    bodies = Counter("\n".join(map(ast.dump, node.body)) for path in PATHS for node in functions(path))
+    bodies = Counter(
+        "\n".join(map(ast.dump, node.body)) for path in PATHS for node in functions(path)
+    )
     assert [body for body, times in bodies.items() if times > 1] == []
 
 
@@ -80,7 +84,9 @@ def test_a_notebook_is_valid(path):
 
 @every_notebook
 def test_it_is_committed_without_outputs(path):
-    assert [cell.id for cell in cells(path, "code") if cell.outputs or cell.execution_count is not None] == []
+    assert [
+        cell.id for cell in cells(path, "code") if cell.outputs or cell.execution_count is not None
+    ] == []
 
 
 @every_notebook
@@ -96,7 +102,12 @@ def test_it_runs_in_any_python_3(path):
 
 @every_notebook
 def test_one_title_in_the_first_cell(path):
-    titles = [line for cell in cells(path, "markdown") for line in cell.source.splitlines() if line.startswith("# ")]
+    titles = [
+        line
+        for cell in cells(path, "markdown")
+        for line in cell.source.splitlines()
+        if line.startswith("# ")
+    ]
     first = nbformat.read(path, as_version=4).cells[0]
     assert titles == first.source.splitlines()[:1]
     assert titles[0].startswith(f"# {path.name[:2]} · ")
@@ -121,7 +132,12 @@ def test_the_median_cell_has_at_most_5(path):
 
 @every_notebook
 def test_no_cell_is_empty(path):
-    assert [cell.id for kind in ("code", "markdown") for cell in cells(path, kind) if not cell.source.strip()] == []
+    assert [
+        cell.id
+        for kind in ("code", "markdown")
+        for cell in cells(path, kind)
+        if not cell.source.strip()
+    ] == []
 
 
 @every_notebook
@@ -132,7 +148,9 @@ def test_every_cell_is_python(path):
 
 @every_notebook
 def test_a_longer_function_belongs_in_the_package(path):
-    assert [node.name for node in functions(path) if node.end_lineno - node.lineno + 1 > DEF_LINES] == []
+    assert [
+        node.name for node in functions(path) if node.end_lineno - node.lineno + 1 > DEF_LINES
+    ] == []
 
 
 @every_notebook
@@ -144,8 +162,14 @@ def test_sliders_are_the_packages(path):
 def links(path):
     """What a notebook links to or embeds, but for the web."""
     texts = "\n".join(cell.source for cell in cells(path, "markdown"))
-    targets = re.findall(r"\]\(([^)\s]+)\)", texts) + re.findall(r"(?:src|href)=[\"']([^\"']+)", texts)
-    return [unquote(target.partition("#")[0]) for target in targets if not re.match(r"https?:|mailto:|#", target)]
+    targets = re.findall(r"\]\(([^)\s]+)\)", texts) + re.findall(
+        r"(?:src|href)=[\"']([^\"']+)", texts
+    )
+    return [
+        unquote(target.partition("#")[0])
+        for target in targets
+        if not re.match(r"https?:|mailto:|#", target)
+    ]
 
 
 @every_notebook
@@ -153,7 +177,9 @@ def test_links_and_images_are_there(path):
     # figures come from a run of all notebooks; before the first, none of them is there
     made = any((REPOSITORY / "figures" / "digits").glob("*"))
     missing = [target for target in links(path) if not (path.parent / target).is_file()]
-    assert [target for target in missing if made or not target.startswith("../figures/digits/")] == []
+    assert [
+        target for target in missing if made or not target.startswith("../figures/digits/")
+    ] == []
 
 
 @every_notebook
@@ -164,7 +190,9 @@ def test_embedded_figures_are_saved_by_some_notebook(path):
         for source in code(each)
         for name in re.findall(r'save\(\s*evaluation,\s*"(\w+)"', source)
     }
-    assert {Path(target).stem for target in links(path) if target.startswith("../figures/")} <= saved
+    assert {
+        Path(target).stem for target in links(path) if target.startswith("../figures/")
+    } <= saved
 
 
 @every_notebook
@@ -177,7 +205,9 @@ def test_it_saves_under_its_own_name(path):
 def test_it_runs_and_its_sliders_move(path):
     """Every cell in a fresh kernel on the smallest study, from an empty store; no warning is left for the reader."""
     executed = execute(path, "digits", "smoke")
-    assert [cell.source for cell in executed.cells] == [cell.source for cell in nbformat.read(path, as_version=4).cells]
+    assert [cell.source for cell in executed.cells] == [
+        cell.source for cell in nbformat.read(path, as_version=4).cells
+    ]
     outputs = [output for cell in executed.cells for output in cell.get("outputs", ())]
     assert [output.text for output in outputs if "Warning" in output.get("text", "")] == []
 
@@ -251,7 +281,9 @@ with output:
 
 @pytest.mark.parametrize("shown", ["output", ""], ids=["shown", "hidden"])
 def test_an_error_that_an_output_swallows_is_an_error(shown, notebook, no_exercise):
-    with pytest.raises(NotebookError, match="an error hides in a widget: ZeroDivisionError: division by zero"):
+    with pytest.raises(
+        NotebookError, match="an error hides in a widget: ZeroDivisionError: division by zero"
+    ):
         execute(notebook(SWALLOWED + shown), "digits", "smoke")
 
 
@@ -266,7 +298,9 @@ def test_a_failing_cell_that_is_allowed_to_fail_is_an_error_all_the_same(noteboo
 
 
 def test_a_kernel_that_dies_is_an_error(notebook, no_exercise):
-    with pytest.raises(NotebookError, match=r"^00_tiny\.ipynb: .*[Kk]ernel died.*; often memory ran out"):
+    with pytest.raises(
+        NotebookError, match=r"^00_tiny\.ipynb: .*[Kk]ernel died.*; often memory ran out"
+    ):
         execute(notebook("import os", "os._exit(1)"), "digits", "smoke")
 
 
@@ -278,7 +312,9 @@ for _ in tqdm(range(3), desc="training"):
 """
 
 
-def test_the_bars_inside_of_a_cell_are_seen_beside_the_bar_over_cells(notebook, no_exercise, capsys):
+def test_the_bars_inside_of_a_cell_are_seen_beside_the_bar_over_cells(
+    notebook, no_exercise, capsys
+):
     execute(notebook(BARS), "digits", "smoke")
     assert "training: 100%" in capsys.readouterr().err
 
@@ -286,7 +322,9 @@ def test_the_bars_inside_of_a_cell_are_seen_beside_the_bar_over_cells(notebook, 
 ENVIRONMENT = "import os\nprint(os.environ['NBSUPPORT_STUDY'], os.environ['NBSUPPORT_SCALE'])"
 
 
-@pytest.mark.parametrize("before", [{}, {"NBSUPPORT_STUDY": "mine", "NBSUPPORT_SCALE": "paper"}], ids=["unset", "set"])
+@pytest.mark.parametrize(
+    "before", [{}, {"NBSUPPORT_STUDY": "mine", "NBSUPPORT_SCALE": "paper"}], ids=["unset", "set"]
+)
 @pytest.mark.parametrize("last", ["None", "1 / 0"], ids=["good", "failing"])
 def test_the_environment_is_the_kernels_alone(before, last, notebook, no_exercise, monkeypatch):
     for name, value in before.items():
@@ -298,14 +336,20 @@ def test_the_environment_is_the_kernels_alone(before, last, notebook, no_exercis
         with pytest.raises(NotebookError, match="ZeroDivisionError"):
             execute(path, "digits", "smoke")
     assert {
-        name: value for name, value in os.environ.items() if name in ("NBSUPPORT_STUDY", "NBSUPPORT_SCALE")
+        name: value
+        for name, value in os.environ.items()
+        if name in ("NBSUPPORT_STUDY", "NBSUPPORT_SCALE")
     } == before
 
 
 def test_other_choices_reach_the_kernel_too(notebook, no_exercise):
     path = notebook("from nbsupport.study import Study\nprint(Study.chosen())")
-    executed = execute(path, "folder", "smoke", data="photos", classifier="mine.py:factory", image_size="24")
-    study = Study.named("folder", "smoke", data="photos", classifier="mine.py:factory", image_size=24)
+    executed = execute(
+        path, "folder", "smoke", data="photos", classifier="mine.py:factory", image_size="24"
+    )
+    study = Study.named(
+        "folder", "smoke", data="photos", classifier="mine.py:factory", image_size=24
+    )
     assert executed.cells[1].outputs[0].text == f"{study}\n"
     assert not {name for name in os.environ if name.startswith("NBSUPPORT_")} - {"NBSUPPORT_HOME"}
 
@@ -337,7 +381,9 @@ def test_notebooks_are_found_by_the_beginnings_of_their_names(names, found, tiny
 
 @pytest.mark.parametrize("name", ["03", "a", "draft"])
 def test_a_name_that_fits_none_is_refused_with_those_that_there_are(name, tiny):
-    with pytest.raises(FileNotFoundError, match=f"begins with '{name}'; there are: 00_start, 01_a, 02_b"):
+    with pytest.raises(
+        FileNotFoundError, match=f"begins with '{name}'; there are: 00_start, 01_a, 02_b"
+    ):
         find(["01", name])
 
 
@@ -345,7 +391,11 @@ def test_a_run_keeps_a_page_of_each(tiny, capsys):
     folder = runner.run(["00", "02"], "digits", "smoke")
     assert folder == tiny / "build" / "digits-smoke"
     assert sorted(page.name for page in folder.iterdir()) == ["00_start.html", "02_b.html"]
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["00_start", "02_b", "all"]
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
+        "00_start",
+        "02_b",
+        "all",
+    ]
 
 
 def test_a_page_finds_its_figures(tiny):
@@ -355,7 +405,9 @@ def test_a_page_finds_its_figures(tiny):
 
 def test_a_page_leads_to_other_pages_and_where_there_is_none_to_the_notebook(tiny):
     link = "[here](01_a.ipynb) [there](02_b.ipynb) [code](../nbsupport/seeds.py)"
-    nbformat.write(new_notebook(cells=[new_markdown_cell(link), new_code_cell("1")]), tiny / "00_start.ipynb")
+    nbformat.write(
+        new_notebook(cells=[new_markdown_cell(link), new_code_cell("1")]), tiny / "00_start.ipynb"
+    )
     runner.run(["01"], "digits", "smoke")
     page = (runner.run(["00"], "digits", "smoke") / "00_start.html").read_text(encoding="utf-8")
     for address in ("01_a.html", "../../notebooks/02_b.ipynb", "../../nbsupport/seeds.py"):
@@ -367,7 +419,10 @@ def test_a_page_leads_to_other_pages_and_where_there_is_none_to_the_notebook(tin
 
 @pytest.fixture
 def three(tmp_path):
-    paths = [tmp_path / f"{number:02}_{name}.ipynb" for number, name in enumerate(("index", "one", "two"))]
+    paths = [
+        tmp_path / f"{number:02}_{name}.ipynb"
+        for number, name in enumerate(("index", "one", "two"))
+    ]
     for path in paths:
         nbformat.write(new_notebook(cells=[new_markdown_cell(f"# {path.stem}\nMore.")]), path)
     return paths
@@ -387,7 +442,10 @@ def test_navigation_links_back_to_the_index_and_on(three):
 
 def test_the_index_lists_all_others(three):
     navigation.update(three)
-    assert last_cell(three[0]).splitlines()[2:] == ["* [01_one](01_one.ipynb)", "* [02_two](02_two.ipynb)"]
+    assert last_cell(three[0]).splitlines()[2:] == [
+        "* [01_one](01_one.ipynb)",
+        "* [02_two](02_two.ipynb)",
+    ]
 
 
 def test_navigation_follows_a_new_title(three):

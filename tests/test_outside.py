@@ -76,7 +76,9 @@ def tree(tmp_path):
 
 
 def own(file, tree, factory="factory", **changes):
-    study = Study.named("folder", "smoke", data=str(tree), image_size=11, classifier=f"{file}:{factory}", **changes)
+    study = Study.named(
+        "folder", "smoke", data=str(tree), image_size=11, classifier=f"{file}:{factory}", **changes
+    )
     return Artefacts(study)
 
 
@@ -93,12 +95,21 @@ def test_a_factory_is_called(file):
 @pytest.mark.parametrize(
     ("reference", "message"),
     [
-        ("{file}:absent", r"classifier: model.py has no function 'absent'; it has: factory, larger, training, failing"),
-        ("{file}:failing", r"classifier: model.py:failing\(\) failed with ZeroDivisionError: division by zero"),
+        (
+            "{file}:absent",
+            r"classifier: model.py has no function 'absent'; it has: factory, larger, training, failing",
+        ),
+        (
+            "{file}:failing",
+            r"classifier: model.py:failing\(\) failed with ZeroDivisionError: division by zero",
+        ),
         ("{file}:nothing", "classifier: expected an nn.Module from .*nothing, got NoneType"),
         ("{file}", "classifier: expected path/to/file.py:factory, got"),
         ("{file}:", "classifier: expected path/to/file.py:factory, got"),
-        ("model.txt:factory", "classifier: expected path/to/file.py:factory, got 'model.txt:factory'"),
+        (
+            "model.txt:factory",
+            "classifier: expected path/to/file.py:factory, got 'model.txt:factory'",
+        ),
     ],
 )
 def test_other_references_are_refused(reference, message, file):
@@ -107,19 +118,24 @@ def test_other_references_are_refused(reference, message, file):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"classifier: there is no file .*absent.py, named by"):
+    with pytest.raises(
+        FileNotFoundError, match=r"classifier: there is no file .*absent.py, named by"
+    ):
         load(f"{tmp_path}/absent.py:factory")
 
 
 def test_a_file_that_fails_is_named(file):
     file.write_text("import a_package_that_nobody_has")
     with pytest.raises(
-        ValueError, match=r"classifier: model.py failed with ModuleNotFoundError: No module named 'a_pack"
+        ValueError,
+        match=r"classifier: model.py failed with ModuleNotFoundError: No module named 'a_pack",
     ):
         load(f"{file}:factory")
 
 
-@pytest.mark.parametrize(("text", "is_one"), [("a/b.py:f", True), ("b.py", True), ("resnet50", False), ("", False)])
+@pytest.mark.parametrize(
+    ("text", "is_one"), [("a/b.py:f", True), ("b.py", True), ("resnet50", False), ("", False)]
+)
 def test_a_reference_is_told_from_an_architecture(text, is_one):
     assert is_reference(text) == is_one
 
@@ -224,7 +240,9 @@ def test_it_may_know_more_classes_where_the_data_leave_some_out(file, tree):
         (tree / word).rename(tree / number)
     artefacts = own(file, tree, "larger")
     assert artefacts.images("test").labels.unique().tolist() == [0, 2, 3]
-    words = predicted_classes(artefacts.classifier(), artefacts.images("test").images, artefacts.images("test").classes)
+    words = predicted_classes(
+        artefacts.classifier(), artefacts.images("test").images, artefacts.images("test").classes
+    )
     assert set(words) <= set("01234")
 
 

@@ -40,12 +40,16 @@ def page(text):
 def stored(pattern):
     """One test for each such file of the committed results."""
     paths = sorted(FIGURES.glob(f"*/{pattern}"))
-    return pytest.mark.parametrize("path", paths, ids=[f"{path.parent.name}-{path.stem}" for path in paths])
+    return pytest.mark.parametrize(
+        "path", paths, ids=[f"{path.parent.name}-{path.stem}" for path in paths]
+    )
 
 
 def source_of(study, number):
     """Whose published numbers stand beside a table: of the same images where the paper has them."""
-    return OTHERS.get(number, ("resnet50", "cifar10" if (study, number) == ("cifar10", 1) else "neurips2017dev"))
+    return OTHERS.get(
+        number, ("resnet50", "cifar10" if (study, number) == ("cifar10", 1) else "neurips2017dev")
+    )
 
 
 def section(page, path):
@@ -85,7 +89,15 @@ class Balance(HTMLParser):
             self.open.append(tag)
         self.ids += [named["id"]] if "id" in named else []
         self.targets += [named["href"]] if tag == "a" else []
-        elsewhere = ["src", "srcset", "data", "poster", "action", "style", *(["href"] if tag != "a" else [])]
+        elsewhere = [
+            "src",
+            "srcset",
+            "data",
+            "poster",
+            "action",
+            "style",
+            *(["href"] if tag != "a" else []),
+        ]
         self.resources += [named[name] for name in elsewhere if name in named]
 
     def handle_endtag(self, tag):
@@ -112,7 +124,9 @@ def test_ids_are_unique_and_links_within_the_page_lead_somewhere(parsed):
 def test_nothing_is_loaded_from_elsewhere(parsed, page):
     loaded = [found.split(";base64,")[0] for found in parsed.resources]
     assert [found for found in loaded if re.search(r"//|url\((?!data:)", found)] == []
-    styles, scripts = ("".join(tag.get_text() for tag in page.find_all(name)) for name in ("style", "script"))
+    styles, scripts = (
+        "".join(tag.get_text() for tag in page.find_all(name)) for name in ("style", "script")
+    )
     assert re.findall(r"@import|url\(|https?:", styles) == []
     assert re.findall(r"\bimport\b|fetch\(|XMLHttpRequest|https?:", scripts) == []
 
@@ -124,7 +138,9 @@ def test_headings_do_not_skip_a_level(page):
 
 
 def test_what_scrolls_can_be_reached_and_is_named(page):
-    assert all(box["tabindex"] == "0" and box["aria-label"] for box in page.find_all(class_="scroll"))
+    assert all(
+        box["tabindex"] == "0" and box["aria-label"] for box in page.find_all(class_="scroll")
+    )
 
 
 # -- what stands on it ---------------------------------------------------------------------------
@@ -134,8 +150,15 @@ def test_every_notebook_with_results_appears_once_in_each_study_and_in_order(pag
     studies = [tag["id"] for tag in page.find_all(class_="study")]
     assert studies == ["cifar10", "neurips2017dev", "digits"]
     for study in studies:
-        there = [tag["id"].removeprefix(f"{study}-") for tag in page.find(id=study).find_all(class_="chapter")]
-        records = [json.loads(path.read_text(encoding="utf-8")) for path in RECORDS if path.parent.name == study]
+        there = [
+            tag["id"].removeprefix(f"{study}-")
+            for tag in page.find(id=study).find_all(class_="chapter")
+        ]
+        records = [
+            json.loads(path.read_text(encoding="utf-8"))
+            for path in RECORDS
+            if path.parent.name == study
+        ]
         assert there == sorted({record["notebook"] for record in records})
 
 
@@ -143,7 +166,13 @@ def test_every_notebook_with_results_appears_once_in_each_study_and_in_order(pag
 def test_every_result_says_where_it_comes_from(path, page):
     record = json.loads(path.read_text(encoding="utf-8"))
     told = words(section(page, path).find(class_="provenance"))
-    for said in (record["commit"], record["made"], record["device"], record["notebook"], f"seed {record['seed']}"):
+    for said in (
+        record["commit"],
+        record["made"],
+        record["device"],
+        record["notebook"],
+        f"seed {record['seed']}",
+    ):
         assert said in told
     assert f"torch {record['versions']['torch']}" in told
     assert f"{record['images']} test image" in told
@@ -154,7 +183,9 @@ def test_every_result_says_where_it_comes_from(path, page):
 def test_every_picture_is_on_the_page(path, page):
     shown = path.with_suffix(".svg") if path.with_suffix(".svg").is_file() else path
     html = str(section(page, path))
-    assert shown.read_bytes() in [b64decode(each) for each in re.findall(r"base64,([A-Za-z0-9+/=]+)", html)]
+    assert shown.read_bytes() in [
+        b64decode(each) for each in re.findall(r"base64,([A-Za-z0-9+/=]+)", html)
+    ]
 
 
 def test_every_picture_has_a_description(page):
@@ -192,7 +223,9 @@ def test_each_accuracy_has_wilsons_interval(path, page):
         share, n, z = part.sort_values("eps")["value"].to_numpy(), part["n"].iloc[0], 1.959964
         centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
         half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-        shown = np.array([each.split("–") for each in found[method, "measured"][1][:13]], dtype=float)
+        shown = np.array(
+            [each.split("–") for each in found[method, "measured"][1][:13]], dtype=float
+        )
         np.testing.assert_allclose(shown.T, [centre - half, centre + half], atol=5.1e-4)
 
 
@@ -211,22 +244,31 @@ def test_all_claims_are_gathered_once(page):
     rows = page.find(id="claims").find("tbody").find_all("tr")
     names = [row.b.get_text() for row in rows]
     assert names == sorted(set(names), key=lambda name: int(name[1:]))
-    judged = {claim for path in FIGURES.glob("*/claims*.csv") for claim in pd.read_csv(path)["claim"]}
+    judged = {
+        claim for path in FIGURES.glob("*/claims*.csv") for claim in pd.read_csv(path)["claim"]
+    }
     assert set(names) == judged
 
 
 def test_it_says_what_the_words_in_the_claims_mean(page):
     reading = words(page.find(id="reading"))
-    where = "ResNet-50 on NeurIPS-2017DEV (C16: ResNet-50 on SVHN, C17: ResNeXt-101 on NeurIPS-2017DEV)"
+    where = (
+        "ResNet-50 on NeurIPS-2017DEV (C16: ResNet-50 on SVHN, C17: ResNeXt-101 on NeurIPS-2017DEV)"
+    )
     assert f"the same predicate on its numbers for {where}." in reading
-    assert "at least 80 % of the clean accuracy" in reading and "an accuracy of at most 0.02" in reading
+    assert (
+        "at least 80 % of the clean accuracy" in reading
+        and "an accuracy of at most 0.02" in reading
+    )
 
 
 @stored("seeds.csv")
 def test_a_table_of_another_form_than_the_papers_is_there_as_it_was_written(path, page):
     rows, shown = pd.read_csv(path), words(section(page, path))
     for row in rows[rows["eps"] == "mean"].itertuples():
-        assert f"{row.method} − {row.other} {row.value:+.3f} {row.low:+.3f} … {row.high:+.3f}" in shown
+        assert (
+            f"{row.method} − {row.other} {row.value:+.3f} {row.low:+.3f} … {row.high:+.3f}" in shown
+        )
 
 
 @stored("adaptive.csv")
@@ -235,10 +277,14 @@ def test_the_oblivious_attacker_stands_beside_the_worst(path, page):
     values = rows[rows["metric"] == "accuracy"].set_index(["method", "attack", "eps"])["value"]
     table = section(page, path).find("table", class_="both")
     strengths = sorted(rows["eps"].dropna().unique())
-    assert [words(head) for head in table.thead.tr.find_all("th")[1:-1]] == [f"ε = {short(eps)}" for eps in strengths]
+    assert [words(head) for head in table.thead.tr.find_all("th")[1:-1]] == [
+        f"ε = {short(eps)}" for eps in strengths
+    ]
     for method, tag in zip(rows["method"].unique(), table.tbody.find_all("tr"), strict=True):
         shown = [next(cell.strings) for cell in tag.find_all("td")[:-1]]
-        expected = [values[method, attack, eps] for eps in strengths for attack in ("oblivious", "worst")]
+        expected = [
+            values[method, attack, eps] for eps in strengths for attack in ("oblivious", "worst")
+        ]
         assert shown == [f"{value:.3f}" for value in expected], method
 
 
@@ -277,7 +323,9 @@ def framed(figures):
     said = tuple(("7", "7" if row < 9 else "1", None) for row in range(13))
     notes = tuple(("", f"{60 - row} dB", "mean 0.50") for row in range(13))
     sheet = Frames(pixels, size, 5, "7", EPS, names, said, notes)
-    record = json.loads((figures / "digits" / "fig3.json").read_text(encoding="utf-8")) | {"frames": sheet.index()}
+    record = json.loads((figures / "digits" / "fig3.json").read_text(encoding="utf-8")) | {
+        "frames": sheet.index()
+    }
     (figures / "digits" / "frames.json").write_text(json.dumps(record), encoding="utf-8")
     Image.fromarray(pixels).save(figures / "digits" / "frames.png")
     return figures
@@ -337,14 +385,18 @@ def test_the_sheet_on_the_page_is_the_stored_one(framed):
 def test_a_result_of_a_notebook_that_does_not_save_it_is_refused(figures):
     for path in figures.glob("digits/fig3.*"):
         path.rename(path.with_stem("fig9"))
-    with pytest.raises(ValueError, match=r"fig9\.json: expected a notebook that saves fig9, got '07_pa_filt'"):
+    with pytest.raises(
+        ValueError, match=r"fig9\.json: expected a notebook that saves fig9, got '07_pa_filt'"
+    ):
         build(figures, find([]))
 
 
 def test_a_record_without_a_result_is_refused(figures):
     for path in figures.glob("digits/fig3.[ps]*g"):
         path.unlink()
-    with pytest.raises(ValueError, match=r"fig3\.json: expected a picture or a table beside it, there is none"):
+    with pytest.raises(
+        ValueError, match=r"fig3\.json: expected a picture or a table beside it, there is none"
+    ):
         build(figures, find([]))
 
 

@@ -38,7 +38,12 @@ def rand(*shape, seed=0):
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
 
 
-IMAGE, OTHER, MAP, KERNELS = rand(3, 13, 7), rand(3, 13, 7, seed=1), rand(13, 7), rand(27, 13, 7) - 0.5
+IMAGE, OTHER, MAP, KERNELS = (
+    rand(3, 13, 7),
+    rand(3, 13, 7, seed=1),
+    rand(13, 7),
+    rand(27, 13, 7) - 0.5,
+)
 VALUES = np.random.default_rng(0).random((len(EPS), 20))
 
 
@@ -59,19 +64,37 @@ ROWS = tidy("attacked", "Filt(L_img)", "8-bit", "JPEG 75", metrics=("psnr", "ssi
 
 def architectures():
     torch.manual_seed(0)
-    additive, filtering, fused = (kind(width=2, kernel_size=3) for kind in (Additive, Filtering, PAFilter))
+    additive, filtering, fused = (
+        kind(width=2, kernel_size=3) for kind in (Additive, Filtering, PAFilter)
+    )
     return draw_architectures(IMAGE, additive, filtering, fused)
 
 
 # Each call, the number of its axes without colour bars, and of its colour bars.
 DRAWN = {
     "draw_curves": (lambda: draw_curves(ROWS), 2, 0),
-    "draw_strip": (lambda: draw_strip([IMAGE, OTHER, IMAGE], ["one", "two", "three"], "title"), 3, 0),
-    "draw_before_after": (lambda: draw_before_after(IMAGE, OTHER, IMAGE, ["7", "1", "7"], 0.1, "Filt(L_img)"), 4, 0),
+    "draw_strip": (
+        lambda: draw_strip([IMAGE, OTHER, IMAGE], ["one", "two", "three"], "title"),
+        3,
+        0,
+    ),
+    "draw_before_after": (
+        lambda: draw_before_after(IMAGE, OTHER, IMAGE, ["7", "1", "7"], 0.1, "Filt(L_img)"),
+        4,
+        0,
+    ),
     "draw_uncertainty": (lambda: draw_uncertainty([IMAGE] * 13, [MAP] * 13, EPS, VALUES), 27, 1),
-    "draw_parts": (lambda: draw_parts([{"label": "ε", "panels": [(IMAGE, "Î"), (MAP, "W")]}] * 3), 6, 0),
+    "draw_parts": (
+        lambda: draw_parts([{"label": "ε", "panels": [(IMAGE, "Î"), (MAP, "W")]}] * 3),
+        6,
+        0,
+    ),
     "draw_maps": (lambda: draw_maps(IMAGE, {"U": MAP, "distance": MAP}, limits=(0, 2)), 3, 1),
-    "draw_kernels": (lambda: draw_kernels({"ε": (IMAGE, KERNELS)}, {"red": (12, 6), "gold": (0, 0)}), 8, 1),
+    "draw_kernels": (
+        lambda: draw_kernels({"ε": (IMAGE, KERNELS)}, {"red": (12, 6), "gold": (0, 0)}),
+        8,
+        1,
+    ),
     "draw_bands": (lambda: draw_bands(EPS, {"Filt(L_img)": VALUES, FUSED: VALUES}, "label"), 1, 0),
     "draw_architectures": (architectures, 28, 0),
 }
@@ -100,9 +123,15 @@ def test_no_figure_stays_open(draw):
 
 @every_drawing
 def test_inputs_stay_as_they_are(draw):
-    tensors, values, rows = [x.clone() for x in (IMAGE, OTHER, MAP, KERNELS)], VALUES.copy(), ROWS.copy()
+    tensors, values, rows = (
+        [x.clone() for x in (IMAGE, OTHER, MAP, KERNELS)],
+        VALUES.copy(),
+        ROWS.copy(),
+    )
     draw()
-    assert all(torch.equal(a, b) for a, b in zip(tensors, (IMAGE, OTHER, MAP, KERNELS), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(tensors, (IMAGE, OTHER, MAP, KERNELS), strict=True)
+    )
     assert np.array_equal(values, VALUES)
     pd.testing.assert_frame_equal(rows, ROWS)
 
@@ -136,15 +165,21 @@ def test_no_figure_stays_open_after_an_error_either(draw):
 
 def test_both_attackers_stand_on_the_same_axes():
     eps, dashed, solid = (0.0, 0.05, 0.1), np.array([1.0, 0.9, 0.8]), np.array([1.0, 0.2, 0.0])
-    figure = draw_defences(eps, {"Adv": dashed, "attacked": solid}, {"Adv": solid, "attacked": solid}, number=25)
+    figure = draw_defences(
+        eps, {"Adv": dashed, "attacked": solid}, {"Adv": solid, "attacked": solid}, number=25
+    )
     lines = {
-        (line.get_linestyle(), line.get_color()): line for line in figure.axes[0].lines if len(line.get_xdata()) == 3
+        (line.get_linestyle(), line.get_color()): line
+        for line in figure.axes[0].lines
+        if len(line.get_xdata()) == 3
     }
     assert np.array_equal(lines["--", COLOURS["Adv"]].get_ydata(), dashed)
     assert np.array_equal(lines["-", COLOURS["Adv"]].get_ydata(), solid)
     assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["0", "5e-2", "1e-1"]
     low, high = figure.axes[0].containers[0].lines[2][0].get_segments()[0][:, 1]
-    assert high - low == pytest.approx(4 * (0.25 / 25) ** 0.5)  # two standard errors of a half, both ways
+    assert high - low == pytest.approx(
+        4 * (0.25 / 25) ** 0.5
+    )  # two standard errors of a half, both ways
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["Adv", "attacked"]
 
 
@@ -163,7 +198,11 @@ def test_a_method_looks_the_same_everywhere():
     axes = [draw_curves(tidy(*curves)).axes[0], draw_bands(EPS, curves, "").axes[0]]
     axes.append(draw_defences(EPS, flat, flat, number=20).axes[0])
     for axis in axes:
-        looks = {(line.get_color(), line.get_marker()) for line in drawn_lines(axis) if len(line.get_xdata()) == 13}
+        looks = {
+            (line.get_color(), line.get_marker())
+            for line in drawn_lines(axis)
+            if len(line.get_xdata()) == 13
+        }
         assert looks == {(COLOURS[name], MARKERS[name]) for name in curves}
 
 
@@ -176,7 +215,9 @@ def test_a_line_per_method_in_each_panel():
 def test_a_line_is_a_methods_values_over_eps(attack):
     figure = draw_curves(ROWS, attack=attack, metrics=["ssim"])
     line = next(line for line in figure.axes[0].lines if line.get_color() == COLOURS["Filt(L_img)"])
-    own = ROWS[(ROWS["method"] == "Filt(L_img)") & (ROWS["metric"] == "ssim") & (ROWS["attack"] == attack)]
+    own = ROWS[
+        (ROWS["method"] == "Filt(L_img)") & (ROWS["metric"] == "ssim") & (ROWS["attack"] == attack)
+    ]
     np.testing.assert_allclose(line.get_xdata(), EPS)
     np.testing.assert_allclose(line.get_ydata(), own["value"])
 
@@ -187,7 +228,12 @@ def test_panels_are_the_metrics():
 
 def test_the_legend_names_every_method_once():
     (legend,) = draw_curves(ROWS).legends
-    assert [text.get_text() for text in legend.get_texts()] == ["attacked", "Filt(L_img)", "8-bit", "JPEG 75"]
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "attacked",
+        "Filt(L_img)",
+        "8-bit",
+        "JPEG 75",
+    ]
 
 
 def test_all_methods_of_a_table_can_be_drawn_together():
@@ -217,14 +263,23 @@ def test_eps_is_logarithmic_and_0_is_shown(axis):
     axis = axis()
     assert axis.get_xscale() == "symlog"
     assert axis.get_xlim()[0] <= 0 < EPS[-1] <= axis.get_xlim()[1]
-    assert dict(zip(axis.get_xticks(), [text.get_text() for text in axis.get_xticklabels()], strict=True))[0] == "0"
+    assert (
+        dict(
+            zip(
+                axis.get_xticks(), [text.get_text() for text in axis.get_xticklabels()], strict=True
+            )
+        )[0]
+        == "0"
+    )
 
 
 @pytest.mark.parametrize("strengths", [EPS, (0.0, 0.05, 0.1, 0.3, 0.5), (0.0, 0.3)], ids=len)
 def test_the_strengths_stand_apart(strengths):
     axis = plt.figure().add_subplot()
     eps_axis(axis, strengths)
-    places = axis.transAxes.inverted().transform(axis.transData.transform([(eps, 0) for eps in strengths]))[:, 0]
+    places = axis.transAxes.inverted().transform(
+        axis.transData.transform([(eps, 0) for eps in strengths])
+    )[:, 0]
     plt.close("all")
     assert (np.diff(places) > 0.03).all()
     assert (places > 0).all() and (places < 1).all()
@@ -236,7 +291,9 @@ def test_bands_are_the_median_and_the_middle_95_percent():
     drawn = axis.collections[0].get_paths()[0].vertices
     for eps, values in zip(EPS, VALUES, strict=True):
         heights = drawn[drawn[:, 0] == eps, 1]
-        np.testing.assert_allclose([heights.min(), heights.max()], np.quantile(values, [0.025, 0.975]))
+        np.testing.assert_allclose(
+            [heights.min(), heights.max()], np.quantile(values, [0.025, 0.975])
+        )
 
 
 # -- images --------------------------------------------------------------------------------------
@@ -303,7 +360,9 @@ def test_a_pixel_outside_is_refused(pixel):
         draw_kernels({"ε": (IMAGE, KERNELS)}, {"red": pixel})
 
 
-@pytest.mark.parametrize(("height", "width", "size"), [(16, 16, 3), (13, 7, 5), (33, 224, 5), (4, 4, 1)])
+@pytest.mark.parametrize(
+    ("height", "width", "size"), [(16, 16, 3), (13, 7, 5), (33, 224, 5), (4, 4, 1)]
+)
 @pytest.mark.parametrize("pixels", [2, 4])
 def test_a_mosaic_is_made_of_the_green_kernels_of_evenly_spaced_pixels(height, width, size, pixels):
     kernels = rand(3 * size**2, height, width)
@@ -312,7 +371,9 @@ def test_a_mosaic_is_made_of_the_green_kernels_of_evenly_spaced_pixels(height, w
     expected = torch.full((side, side), torch.nan)
     for i, j, y, x in np.ndindex(pixels, pixels, size, size):
         row, column = i * (height - 1) // (pixels - 1), j * (width - 1) // (pixels - 1)
-        expected[i * (size + 1) + y, j * (size + 1) + x] = kernels[size**2 + y * size + x, row, column]
+        expected[i * (size + 1) + y, j * (size + 1) + x] = kernels[
+            size**2 + y * size + x, row, column
+        ]
     torch.testing.assert_close(mosaic, expected, rtol=0, atol=0, equal_nan=True)
 
 
@@ -329,7 +390,9 @@ def crafted(clean, attacked):
     right = torch.zeros(3, len(clean), dtype=torch.long)
     right[0], right[2] = torch.tensor(clean), torch.tensor(attacked)
     zeros = torch.zeros(right.shape)
-    measurement = Measurement(right, torch.ones(len(clean), dtype=torch.long), zeros, zeros, zeros, {})
+    measurement = Measurement(
+        right, torch.ones(len(clean), dtype=torch.long), zeros, zeros, zeros, {}
+    )
     evaluation = object.__new__(Evaluation)
     evaluation.study = Study.named("digits", "smoke", eps=(0.0, 0.01, 0.1))
     evaluation.measurement = {"attacked": measurement}.__getitem__
@@ -368,7 +431,9 @@ def test_before_after_shows_the_measured_image_and_words(method, evaluation):
         evaluation.measurement("attacked").predictions[row, 3],
         evaluation.measurement(method).predictions[row, 3],
     ]
-    assert [figure.axes[column].get_title()[-3:] for column in (0, 1, 3)] == [f"“{word}”" for word in predictions]
+    assert [figure.axes[column].get_title()[-3:] for column in (0, 1, 3)] == [
+        f"“{word}”" for word in predictions
+    ]
 
 
 def test_architectures_show_what_flows_through_them(evaluation):
@@ -385,7 +450,9 @@ def test_architectures_show_what_flows_through_them(evaluation):
 def test_uncertainty_shows_the_maps_that_are_measured(evaluation):
     figure = pictures.uncertainty(evaluation, 4)
     measured = evaluation.measurement("Filt(L_img)").extra["uncertainty"]
-    means = [shown(axis).mean() for axis in figure.axes if axis.images and shown(axis).ndim == 2][: len(EPS)]
+    means = [shown(axis).mean() for axis in figure.axes if axis.images and shown(axis).ndim == 2][
+        : len(EPS)
+    ]
     np.testing.assert_allclose(means, measured[:, 4], rtol=1e-5)
     titles = [axis.get_title() for axis in figure.axes if axis.get_title()]
     assert titles == [short(eps) for eps in EPS]

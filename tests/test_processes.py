@@ -18,17 +18,37 @@ import zarr
 from filelock import FileLock
 from safetensors.torch import load_file
 
-from nbsupport.experiments.cluster import BusyError, alone, balance, locked, mean_gradients, share_out, team
+from nbsupport.experiments.cluster import (
+    BusyError,
+    alone,
+    balance,
+    locked,
+    mean_gradients,
+    share_out,
+    team,
+)
 from nbsupport.experiments.methods import TABLES
 
 COMPUTE = ["-m", "nbsupport", "compute", "--scale", "smoke", "--tables", "3", "4"]
-TWO = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--tee", "3"]  # says who prints what
+TWO = [
+    "-m",
+    "torch.distributed.run",
+    "--standalone",
+    "--nproc-per-node",
+    "2",
+    "--tee",
+    "3",
+]  # says who prints what
 
 
 def start(home, *command):
     environment = os.environ | {"NBSUPPORT_HOME": str(home), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [sys.executable, *command], env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        [sys.executable, *command],
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
 
 
@@ -63,20 +83,29 @@ def specification(record):
 
 
 def named(home, kind):
-    return {specification(path)["name"]: path.parent for path in home.glob(f"{kind}/*/artefact.json")}
+    return {
+        specification(path)["name"]: path.parent for path in home.glob(f"{kind}/*/artefact.json")
+    }
 
 
 def test_the_attacked_images_are_the_same(one, two):
     single, double = named(one[0], "attacked"), named(two[0], "attacked")
     assert single.keys() == double.keys() == {"pgd4-train", "pgd4-test"}
     for name, folder in single.items():
-        arrays = [np.asarray(zarr.open_array(path / "array.zarr", mode="r")) for path in (folder, double[name])]
+        arrays = [
+            np.asarray(zarr.open_array(path / "array.zarr", mode="r"))
+            for path in (folder, double[name])
+        ]
         assert np.array_equal(*arrays), name
 
 
 def test_the_denoisers_are_the_same(one, two):
     single, double = named(one[0], "denoiser"), named(two[0], "denoiser")
-    assert single.keys() == double.keys() >= {"Multi-head-Filt(L_img)", "Y-Net", "PA-Filt(L_img)", "Filt(L_img)"}
+    assert (
+        single.keys()
+        == double.keys()
+        >= {"Multi-head-Filt(L_img)", "Y-Net", "PA-Filt(L_img)", "Filt(L_img)"}
+    )
     for name, folder in single.items():
         weights = [load_file(path / "tensors.safetensors") for path in (folder, double[name])]
         for key, tensor in weights[0].items():
@@ -98,8 +127,17 @@ def test_only_the_first_process_talks(two):
 
 
 def test_each_process_trains_denoisers_of_its_own(two):
-    names = ("Multi-head-Filt(L_img)", "Y-Net", "Filt(L_img)", "PA-Filt(L_img)", "PA-Filt(L_img)_literal")
-    who = {name: re.findall(rf"\[default(\d)\]:.*training {re.escape(name)}:", two[1]) for name in names}
+    names = (
+        "Multi-head-Filt(L_img)",
+        "Y-Net",
+        "Filt(L_img)",
+        "PA-Filt(L_img)",
+        "PA-Filt(L_img)_literal",
+    )
+    who = {
+        name: re.findall(rf"\[default(\d)\]:.*training {re.escape(name)}:", two[1])
+        for name in names
+    }
     assert all(len(set(ranks)) == 1 for ranks in who.values()), who
     assert set.union(*map(set, who.values())) == {"0", "1"}, who
 
@@ -118,7 +156,9 @@ accelerator().end_training()
 
 def test_denoisers_that_are_trained_together_are_the_same_up_to_rounding(one, tmp_path):
     """One training is fewer than two processes, so they share its batches."""
-    shutil.copytree(one[0], tmp_path / "home", ignore=shutil.ignore_patterns("denoiser", "measurement"))
+    shutil.copytree(
+        one[0], tmp_path / "home", ignore=shutil.ignore_patterns("denoiser", "measurement")
+    )
     (tmp_path / "together.py").write_text(TOGETHER)
     printed = finish(start(tmp_path / "home", *TWO, str(tmp_path / "together.py")))
     assert "[default1]" not in "".join(line for line in printed.splitlines() if "training" in line)

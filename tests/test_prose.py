@@ -44,7 +44,10 @@ def test_a_notebook_is_told(notebook):
     assert (story.name, story.title, story.study) == ("05_heads", "05 · Heads", "digits")
     assert story.question == "**Question.** Which *head*?"
     assert story.above == dict.fromkeys(("fig9", "table9"), ("Figure 9", "What it *shows*."))
-    assert story.conclusion == "## What differs from the paper, and why\n* This.\n\n## What to believe\n* That."
+    assert (
+        story.conclusion
+        == "## What differs from the paper, and why\n* This.\n\n## What to believe\n* That."
+    )
 
 
 def test_pictures_that_follow_or_bring_a_caption_are_left_out(notebook):
@@ -56,8 +59,13 @@ def test_pictures_that_follow_or_bring_a_caption_are_left_out(notebook):
 
 
 def test_a_notebook_without_a_study_is_refused(tmp_path):
-    nbformat.write(new_notebook(cells=[new_markdown_cell("# 00 · A"), new_code_cell("1")]), tmp_path / "00_a.ipynb")
-    with pytest.raises(ValueError, match=r'00_a\.ipynb: expected a first code cell STUDY, SCALE = "…", "…"'):
+    nbformat.write(
+        new_notebook(cells=[new_markdown_cell("# 00 · A"), new_code_cell("1")]),
+        tmp_path / "00_a.ipynb",
+    )
+    with pytest.raises(
+        ValueError, match=r'00_a\.ipynb: expected a first code cell STUDY, SCALE = "…", "…"'
+    ):
         told(tmp_path / "00_a.ipynb")
 
 

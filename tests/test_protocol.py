@@ -15,7 +15,9 @@ from nbsupport.experiments import adaptive_evaluation as protocol
 from nbsupport.experiments.adaptive_evaluation import KNOWING, TRANSFERRED, UNSEEN, Protocol, _kept
 from nbsupport.experiments.evaluation import Evaluation
 
-CHEAP = dataclasses.replace(STUDY, adaptive_steps=3, adaptive_iterations=2, adaptive_queries=5, adaptive_images=6)
+CHEAP = dataclasses.replace(
+    STUDY, adaptive_steps=3, adaptive_iterations=2, adaptive_queries=5, adaptive_images=6
+)
 EPS = (0.0, 0.02, 0.1, 0.5)
 NAMES = (*KNOWING, *TRANSFERRED, *UNSEEN)
 
@@ -40,7 +42,10 @@ def found(made):
 def test_every_attack_has_a_row_per_strength_and_a_column_per_image(found):
     assert set(found.robust) == set(NAMES)
     assert found.eps == EPS
-    assert all(rows.shape == (4, 6) and rows.dtype == bool for rows in [*found.robust.values(), found.envelope])
+    assert all(
+        rows.shape == (4, 6) and rows.dtype == bool
+        for rows in [*found.robust.values(), found.envelope]
+    )
     assert set(found.norms) == {"DeepFool", "C&W", "L2-PGD"}
     assert all(values.shape == (6,) for values in found.norms.values())
     assert (found.steps, found.trace.shape, found.margins.shape) == ((0, 3, 6), (3, 6), (3, 6))
@@ -50,7 +55,10 @@ def test_every_attack_has_a_row_per_strength_and_a_column_per_image(found):
 def test_the_first_row_is_for_clean_images(made, found):
     artefacts = made.evaluation.artefacts
     part = artefacts.images("test")
-    right = artefacts.victim(Baseline("Gaussian blur")(part.images[:6])).argmax(dim=1) == part.labels[:6]
+    right = (
+        artefacts.victim(Baseline("Gaussian blur")(part.images[:6])).argmax(dim=1)
+        == part.labels[:6]
+    )
     assert not right.all()
     for robust in [*found.robust.values(), found.trace]:
         assert robust[0].tolist() == right.tolist()
@@ -63,7 +71,9 @@ def defended(made, images):
 
 
 @pytest.mark.parametrize(("name", "seed"), [("oblivious", 0), ("transfer", 1)])
-def test_transferred_attacks_are_made_on_the_bare_classifier_and_on_the_second(made, found, name, seed):
+def test_transferred_attacks_are_made_on_the_bare_classifier_and_on_the_second(
+    made, found, name, seed
+):
     part = made.evaluation.artefacts.images("test")
     for row, eps in enumerate(EPS[1:], 1):
         attacked = pgd(linear(seed), part.images[:6], part.labels[:6], eps, steps=CHEAP.steps)
@@ -81,7 +91,11 @@ def test_fgsm_is_one_step_of_the_signed_gradient_on_the_bare_classifier(made, fo
 
 def test_noise_is_uniform_or_gaussian_of_the_same_strength(made, monkeypatch):
     seen = []
-    monkeypatch.setattr(protocol, "withstands", lambda defence, x, y: seen.append(x) or torch.ones(6, dtype=torch.bool))
+    monkeypatch.setattr(
+        protocol,
+        "withstands",
+        lambda defence, x, y: seen.append(x) or torch.ones(6, dtype=torch.bool),
+    )
     artefacts = made.evaluation.artefacts
     images, labels = artefacts.images("test").images[:6], artefacts.images("test").labels[:6]
     jobs = dict(made._jobs(artefacts.denoiser("blurred"), artefacts.classifier(), images, labels))
@@ -126,14 +140,19 @@ def test_the_three_that_know_get_what_the_study_says(made, monkeypatch):
 def test_the_envelope_is_that_of_all_strengths_of_the_study(tmp_path):
     study = dataclasses.replace(CHEAP, adaptive_eps=(0.1,))
     made = small(tmp_path, study)
-    correct = np.array([[1, 1, 1, 1, 1, 0], [1, 0, 1, 1, 1, 1], [1, 1, 1, 1, 0, 1], [1, 1, 0, 1, 1, 1]], dtype=bool)
+    correct = np.array(
+        [[1, 1, 1, 1, 1, 0], [1, 0, 1, 1, 1, 1], [1, 1, 1, 1, 0, 1], [1, 1, 0, 1, 1, 1]], dtype=bool
+    )
     whole = np.concatenate([correct, np.ones((4, 18), dtype=bool)], axis=1)
-    made.evaluation.measurement = lambda method: type("Measured", (), {"correct": staticmethod(lambda: whole)})
+    made.evaluation.measurement = lambda method: type(
+        "Measured", (), {"correct": staticmethod(lambda: whole)}
+    )
     assert made.outcome("attacked").envelope.tolist() == [[1, 1, 1, 1, 1, 0], [1, 0, 1, 1, 0, 0]]
 
 
 @pytest.mark.parametrize(
-    ("steps", "expected"), [(3, (3, 6)), (10, (10, 20)), (40, (10, 40, 80)), (400, (10, 40, 100, 400, 800))]
+    ("steps", "expected"),
+    [(3, (3, 6)), (10, (10, 20)), (40, (10, 40, 80)), (400, (10, 40, 100, 400, 800))],
 )
 def test_the_trace_goes_to_twice_the_largest_n(tmp_path, steps, expected, monkeypatch):
     made = small(tmp_path, dataclasses.replace(CHEAP, adaptive_steps=steps))
@@ -151,9 +170,14 @@ def test_the_worst_is_the_and_with_everything_and_never_rises():
     curves = {name: rng.random((4, 100)) < 0.9 for name in NAMES}
     given = outcome(robust=curves, envelope=rng.random((4, 100)) < 0.9)
     worst = given.worst()
-    judged = [given.envelope, *(curves[name] for name in ("PGD", "AutoAttack", "Square", "oblivious", "transfer"))]
+    judged = [
+        given.envelope,
+        *(curves[name] for name in ("PGD", "AutoAttack", "Square", "oblivious", "transfer")),
+    ]
     for row, image in np.ndindex(4, 100):
-        assert worst[row, image] == all(curve[weaker, image] for curve in judged for weaker in range(row + 1))
+        assert worst[row, image] == all(
+            curve[weaker, image] for curve in judged for weaker in range(row + 1)
+        )
     assert (np.diff(worst.astype(int), axis=0) <= 0).all()
     assert 0 < worst[-1].sum() < worst[0].sum()
 
@@ -245,7 +269,13 @@ def test_a_second_session_attacks_nothing(made, found, monkeypatch):
 
 # -- specifications ------------------------------------------------------------------------------
 
-CHANGES = dict(adaptive_images=7, adaptive_eps=(0.1,), adaptive_steps=4, adaptive_restarts=2, adaptive_iterations=3)
+CHANGES = dict(
+    adaptive_images=7,
+    adaptive_eps=(0.1,),
+    adaptive_steps=4,
+    adaptive_restarts=2,
+    adaptive_iterations=3,
+)
 CHANGES |= dict(adaptive_queries=6, seed=1)
 
 
@@ -290,7 +320,9 @@ def test_a_combination_is_attacked_with_its_own_classifier(tmp_path):
 
 @pytest.mark.parametrize("method", ["attacked", "PA-Filt(L_img)", "JPEG 75", "Filt+FPD"])
 def test_real_defences_go_through_the_protocol(artefacts, method):
-    study = dataclasses.replace(artefacts.study, adaptive_images=2, adaptive_eps=(0.1,), adaptive_steps=1)
+    study = dataclasses.replace(
+        artefacts.study, adaptive_images=2, adaptive_eps=(0.1,), adaptive_steps=1
+    )
     assert study.adaptive_queries == 4
     changed = type(artefacts)(study, artefacts.store)
     found = Protocol(Evaluation(changed)).outcome(method)

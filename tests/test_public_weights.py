@@ -26,9 +26,14 @@ def weights(tmp_path, monkeypatch):
 
 def test_a_classifier_normalises_as_its_weights_want(weights):
     images = torch.rand(2, 3, 64, 64)
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    mean, std = (
+        torch.tensor(values).view(3, 1, 1)
+        for values in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    )
     with torch.no_grad():
-        assert torch.allclose(public_weights.load(NAME)(images), weights((images - mean) / std), atol=1e-5)
+        assert torch.allclose(
+            public_weights.load(NAME)(images), weights((images - mean) / std), atol=1e-5
+        )
     assert public_weights.specification(NAME)["file"] == FILE
     assert public_weights.there(NAME)
 
@@ -36,7 +41,9 @@ def test_a_classifier_normalises_as_its_weights_want(weights):
 def test_a_damaged_file_is_named(weights, tmp_path):
     path = tmp_path / "hub" / "checkpoints" / FILE
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(FileNotFoundError, match=rf"{NAME}: its public weights could not be read .*Remove {path}"):
+    with pytest.raises(
+        FileNotFoundError, match=rf"{NAME}: its public weights could not be read .*Remove {path}"
+    ):
         public_weights.load(NAME)
 
 
@@ -47,7 +54,10 @@ def test_what_cannot_be_downloaded_is_said(weights, tmp_path, monkeypatch):
         raise OSError("no route to host")
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
-    with pytest.raises(FileNotFoundError, match=r"no route to host.* or put there what https://download.pytorch.org"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"no route to host.* or put there what https://download.pytorch.org",
+    ):
         public_weights.load(NAME)
     assert not public_weights.there(NAME)
 
@@ -68,7 +78,10 @@ def test_the_accuracy_is_printed_and_labels_from_1_are_refused(weights, capsys):
     assert f"{NAME}: names 100.0% of 40 clean images" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"labels start at 0|labels or preprocessing are wrong"):
         public_weights.check(classifier, NAME, images, labels + 1)
-    with pytest.raises(ValueError, match=r"it names only 0\.0% of 40 clean images; labels or preprocessing are wrong"):
+    with pytest.raises(
+        ValueError,
+        match=r"it names only 0\.0% of 40 clean images; labels or preprocessing are wrong",
+    ):
         public_weights.check(classifier, NAME, images, (labels + 500) % 1000)
 
 

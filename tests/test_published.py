@@ -62,7 +62,9 @@ def cifar(tmp_path, server, monkeypatch):
         pixels[name] = generator.integers(0, 256, (PER_BATCH, 3072), dtype=np.uint8)
         labels = [(number + len(pixels)) % 10 for number in range(PER_BATCH)]
         (folder / name).write_bytes(pickle.dumps({"data": pixels[name], "labels": labels}))
-    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list(published.CLASSES["cifar10"])}))
+    (folder / "batches.meta").write_bytes(
+        pickle.dumps({"label_names": list(published.CLASSES["cifar10"])})
+    )
     archive = tmp_path / CIFAR10.filename
     with tarfile.open(archive, "w:gz") as file:
         file.add(folder, CIFAR10.base_folder)
@@ -81,7 +83,10 @@ def svhn(tmp_path, server, monkeypatch):
     for split in ("train", "test"):
         path = tmp_path / f"{split}_32x32.mat"
         pixels[split] = generator.integers(0, 256, (32, 32, 3, 6), dtype=np.uint8)
-        savemat(path, {"X": pixels[split], "y": np.array([[10], [1], [2], [9], [10], [5]], dtype=np.uint8)})
+        savemat(
+            path,
+            {"X": pixels[split], "y": np.array([[10], [1], [2], [9], [10], [5]], dtype=np.uint8)},
+        )
         split_list[split] = [f"{server}/{path.name}", path.name, md5(path)]
     monkeypatch.setattr(SVHN, "split_list", split_list)
     return pixels
@@ -104,7 +109,9 @@ def test_cifar10_is_downloaded_once(cifar, data, capsys):
     test = part("cifar10", "test", 3)
     whole = np.concatenate([pixels[name] for name in BATCHES[:5]]).reshape(-1, 3, 32, 32)
     assert torch.equal(train.images, torch.from_numpy(whole).float() / 255)
-    assert torch.equal(test.images, torch.from_numpy(pixels["test_batch"].reshape(-1, 3, 32, 32)[:3]).float() / 255)
+    assert torch.equal(
+        test.images, torch.from_numpy(pixels["test_batch"].reshape(-1, 3, 32, 32)[:3]).float() / 255
+    )
     assert train.labels[:5].tolist() == [1, 2, 3, 4, 2]
     assert test.specification == {
         "data": "cifar10", "split": "test", "size": 32, "source": "torchvision.datasets.CIFAR10", "images": 3,
@@ -115,7 +122,9 @@ def test_cifar10_is_downloaded_once(cifar, data, capsys):
 def test_svhn_counts_from_0(svhn, data):
     test = part("svhn", "test")
     assert test.labels.tolist() == [0, 1, 2, 9, 0, 5]
-    assert torch.equal(test.images, torch.from_numpy(svhn["test"].transpose(3, 2, 0, 1).copy()).float() / 255)
+    assert torch.equal(
+        test.images, torch.from_numpy(svhn["test"].transpose(3, 2, 0, 1).copy()).float() / 255
+    )
     assert len(part("svhn")) == 6
     assert left(data) == ["test_32x32.mat", "train_32x32.mat"]
 
@@ -123,7 +132,9 @@ def test_svhn_counts_from_0(svhn, data):
 def test_other_sizes_are_resized(cifar):
     images = part("cifar10", "test", image_size=16).images
     assert images.shape == (PER_BATCH, 3, 16, 16)
-    assert torch.allclose(images.mean(dim=(2, 3)), part("cifar10", "test").images.mean(dim=(2, 3)), atol=0.02)
+    assert torch.allclose(
+        images.mean(dim=(2, 3)), part("cifar10", "test").images.mean(dim=(2, 3)), atol=0.02
+    )
 
 
 @pytest.mark.parametrize("damage", ["truncated", "altered", "absent"])
@@ -135,7 +146,9 @@ def test_a_failed_download_leaves_nothing(damage, cifar, data):
     else:
         altered = content[:-9] + bytes([content[-9] ^ 1]) + content[-8:]
         archive.write_bytes(content[: len(content) // 2] if damage == "truncated" else altered)
-    with pytest.raises(FileNotFoundError, match=r"cifar10: the download failed .* Try again: python -m nbsupport"):
+    with pytest.raises(
+        FileNotFoundError, match=r"cifar10: the download failed .* Try again: python -m nbsupport"
+    ):
         part("cifar10")
     assert left(data) == []
     archive.write_bytes(content)
@@ -181,7 +194,9 @@ def test_an_image_tree_is_taken_instead(data, cifar):
         assert published.CLASSES["cifar10"][label] == path.parent.name
 
 
-@pytest.mark.parametrize(("suffix", "form"), [("jpg", "JPEG copies"), ("png", "an image tree of .png")])
+@pytest.mark.parametrize(
+    ("suffix", "form"), [("jpg", "JPEG copies"), ("png", "an image tree of .png")]
+)
 def test_a_study_says_what_its_images_are(data, suffix, form):
     study = Study.named("cifar10", "smoke")
     assert fitted(study).images_from == "torchvision's files"
@@ -197,7 +212,9 @@ def test_nothing_is_decoded_before_it_is_needed(data, monkeypatch):
 
 def test_an_image_tree_with_other_classes_is_refused(data):
     tree(data, classes=("cat", "dog"))
-    with pytest.raises(ValueError, match=r"cifar10: expected the classes airplane, .* got cat, dog"):
+    with pytest.raises(
+        ValueError, match=r"cifar10: expected the classes airplane, .* got cat, dog"
+    ):
         part("cifar10")
 
 

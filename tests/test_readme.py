@@ -44,21 +44,45 @@ def test_it_says_how_many_images_and_how_uncertain(rows):
 
 
 def test_measured_stands_beside_published():
-    ours = pd.concat([tidy("attacked", "Filt(L_img)", table=1), tidy("attacked", "PA-Filt(L_img)", table=4)])
+    ours = pd.concat(
+        [tidy("attacked", "Filt(L_img)", table=1), tidy("attacked", "PA-Filt(L_img)", table=4)]
+    )
     ours = ours.assign(study="cifar10", classifier="resnet20")
-    head, _, *lines = [[cell.strip() for cell in line[1:-1].split("|")] for line in readme.oblivious(ours).splitlines()]
+    head, _, *lines = [
+        [cell.strip() for cell in line[1:-1].split("|")]
+        for line in readme.oblivious(ours).splitlines()
+    ]
     assert head == ["", "", *(f"ε = {column}" for column in readme.COLUMNS), "mean"]
     named = [(line[0], line[1]) for line in lines if len(line) == len(head)]
-    methods = {"**no filter**": "", "**Filt(L_img)**": "", "**PA-Filt(L_img)**": " ‡"}  # the last for other images
+    methods = {
+        "**no filter**": "",
+        "**Filt(L_img)**": "",
+        "**PA-Filt(L_img)**": " ‡",
+    }  # the last for other images
     assert named == [
-        pair for method, mark in methods.items() for pair in ((method, "measured"), ("", "published" + mark))
+        pair
+        for method, mark in methods.items()
+        for pair in ((method, "measured"), ("", "published" + mark))
     ]
-    bare = published("resnet50", "neurips2017dev").query("table == 4 and method == 'attacked'")["value"].mean()
+    bare = (
+        published("resnet50", "neurips2017dev")
+        .query("table == 4 and method == 'attacked'")["value"]
+        .mean()
+    )
     said = f"‡ Published for other images, Table 4: ResNet-50 on NeurIPS-2017DEV, where no filter has {bare:.3f}.*"
     assert readme.oblivious(ours).endswith(said)
-    curve = ours[(ours["method"] == "Filt(L_img)") & (ours["attack"] == "pgd")].set_index("eps")["value"]
-    assert lines[2][2:] == [*(f"{curve[float(column)]:.2f}" for column in readme.COLUMNS), f"{curve.mean():.3f}"]
-    theirs = published("resnet50", "cifar10").query("table == 1 and method == 'Filt(L_img)'").set_index("eps")["value"]
+    curve = ours[(ours["method"] == "Filt(L_img)") & (ours["attack"] == "pgd")].set_index("eps")[
+        "value"
+    ]
+    assert lines[2][2:] == [
+        *(f"{curve[float(column)]:.2f}" for column in readme.COLUMNS),
+        f"{curve.mean():.3f}",
+    ]
+    theirs = (
+        published("resnet50", "cifar10")
+        .query("table == 1 and method == 'Filt(L_img)'")
+        .set_index("eps")["value"]
+    )
     assert lines[3][2:-1] == [f"{theirs[float(column)]:.2f}" for column in readme.COLUMNS]
 
 

@@ -31,7 +31,10 @@ def test_a_table_has_the_papers_rows_and_the_simple_baselines(number):
     [
         (TABLES[4], ["Y-Net", "PA-Filt(L_img)", "PA-Filt(L_img)_literal", "Filt(L_img)"]),
         (TABLES[3], ["Multi-head-Filt(L_img)"]),
-        (("PA-Filt(L_adv)", "Filt+FD", "Filt+Adv"), ["Y-Net", "PA-Filt(L_img)", "PA-Filt(L_adv)", "Filt(L_img)"]),
+        (
+            ("PA-Filt(L_adv)", "Filt+FD", "Filt+Adv"),
+            ["Y-Net", "PA-Filt(L_img)", "PA-Filt(L_adv)", "Filt(L_img)"],
+        ),
         (("attacked", "FPD", "median 3x3"), []),
     ],
 )

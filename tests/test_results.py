@@ -52,7 +52,9 @@ def test_the_first_file_that_is_there_is_taken(place):
 def test_a_record_that_is_none_is_an_error_that_names_the_file(record, reason, place):
     path = place / "table1.json"
     path.unlink() if record is None else path.write_text(record)
-    with pytest.raises(ValueError, match=rf"^{path}: expected the record of where table1 comes from, but {reason}"):
+    with pytest.raises(
+        ValueError, match=rf"^{path}: expected the record of where table1 comes from, but {reason}"
+    ):
         results(place)
 
 
@@ -71,5 +73,8 @@ def test_digits_come_last(place):
 @pytest.mark.parametrize("root", ["empty", "absent"])
 def test_no_results_at_all_are_an_error_that_says_how_to_make_them(root, tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"no results in .*; make them: python -m nbsupport run, or make study"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"no results in .*; make them: python -m nbsupport run, or make study",
+    ):
         studies(tmp_path / root)

@@ -73,17 +73,25 @@ def test_another_seed_is_another_denoiser_for_the_same_attacks(two):
     assert first.attacked_specification("train") == second.attacked_specification("train")
     assert first.classifier_specification() == second.classifier_specification()
     ours, theirs = (each.trained("Filt(L_img)")[0].state_dict() for each in (first, second))
-    assert not any(torch.equal(ours[name], theirs[name]) for name in ours if name.endswith("0.weight"))
+    assert not any(
+        torch.equal(ours[name], theirs[name]) for name in ours if name.endswith("0.weight")
+    )
 
 
 def test_the_studys_own_seed_is_not_trained_again(artefacts):
     (same,) = trainings(Evaluation(artefacts), (0,))
-    assert same.artefacts.denoiser_specification("Filt(L_img)") == artefacts.denoiser_specification("Filt(L_img)")
+    assert same.artefacts.denoiser_specification("Filt(L_img)") == artefacts.denoiser_specification(
+        "Filt(L_img)"
+    )
 
 
 def test_the_fusion_of_a_seed_starts_from_its_own_parts(two):
     specification = two[1].artefacts.denoiser_specification("PA-Filt(L_img)")
-    assert (specification["seed"], specification["base"]["seed"], specification["attacked"]["seed"]) == (1, 1, 0)
+    assert (
+        specification["seed"],
+        specification["base"]["seed"],
+        specification["attacked"]["seed"],
+    ) == (1, 1, 0)
 
 
 def test_a_seed_may_be_zero():
@@ -97,7 +105,8 @@ def test_values_are_mean_differences_of_accuracy(two, rows):
     for method, other in COMPARISONS:
         part = rows[(rows["method"] == method) & (rows["other"] == other)].set_index("eps")
         curves = [
-            [each.measurement(name).correct().mean(axis=1) for each in two] for name in (method, other)
+            [each.measurement(name).correct().mean(axis=1) for each in two]
+            for name in (method, other)
         ]  # method, seed, eps
         expected = np.mean(curves[0], axis=0) - np.mean(curves[1], axis=0)
         assert part.drop(MEAN)["value"].tolist() == pytest.approx(expected)
@@ -113,7 +122,9 @@ def test_outcomes_follow_from_intervals(rows):
 
 
 def test_a_failed_training_has_no_part(two, monkeypatch):
-    monkeypatch.setattr(two[1], "failure", lambda method: "failed" if method == "PA-Filt(L_img)" else None)
+    monkeypatch.setattr(
+        two[1], "failure", lambda method: "failed" if method == "PA-Filt(L_img)" else None
+    )
     rows = compare(two)
     assert set(rows.loc[rows["method"] == "PA-Filt(L_img)", "seeds"]) == {"0"}
     assert set(rows.loc[rows["method"] != "PA-Filt(L_img)", "seeds"]) == {"0 1"}
@@ -121,13 +132,22 @@ def test_a_failed_training_has_no_part(two, monkeypatch):
 
 def test_a_comparison_of_nothing_but_failures_is_left_out(two, monkeypatch):
     for each in two:
-        monkeypatch.setattr(each, "failure", lambda method: "failed" if method == "PA-Filt(L_img)" else None)
+        monkeypatch.setattr(
+            each, "failure", lambda method: "failed" if method == "PA-Filt(L_img)" else None
+        )
     assert set(compare(two)["method"]) == {"Filt(L_img)", "Filt(L_sem)"}
 
 
 def made(value, low, high, outcome):
     same = {"study": "digits", "per_seed": "+0.1000 +0.3000", "seeds": "0 1", "n": 24}
-    return {"method": "A*", "other": "B", "value": value, "low": low, "high": high, "outcome": outcome} | same
+    return {
+        "method": "A*",
+        "other": "B",
+        "value": value,
+        "low": low,
+        "high": high,
+        "outcome": outcome,
+    } | same
 
 
 MADE = pd.DataFrame(

@@ -12,7 +12,14 @@ import nbsupport
 from nbsupport.classifiers.models import Classifier
 from nbsupport.denoisers import pretrained as shipped
 from nbsupport.denoisers.models import Denoiser
-from nbsupport.denoisers.pretrained import SAMPLE_STRENGTHS, about, load_pretrained, names, right_on_samples, samples
+from nbsupport.denoisers.pretrained import (
+    SAMPLE_STRENGTHS,
+    about,
+    load_pretrained,
+    names,
+    right_on_samples,
+    samples,
+)
 
 MOST_BYTES = 12_000_000
 APART = 2  # of 20 images: rounding differs between machines, and 40 steps of signs amplify it
@@ -60,7 +67,9 @@ def test_it_is_as_accurate_as_it_says(name, classifier):
 @each
 def test_it_says_what_it_was_made_from_and_how_to_make_it_again(name):
     known = about(name)
-    assert known["again"] == "python -m nbsupport compute --study cifar10 --scale quick --tables 1 3 4"
+    assert (
+        known["again"] == "python -m nbsupport compute --study cifar10 --scale quick --tables 1 3 4"
+    )
     assert known["study"]["name"] == "cifar10"
     assert known["study"]["images_from"]
     assert known["specification"]
@@ -87,7 +96,9 @@ def test_the_samples_are_attacked_as_hard_as_foolbox_does(classifier):
 
 
 def test_an_unknown_name_is_refused_with_those_there_are():
-    with pytest.raises(ValueError, match=r"there is no 'resnet'; there are: cifar10-Add\(L_img\), "):
+    with pytest.raises(
+        ValueError, match=r"there is no 'resnet'; there are: cifar10-Add\(L_img\), "
+    ):
         load_pretrained("resnet")
 
 

@@ -48,7 +48,9 @@ BROKEN = {
     "ε": {
         "a stronger attack misses more than chance": white_box(90, 40, 50, 5),
         "of none right, three": white_box(90, 0, 3, 3),
-        "as many fall as come back": white_box(90, 40, 40, 5, PGD=shifted(3), AutoAttack=shifted(3)),
+        "as many fall as come back": white_box(
+            90, 40, 40, 5, PGD=shifted(3), AutoAttack=shifted(3)
+        ),
     },
     "n": {
         "a longer attack is weaker": outcome(trace=rows(90, 40, 50, 40)),
@@ -58,15 +60,30 @@ BROKEN = {
         "one image falls obliviously alone": white_box(90, 60, 30, 5, oblivious=only(3, 2)),
         "at the first strength": white_box(90, 60, 30, 5, oblivious=only(59, 1)),
     },
-    "Square": {"one image falls to random search alone": white_box(90, 60, 30, 5, Square=only(3, 2))},
-    "transfer": {"one image falls from another classifier alone": white_box(90, 60, 30, 5, transfer=only(3, 2))},
-    "flat": {
-        "PGD still gains": outcome(margins=np.array([[-3.0], [0.0], [1.0], [1.5]]).repeat(IMAGES, 1)),
-        "all in its last run": outcome(margins=np.array([[-3.0], [-3.0], [-3.0], [-2.0]]).repeat(IMAGES, 1)),
-        "PGD gains nothing": outcome(margins=np.full((4, IMAGES), -3.0)),
-        "a single run": outcome(steps=(0, 4), margins=np.array([[-3.0], [2.0]]).repeat(IMAGES, 1), trace=rows(90, 40)),
+    "Square": {
+        "one image falls to random search alone": white_box(90, 60, 30, 5, Square=only(3, 2))
     },
-    "gradient": {"one image has none": outcome(zero_gradients=1 / IMAGES), "all": outcome(zero_gradients=1.0)},
+    "transfer": {
+        "one image falls from another classifier alone": white_box(
+            90, 60, 30, 5, transfer=only(3, 2)
+        )
+    },
+    "flat": {
+        "PGD still gains": outcome(
+            margins=np.array([[-3.0], [0.0], [1.0], [1.5]]).repeat(IMAGES, 1)
+        ),
+        "all in its last run": outcome(
+            margins=np.array([[-3.0], [-3.0], [-3.0], [-2.0]]).repeat(IMAGES, 1)
+        ),
+        "PGD gains nothing": outcome(margins=np.full((4, IMAGES), -3.0)),
+        "a single run": outcome(
+            steps=(0, 4), margins=np.array([[-3.0], [2.0]]).repeat(IMAGES, 1), trace=rows(90, 40)
+        ),
+    },
+    "gradient": {
+        "one image has none": outcome(zero_gradients=1 / IMAGES),
+        "all": outcome(zero_gradients=1.0),
+    },
     "logits": {"probabilities": outcome(logits=False)},
     "deterministic": {"another answer each time": outcome(deterministic=False)},
     "chance": {
@@ -108,8 +125,14 @@ def test_what_sampling_explains_is_sound(case):
 
 def test_either_of_the_two_attacks_that_follow_gradients_will_do():
     one, other = rows(90, 80, 80, 80), rows(90, 80, 50, 5)
-    assert failed(outcome(robust={"PGD": one, "AutoAttack": other, "Square": rows(90, 90, 90, 90)})) == []
-    assert failed(outcome(robust={"PGD": other, "AutoAttack": one, "Square": rows(90, 90, 90, 90)})) == []
+    assert (
+        failed(outcome(robust={"PGD": one, "AutoAttack": other, "Square": rows(90, 90, 90, 90)}))
+        == []
+    )
+    assert (
+        failed(outcome(robust={"PGD": other, "AutoAttack": one, "Square": rows(90, 90, 90, 90)}))
+        == []
+    )
 
 
 @pytest.mark.parametrize(
@@ -117,10 +140,26 @@ def test_either_of_the_two_attacks_that_follow_gradients_will_do():
     [
         (white_box(90, 40, 50, 5), "ε", "at most 10 images fall at one ε and withstand the next"),
         (outcome(), "ε", "at most 0 images fall at one ε and withstand the next"),
-        (outcome(), "n", "accuracy at ε = 0.1: 0.500 (n = 10), 0.400 (n = 40), 0.390 (n = 400); at most 0 images"),
-        (white_box(90, 60, 30, 5, oblivious=only(3, 2)), "oblivious", "1 attacks succeed obliviously and not"),
-        (white_box(90, 60, 30, 5, Square=only(3, 2)), "Square", "1 attacks succeed by random search and not"),
-        (white_box(90, 60, 30, 5, transfer=only(3, 2)), "transfer", "1 attacks succeed from another classifier"),
+        (
+            outcome(),
+            "n",
+            "accuracy at ε = 0.1: 0.500 (n = 10), 0.400 (n = 40), 0.390 (n = 400); at most 0 images",
+        ),
+        (
+            white_box(90, 60, 30, 5, oblivious=only(3, 2)),
+            "oblivious",
+            "1 attacks succeed obliviously and not",
+        ),
+        (
+            white_box(90, 60, 30, 5, Square=only(3, 2)),
+            "Square",
+            "1 attacks succeed by random search and not",
+        ),
+        (
+            white_box(90, 60, 30, 5, transfer=only(3, 2)),
+            "transfer",
+            "1 attacks succeed from another classifier",
+        ),
         (outcome(), "flat", "the mean margin gains 0.100 from n = 40 to 400, of 3.100 in all"),
         (outcome(zero_gradients=0.25), "gradient", "25.0% of the images have no gradient"),
         (outcome(logits=False), "logits", "probabilities"),
@@ -171,7 +210,9 @@ class Recovers(nn.Module):
         self.clean = clean
 
     def forward(self, images):
-        known = self.clean[(images[:, None] - self.clean[None]).flatten(2).norm(dim=2).argmin(dim=1)]
+        known = self.clean[
+            (images[:, None] - self.clean[None]).flatten(2).norm(dim=2).argmin(dim=1)
+        ]
         distance = (images - known).abs().amax(dim=(1, 2, 3), keepdim=True)
         return torch.where(distance > 0.09, known, images)
 
@@ -230,7 +271,9 @@ def test_too_few_steps_are_noticed(failures):
 
 
 def test_a_defence_that_is_stronger_against_stronger_attacks_is_noticed(failures, monkeypatch):
-    assert failures("recovers") == {"flat"}  # FAB stays below what it undoes; PGD does not, and gains nothing
+    assert failures("recovers") == {
+        "flat"
+    }  # FAB stays below what it undoes; PGD does not, and gains nothing
     clean = lambda denoiser, classifier, x, y, eps, **options: adaptive.withstands(classifier, x, y)  # noqa: E731
     monkeypatch.setattr(adaptive, "autoattack", clean)
     assert "ε" in failures("recovers", eps=(0.0, 0.03, 0.1, 0.5), adaptive_eps=(0.03, 0.1, 0.5))
@@ -241,7 +284,9 @@ def test_a_longer_attack_that_goes_wrong_is_noticed(failures, monkeypatch):
     honest = adaptive.pgd
 
     def clumsy(network, images, labels, eps, *, steps, **options):
-        return images if steps > 40 else honest(network, images, labels, eps, steps=steps, **options)
+        return (
+            images if steps > 40 else honest(network, images, labels, eps, steps=steps, **options)
+        )
 
     monkeypatch.setattr(adaptive, "pgd", clumsy)
     assert "n" in failures("attacked", seed=1)

@@ -22,7 +22,12 @@ from filelock import FileLock
 from nbsupport.experiments.store import CorruptArtefact, Store, canonical, default_home, key
 from nbsupport.training.loop import fit
 
-SPECIFICATION = {"kind": "kind", "name": "name", "seed": 0, "from": {"data": "digits", "eps": [0.1, 0.3]}}
+SPECIFICATION = {
+    "kind": "kind",
+    "name": "name",
+    "seed": 0,
+    "from": {"data": "digits", "eps": [0.1, 0.3]},
+}
 SHAPE, CHUNKS = (2, 130, 3), 6  # of 64, 64 and 2 images per strength
 ARRAY = (torch.arange(780).view(SHAPE) / 1024).half()
 TENSORS = {"weight": torch.arange(6.0).view(2, 3), "count": torch.tensor(3)}
@@ -57,10 +62,16 @@ def training_of(store, calls=None):
         def loss(batch, generator):
             if calls is not None:
                 calls.append(batch)
-            return (line(inputs[batch]) - torch.rand(len(batch), 1, generator=generator)).square().mean()
+            return (
+                (line(inputs[batch]) - torch.rand(len(batch), 1, generator=generator))
+                .square()
+                .mean()
+            )
 
         inputs = torch.arange(24.0).view(8, 3) / 24
-        options = dict(epochs=3, batch_size=4, learning_rate=0.1, seed=0, scratch=scratch, label="line")
+        options = dict(
+            epochs=3, batch_size=4, learning_rate=0.1, seed=0, scratch=scratch, label="line"
+        )
         return line.state_dict(), {"loss": fit(line, loss, examples=8, **options)}
 
     return store.tensors(SPECIFICATION, make)[0]
@@ -68,7 +79,9 @@ def training_of(store, calls=None):
 
 JOBS = {"tensors": tensors_of, "array": array_of, "training": training_of}
 WRITES = {"tensors": 2, "array": CHUNKS + 2, "training": 3 + 2}
-MOMENTS = {job: 3 * writes for job, writes in WRITES.items()} | {"training": 3 * 5 + 6}  # also before six gradients
+MOMENTS = {job: 3 * writes for job, writes in WRITES.items()} | {
+    "training": 3 * 5 + 6
+}  # also before six gradients
 CALLS = {"tensors": 1, "array": CHUNKS, "training": 6}
 
 
@@ -137,7 +150,9 @@ def test_any_name_makes_one_folder_below_its_kind(store, name):
 
 
 def test_names_that_look_alike_keep_apart(store):
-    assert store.folder(SPECIFICATION | {"name": "a/b"}) != store.folder(SPECIFICATION | {"name": "a_b"})
+    assert store.folder(SPECIFICATION | {"name": "a/b"}) != store.folder(
+        SPECIFICATION | {"name": "a_b"}
+    )
 
 
 def test_home_is_what_the_variable_says(monkeypatch):
@@ -212,7 +227,11 @@ def test_tensors_may_lie_in_any_order_and_have_any_type(store):
 
 def test_nothing_is_left_beside_a_finished_artefact(store, folder):
     training_of(store)
-    assert {path.name for path in folder.iterdir()} == {"artefact.json", "lock", "tensors.safetensors"}
+    assert {path.name for path in folder.iterdir()} == {
+        "artefact.json",
+        "lock",
+        "tensors.safetensors",
+    }
 
 
 # -- damage ----------------------------------------------------------------------------------
@@ -347,7 +366,9 @@ def test_a_description_that_appears_meanwhile_is_taken(store, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(
-            zarr, "create_array", lambda place, **options: (create if place == {} else late)(place, **options)
+            zarr,
+            "create_array",
+            lambda place, **options: (create if place == {} else late)(place, **options),
         )
         assert same(array_of(store), ARRAY)
 
@@ -365,7 +386,9 @@ def test_a_damaged_record_of_an_array_costs_no_chunk(store, folder, damage):
 
 @pytest.mark.parametrize("shape", [(2, 130, 4), (3, 130, 3), (2, 64, 3), (2, 130, 3, 1)], ids=str)
 def test_an_array_of_another_shape_is_reported_and_made_again(store, shape):
-    store.array(SPECIFICATION, shape, lambda block, missing: torch.zeros(shape)[missing, block].numpy())
+    store.array(
+        SPECIFICATION, shape, lambda block, missing: torch.zeros(shape)[missing, block].numpy()
+    )
     calls = []
     with pytest.warns(CorruptArtefact, match="description differs"):
         assert same(array_of(store, calls), ARRAY)
@@ -374,18 +397,24 @@ def test_an_array_of_another_shape_is_reported_and_made_again(store, shape):
 
 def test_an_array_of_another_type_is_reported_and_made_again(store, folder):
     array_of(store)
-    altered(folder / "array.zarr/zarr.json", lambda content: content.replace(b"float16", b"float32"))
+    altered(
+        folder / "array.zarr/zarr.json", lambda content: content.replace(b"float16", b"float32")
+    )
     with pytest.warns(CorruptArtefact, match="description differs"):
         assert same(array_of(store), ARRAY)
 
 
 def test_nan_in_an_array_is_refused(store):
     with pytest.raises(ValueError, match="NaN was made for strength 0"):
-        store.array(SPECIFICATION, SHAPE, lambda block, missing: ARRAY[missing, block].numpy() * torch.nan)
+        store.array(
+            SPECIFICATION, SHAPE, lambda block, missing: ARRAY[missing, block].numpy() * torch.nan
+        )
     assert not store.has(SPECIFICATION)
 
 
-@pytest.mark.parametrize("wrong", [ARRAY[:1, :64], ARRAY[:, :63], ARRAY[:, :64, :2]], ids=lambda x: str(tuple(x.shape)))
+@pytest.mark.parametrize(
+    "wrong", [ARRAY[:1, :64], ARRAY[:, :63], ARRAY[:, :64, :2]], ids=lambda x: str(tuple(x.shape))
+)
 def test_blocks_of_another_shape_are_refused(store, wrong):
     with pytest.raises(ValueError):
         store.array(SPECIFICATION, SHAPE, lambda block, missing: wrong.numpy())
@@ -401,7 +430,12 @@ def moment(number, happen, also_between=True):
 
     The moments are counted; it happens at the one of this `number`.
     """
-    opened, replaced, backward, count = Path.open, Path.replace, torch.Tensor.backward, itertools.count()
+    opened, replaced, backward, count = (
+        Path.open,
+        Path.replace,
+        torch.Tensor.backward,
+        itertools.count(),
+    )
 
     def passes(half=lambda: None):
         if next(count) == number:
@@ -460,7 +494,9 @@ def die_at_every_moment(home):
         with moment(number, lambda: os.kill(os.getpid(), signal.SIGKILL)):
             JOBS[job](Store(Path(home, job, str(number))))
 
-    torch.optim.Adam([torch.zeros(1, requires_grad=True)]).step()  # imports, which no child has to repeat
+    torch.optim.Adam(
+        [torch.zeros(1, requires_grad=True)]
+    ).step()  # imports, which no child has to repeat
     for job in JOBS:
         for number in itertools.count():
             if not (end := os.waitpid(forked(live, job, number), 0)[1]):
@@ -499,7 +535,10 @@ def test_kill_9_at_any_moment_changes_nothing(job, left, store):
 
 def test_kill_9_loses_at_most_the_chunk_in_work(left):
     for number, each in enumerate(left("array")):
-        finished, calls = min(max((number + 1) // 3 - 1, 0), CHUNKS), []  # the first write is zarr.json
+        finished, calls = (
+            min(max((number + 1) // 3 - 1, 0), CHUNKS),
+            [],
+        )  # the first write is zarr.json
         array_of(each, calls)
         assert len(calls) == CHUNKS - finished
 
@@ -526,7 +565,9 @@ def test_an_interrupted_array_goes_on_where_it_was(store, blocks):
     assert calls == [(row, start) for start in range(64 * blocks, 130, 64) for row in range(2)]
 
 
-@pytest.mark.parametrize(("at_once", "size"), [(1, 1), (2, 1), (70, 35), (127, 63), (128, 64), (1000, 64)])
+@pytest.mark.parametrize(
+    ("at_once", "size"), [(1, 1), (2, 1), (70, 35), (127, 63), (128, 64), (1000, 64)]
+)
 def test_an_array_is_made_in_parts_that_move_the_bar(store, at_once, size, monkeypatch):
     parts, moved = [], []
 
@@ -534,11 +575,17 @@ def test_an_array_is_made_in_parts_that_move_the_bar(store, at_once, size, monke
         parts.append((block.start, block.stop))
         return ARRAY[missing, block].numpy()
 
-    monkeypatch.setattr("nbsupport.experiments.store.tqdm.update", lambda bar, number: moved.append(number))
+    monkeypatch.setattr(
+        "nbsupport.experiments.store.tqdm.update", lambda bar, number: moved.append(number)
+    )
     assert same(store.array(SPECIFICATION, SHAPE, make, "", at_once), ARRAY)
     blocks = [(0, 64), (64, 128), (128, SHAPE[1])]
-    assert parts == [(at, min(at + size, stop)) for start, stop in blocks for at in range(start, stop, size)]
-    assert [number for number in moved if number] == [SHAPE[0] * (stop - start) for start, stop in parts]
+    assert parts == [
+        (at, min(at + size, stop)) for start, stop in blocks for at in range(start, stop, size)
+    ]
+    assert [number for number in moved if number] == [
+        SHAPE[0] * (stop - start) for start, stop in parts
+    ]
 
 
 def test_an_interrupted_training_finds_its_checkpoint(store):
@@ -566,7 +613,9 @@ def _interruptible():
 @pytest.mark.parametrize("job", JOBS)
 def test_an_interrupt_at_any_moment_changes_nothing(job, store, tmp_path):
     def interrupt():
-        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)  # as Jupyter does, whoever is writing
+        signal.pthread_kill(
+            threading.main_thread().ident, signal.SIGINT
+        )  # as Jupyter does, whoever is writing
 
     expected = JOBS[job](store)
     for number in range(MOMENTS[job]):
@@ -606,7 +655,12 @@ def race(home):
         start.wait()
         calls = []
         got = JOBS[job](Store(Path(home, job)), calls=calls)
-        results.put([len(calls), got.tolist() if job == "array" else {name: got[name].tolist() for name in got}])
+        results.put(
+            [
+                len(calls),
+                got.tolist() if job == "array" else {name: got[name].tolist() for name in got},
+            ]
+        )
 
     both = {}
     for job in JOBS:

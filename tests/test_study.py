@@ -20,13 +20,25 @@ def test_a_scale_has_all_fields_and_changes_sizes_only(name):
     specifications = [Study.named(name, scale).specification() for scale in STUDIES[name]]
     for specification in specifications:
         assert list(specification) == [field.name for field in fields(Study)]
-        assert all(specification[field] == specifications[0][field] for field in ("name", "eps", "seed"))
+        assert all(
+            specification[field] == specifications[0][field] for field in ("name", "eps", "seed")
+        )
 
 
 def test_scales_grow():
-    sizes = ("train_images", "test_images", "width", "epochs", "classifier_epochs", "fusion_epochs", "steps")
+    sizes = (
+        "train_images",
+        "test_images",
+        "width",
+        "epochs",
+        "classifier_epochs",
+        "fusion_epochs",
+        "steps",
+    )
     smoke, quick, paper = (Study.named("digits", scale) for scale in ("smoke", "quick", "paper"))
-    assert all(getattr(smoke, size) <= getattr(quick, size) <= getattr(paper, size) for size in sizes)
+    assert all(
+        getattr(smoke, size) <= getattr(quick, size) <= getattr(paper, size) for size in sizes
+    )
 
 
 def test_the_paper_scale_is_the_papers():
@@ -49,7 +61,10 @@ def test_the_default_is_the_offline_study_on_a_cpu():
 def test_changes_replace_single_attributes():
     study = Study.named("digits", "smoke", width=6, eps=(0.0, 0.25))
     assert (study.width, study.eps, study.attacked_eps) == (6, (0.0, 0.25), (0.25,))
-    assert study.specification() | {"width": 4, "eps": EPS} == Study.named("digits", "smoke").specification()
+    assert (
+        study.specification() | {"width": 4, "eps": EPS}
+        == Study.named("digits", "smoke").specification()
+    )
 
 
 def test_the_environment_overrides_the_cell_of_a_notebook(monkeypatch):
@@ -59,13 +74,21 @@ def test_the_environment_overrides_the_cell_of_a_notebook(monkeypatch):
 
 
 def test_it_also_chooses_classifier_images_and_their_size(monkeypatch):
-    for name, value in {"CLASSIFIER": "mine.py:factory", "DATA": "photos", "IMAGE_SIZE": "24"}.items():
+    for name, value in {
+        "CLASSIFIER": "mine.py:factory",
+        "DATA": "photos",
+        "IMAGE_SIZE": "24",
+    }.items():
         monkeypatch.setenv(f"NBSUPPORT_{name}", value)
     own = dict(classifier="mine.py:factory", image_size=24)
-    assert Study.chosen("folder", "smoke", seed=3) == Study.named("folder", "smoke", seed=3, data="photos", **own)
+    assert Study.chosen("folder", "smoke", seed=3) == Study.named(
+        "folder", "smoke", seed=3, data="photos", **own
+    )
     assert Study.chosen("digits", "smoke") == Study.named("digits", "smoke", **own)
     monkeypatch.setenv("NBSUPPORT_IMAGE_SIZE", "1e2")
-    with pytest.raises(ValueError, match=r"Study.image_size: expected a number of pixels such as 224, got '1e2'"):
+    with pytest.raises(
+        ValueError, match=r"Study.image_size: expected a number of pixels such as 224, got '1e2'"
+    ):
         Study.chosen()
 
 
@@ -97,7 +120,9 @@ def test_an_unknown_study_is_refused():
 
 
 def test_an_unknown_scale_is_refused():
-    with pytest.raises(ValueError, match="the study 'digits' has no scale 'huge'; there are: smoke, quick, paper"):
+    with pytest.raises(
+        ValueError, match="the study 'digits' has no scale 'huge'; there are: smoke, quick, paper"
+    ):
         Study.named("digits", "huge")
 
 
@@ -108,11 +133,21 @@ def test_an_unknown_attribute_is_refused():
 
 @pytest.mark.parametrize(
     "eps",
-    [(0.1, 0.3), (0.0, 0.3, 0.1), (0.0, 0.1, 0.1), (0.0, 8.0), (-0.1, 0.0, 0.1), (0.0, float("nan")), ()],
+    [
+        (0.1, 0.3),
+        (0.0, 0.3, 0.1),
+        (0.0, 0.1, 0.1),
+        (0.0, 8.0),
+        (-0.1, 0.0, 0.1),
+        (0.0, float("nan")),
+        (),
+    ],
     ids=["no 0", "falls", "repeats", "above 1", "negative", "NaN", "empty"],
 )
 def test_strengths_rise_from_0_and_stay_within_1(eps):
-    with pytest.raises(ValueError, match=r"Study.eps: expected strengths that rise from 0 and stay within 1, got"):
+    with pytest.raises(
+        ValueError, match=r"Study.eps: expected strengths that rise from 0 and stay within 1, got"
+    ):
         Study.named(eps=eps)
 
 
@@ -137,7 +172,9 @@ def test_learning_rates_are_positive(field, value):
 
 
 def test_the_sweep_has_other_numbers_of_steps():
-    with pytest.raises(ValueError, match=r"Study.sweep_steps: expected other numbers than steps = 30, got \(10, 30"):
+    with pytest.raises(
+        ValueError, match=r"Study.sweep_steps: expected other numbers than steps = 30, got \(10, 30"
+    ):
         Study.named("digits", "quick", steps=30)
 
 

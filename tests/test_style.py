@@ -20,7 +20,14 @@ TOGETHER = {
     "table 7": TABLES[7],
 }
 DRAWN = {f"table {number}": methods for number, methods in TABLES.items()} | {
-    "notebook 12": ("attacked", "Filt(L_img)", "PA-Filt(L_img)", "Adv", "PA-Filt+Adv", "PA-Filt(L_adv)"),
+    "notebook 12": (
+        "attacked",
+        "Filt(L_img)",
+        "PA-Filt(L_img)",
+        "Adv",
+        "PA-Filt+Adv",
+        "PA-Filt(L_adv)",
+    ),
 }
 # Machado, Oliveira and Fernandes 2009: how a dichromat sees linear RGB
 SEEN = {
@@ -67,12 +74,17 @@ def test_in_grey_print_markers_and_dashes_tell_them_apart(methods):
 @pytest.mark.parametrize("methods", DRAWN.values(), ids=DRAWN)
 def test_colours_drawn_together_are_told_apart_by(by, methods):
     colours = {COLOURS[method] for method in methods}
-    near = {pair: float(deltaE_ciede2000(*(as_seen(one, by) for one in pair))) for pair in combinations(colours, 2)}
+    near = {
+        pair: float(deltaE_ciede2000(*(as_seen(one, by) for one in pair)))
+        for pair in combinations(colours, 2)
+    }
     assert {pair: distance for pair, distance in near.items() if distance < 9} == {}
 
 
 def test_no_colour_is_lost_on_white_paper():
-    luminance = {method: linear(colour) @ [0.2126, 0.7152, 0.0722] for method, colour in COLOURS.items()}
+    luminance = {
+        method: linear(colour) @ [0.2126, 0.7152, 0.0722] for method, colour in COLOURS.items()
+    }
     assert {method for method, value in luminance.items() if 1.05 / (value + 0.05) < 2} == set()
 
 
@@ -84,7 +96,11 @@ def test_the_baselines_differ_in_their_dashes():
 def test_the_sheet_is_the_same_for_every_user():
     def found():
         with sheet():
-            return {name: value for name, value in plt.rcParams.items() if not name.startswith("backend")}
+            return {
+                name: value
+                for name, value in plt.rcParams.items()
+                if not name.startswith("backend")
+            }
 
     with plt.rc_context({"font.size": 40, "axes.grid": False, "lines.linewidth": 9}):
         other = found()

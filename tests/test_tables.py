@@ -24,7 +24,21 @@ from nbsupport.study import EPS, Study
 
 SWEPT, SWEEP = (0.3, 0.05), (10, 30, 50, 70, 90)
 STUDY = Study.named("digits", "smoke", seed=7)
-HEADS = ["0", "1e-4", "3e-4", "5e-4", "1e-3", "3e-3", "5e-3", "1e-2", "3e-2", "5e-2", "1e-1", "3e-1", "5e-1"]
+HEADS = [
+    "0",
+    "1e-4",
+    "3e-4",
+    "5e-4",
+    "1e-3",
+    "3e-3",
+    "5e-3",
+    "1e-2",
+    "3e-2",
+    "5e-2",
+    "1e-1",
+    "3e-1",
+    "5e-1",
+]
 
 
 def tidy(*methods, table=1, metrics=("accuracy",), eps=EPS, seed=0):
@@ -33,9 +47,23 @@ def tidy(*methods, table=1, metrics=("accuracy",), eps=EPS, seed=0):
     Robust classifiers of Tables 5 to 7 are attacked themselves, too; Table 5 goes over n at two strengths.
     """
     rng = np.random.default_rng(seed)
-    same = {"table": table, "study": "digits", "classifier": "small_resnet", "steps": 40, "n": 24, "seed": 7}
+    same = {
+        "table": table,
+        "study": "digits",
+        "classifier": "small_resnet",
+        "steps": 40,
+        "n": 24,
+        "seed": 7,
+    }
     rows = [
-        same | {"method": method, "attack": attack, "eps": strength, "metric": metric, "value": float(rng.random())}
+        same
+        | {
+            "method": method,
+            "attack": attack,
+            "eps": strength,
+            "metric": metric,
+            "value": float(rng.random()),
+        }
         for method in methods
         for metric in metrics
         for attack in ("pgd", "pgd-envelope", *["pgd-on-itself"] * (method in ("Adv", "FPD", "FD")))
@@ -65,7 +93,16 @@ def value(rows, **place):
 
 def test_all_701_numbers_are_there():
     assert len(published()) == 701
-    assert list(published()) == ["table", "threat_model", "dataset", "method", "metric", "steps", "eps", "value"]
+    assert list(published()) == [
+        "table",
+        "threat_model",
+        "dataset",
+        "method",
+        "metric",
+        "steps",
+        "eps",
+        "value",
+    ]
     assert published()["value"].notna().all()
 
 
@@ -94,7 +131,9 @@ def test_no_number_is_there_twice():
     ],
 )
 def test_numbers_are_as_printed(table, threat_model, dataset, method, metric, steps, eps, expected):
-    place = dict(table=table, threat_model=threat_model, dataset=dataset, method=method, metric=metric)
+    place = dict(
+        table=table, threat_model=threat_model, dataset=dataset, method=method, metric=metric
+    )
     assert value(published(), **place, steps=steps, eps=eps) == expected
 
 
@@ -111,7 +150,9 @@ def test_numbers_are_as_printed(table, threat_model, dataset, method, metric, st
 def test_one_classifier_and_one_data_set(classifier, data, tables):
     numbers = published(classifier, data)
     assert set(numbers["table"]) == tables
-    assert set(numbers["threat_model"]) <= ({classifier} if classifier else {"resnet50", "vgg16", "resnext101"})
+    assert set(numbers["threat_model"]) <= (
+        {classifier} if classifier else {"resnet50", "vgg16", "resnext101"}
+    )
     assert set(numbers["dataset"]) <= ({data} if data else {"neurips2017dev", "cifar10", "svhn"})
 
 
@@ -147,7 +188,11 @@ def test_metrics_follow_each_other():
 
 def test_the_order_is_that_of_the_rows():
     table = beside(tidy("8-bit", "Filt(L_img)", "attacked"))
-    assert list(dict.fromkeys(table.index.get_level_values("method"))) == ["8-bit", "Filt(L_img)", "attacked"]
+    assert list(dict.fromkeys(table.index.get_level_values("method"))) == [
+        "8-bit",
+        "Filt(L_img)",
+        "attacked",
+    ]
 
 
 def test_every_number_stands_where_it_belongs():
@@ -164,7 +209,8 @@ def test_every_number_stands_where_it_belongs():
 
 def test_each_table_stands_beside_its_own():
     attacked = [
-        beside(tidy("attacked", table=number)).loc[("accuracy", "attacked", "published"), "1e-4"] for number in (1, 3)
+        beside(tidy("attacked", table=number)).loc[("accuracy", "attacked", "published"), "1e-4"]
+        for number in (1, 3)
     ]
     assert attacked == [0.866, 0.886]
 
@@ -179,7 +225,10 @@ def test_a_strength_that_the_paper_lacks_is_missing_there():
 def test_a_robust_classifier_has_a_line_where_it_is_attacked_itself(number, name):
     rows = tidy("attacked", name, f"Filt+{name}", table=number)
     table = beside(rows)
-    sources = {method: list(part.index.get_level_values("source")) for method, part in table.groupby("method")}
+    sources = {
+        method: list(part.index.get_level_values("source"))
+        for method, part in table.groupby("method")
+    }
     assert sources[name] == ["measured", "envelope", "attacked itself", "published"]
     assert sources["attacked"] == sources[f"Filt+{name}"] == ["measured", "envelope", "published"]
     for eps, number in zip(EPS, table.loc["accuracy", name, "attacked itself"], strict=True):
@@ -198,7 +247,9 @@ def test_a_robust_classifier_has_a_line_where_it_is_attacked_itself(number, name
     ],
 )
 def test_tables_6_and_7_stand_beside_svhn_and_resnext(number, method, head, expected):
-    assert beside(tidy(method, table=number)).loc[("accuracy", method, "published"), head] == expected
+    assert (
+        beside(tidy(method, table=number)).loc[("accuracy", method, "published"), head] == expected
+    )
 
 
 def test_the_rows_over_n_are_not_among_those_over_eps():
@@ -223,7 +274,11 @@ def test_a_column_per_n_and_a_line_per_method_and_source():
     table = over_steps(tidy("attacked", "Adv", "Filt+Adv", table=5), 0.3)
     assert list(table.columns) == list(SWEEP)
     assert table.columns.name == "n"
-    lines = [(method, source) for method in ("attacked", "Adv", "Filt+Adv") for source in ("measured", "published")]
+    lines = [
+        (method, source)
+        for method in ("attacked", "Adv", "Filt+Adv")
+        for source in ("measured", "published")
+    ]
     assert list(table.index) == lines
 
 
@@ -231,7 +286,9 @@ def test_every_number_over_n_stands_where_it_belongs():
     rows = tidy("attacked", "Adv", table=5)
     for (method, source), line in over_steps(rows, 0.3).iterrows():
         for steps, number in line.items():
-            numbers = published(*PAPERS[5]) if source == "published" else rows[rows["attack"] == "pgd"]
+            numbers = (
+                published(*PAPERS[5]) if source == "published" else rows[rows["attack"] == "pgd"]
+            )
             assert number == value(numbers, table=5, method=method, steps=steps, eps=0.3)
 
 
@@ -239,7 +296,9 @@ def test_the_paper_went_over_n_at_3e_1_alone():
     rows = tidy("attacked", "Adv", table=5)
     table = over_steps(rows, 0.05)
     assert list(table.index) == [("attacked", "measured"), ("Adv", "measured")]
-    assert list(table.loc["Adv", "measured"]) == [value(rows, method="Adv", steps=n, eps=0.05) for n in SWEEP]
+    assert list(table.loc["Adv", "measured"]) == [
+        value(rows, method="Adv", steps=n, eps=0.05) for n in SWEEP
+    ]
 
 
 def test_numbers_of_steps_that_the_paper_lacks_are_missing_there():
@@ -294,12 +353,22 @@ def test_a_caption_names_the_papers_network_and_data(number, theirs):
         (1, "resnet20", "cifar10", "ResNet-50 on CIFAR-10, another network."),
         (1, "resnet50", "cifar10", "ResNet-50 on CIFAR-10."),
         (1, "resnet20", "svhn", "ResNet-50 on SVHN, another network."),
-        (2, "resnet20", "cifar10", "ResNet-50 on NeurIPS-2017DEV, other images and another network, since"),
+        (
+            2,
+            "resnet20",
+            "cifar10",
+            "ResNet-50 on NeurIPS-2017DEV, other images and another network, since",
+        ),
         (2, "resnet50", "cifar10", "ResNet-50 on NeurIPS-2017DEV, other images, since"),
         (1, "vgg16", "neurips2017dev", "VGG-16 on NeurIPS-2017DEV."),
         (4, "vgg16", "neurips2017dev", "ResNet-50 on NeurIPS-2017DEV, another network."),
         (6, "resnet20", "svhn", "ResNet-50 on SVHN, another network."),
-        (7, "resnet20", "cifar10", "ResNeXt-101 on NeurIPS-2017DEV, other images and another network, since"),
+        (
+            7,
+            "resnet20",
+            "cifar10",
+            "ResNeXt-101 on NeurIPS-2017DEV, other images and another network, since",
+        ),
     ],
 )
 def test_the_nearest_published_numbers_stand_beside(number, classifier, data, theirs):
@@ -309,7 +378,9 @@ def test_the_nearest_published_numbers_stand_beside(number, classifier, data, th
     assert f"the paper's numbers for {theirs}" in text
     assert f"`{classifier}` on `{data}` (JPEG copies), PGD" in text
     network, name = compared(rows)
-    wanted = published(network, name).query("table == @number and method == 'attacked' and steps == 40")
+    wanted = published(network, name).query(
+        "table == @number and method == 'attacked' and steps == 40"
+    )
     metric = rows["metric"].iloc[0]
     wanted = wanted[wanted["metric"] == metric]
     if len(wanted):
@@ -327,10 +398,16 @@ def test_tables_are_captioned_apart():
 
 def cells(text):
     """The lines of the table in a markdown file, each a list of its cells."""
-    return [[cell.strip() for cell in line[1:-1].split("|")] for line in text.splitlines() if line.startswith("|")]
+    return [
+        [cell.strip() for cell in line[1:-1].split("|")]
+        for line in text.splitlines()
+        if line.startswith("|")
+    ]
 
 
-@pytest.mark.parametrize(("table", "metrics"), [(1, ("accuracy",)), (2, ("psnr", "ssim")), (4, ("accuracy",))])
+@pytest.mark.parametrize(
+    ("table", "metrics"), [(1, ("accuracy",)), (2, ("psnr", "ssim")), (4, ("accuracy",))]
+)
 def test_the_numbers_come_back_from_markdown(table, metrics):
     rows = tidy("attacked", "Filt(L_img)", "8-bit", table=table, metrics=metrics)
     head, _, *body = cells(markdown(rows, STUDY, []))
@@ -347,7 +424,9 @@ def test_the_numbers_come_back_from_markdown(table, metrics):
 
 def test_the_numbers_over_n_come_back_from_markdown():
     rows = tidy("attacked", "Adv", table=5)
-    first, *over = markdown(rows, STUDY, []).split("The same over the number n of PGD's steps, at ε = ")
+    first, *over = markdown(rows, STUDY, []).split(
+        "The same over the number n of PGD's steps, at ε = "
+    )
     assert len(cells(first)) == 2 + len(beside(rows))
     assert [part[:4] for part in over] == ["3e-1", "5e-2"]
     for part, eps in zip(over, SWEPT, strict=True):
@@ -392,7 +471,9 @@ def test_the_caption_and_the_failures_stand_above():
     assert "\n> PA-Filt(L_img): training failed.\n" in above
 
 
-@pytest.mark.parametrize("method", ["Filt(L_img*)", "Filt(L_img)", "PA-Filt(L_img)_sl", "head_4", "median 3x3"])
+@pytest.mark.parametrize(
+    "method", ["Filt(L_img*)", "Filt(L_img)", "PA-Filt(L_img)_sl", "head_4", "median 3x3"]
+)
 def test_method_names_read_on_a_web_page_as_they_are(method):
     assert f"<strong>{method}</strong>" in markdown2html(markdown(tidy(method), STUDY, []))
 
@@ -407,7 +488,9 @@ def styled_html():
 
 def test_a_styled_table_shows_caption_methods_and_numbers():
     rows, page = styled_html()
-    assert re.search(r"<caption>Table 1\. .*knows the classifier and not the denoiser.*</caption>", page)
+    assert re.search(
+        r"<caption>Table 1\. .*knows the classifier and not the denoiser.*</caption>", page
+    )
     assert "Filt(L_img*)" in page
     assert f"{value(rows, method='attacked', attack='pgd', eps=0.1):.3f}" in page
 

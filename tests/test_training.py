@@ -22,7 +22,9 @@ def network():
     """Everything that has a state: weights, running statistics, and dropout's random numbers."""
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
-        return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.25), nn.Linear(8, 1))
+        return nn.Sequential(
+            nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.25), nn.Linear(8, 1)
+        )
 
 
 def train(scratch, trained=None, *, stop=None, wrap=lambda value, batch: value, **options):
@@ -35,13 +37,22 @@ def train(scratch, trained=None, *, stop=None, wrap=lambda value, batch: value, 
         noise = 0.1 * torch.randn(len(batch), 4, generator=generator)
         return wrap((trained(INPUTS[batch] + noise) - TARGETS[batch]).square().mean(), batch)
 
-    options = dict(examples=EXAMPLES, epochs=EPOCHS, batch_size=4, learning_rate=0.05, seed=0, label="toy") | options
+    options = (
+        dict(
+            examples=EXAMPLES, epochs=EPOCHS, batch_size=4, learning_rate=0.05, seed=0, label="toy"
+        )
+        | options
+    )
     history = fit(trained, loss, scratch=scratch, **options)
     return trained.state_dict(), history
 
 
 def same(a, b):
-    return a[1] == b[1] and a[0].keys() == b[0].keys() and all(torch.equal(a[0][name], b[0][name]) for name in a[0])
+    return (
+        a[1] == b[1]
+        and a[0].keys() == b[0].keys()
+        and all(torch.equal(a[0][name], b[0][name]) for name in a[0])
+    )
 
 
 @pytest.fixture
@@ -59,7 +70,12 @@ def test_interrupted_and_resumed_equals_undisturbed(tmp_path, undisturbed, stop)
 
 
 def test_interrupted_again_and_again_equals_undisturbed(tmp_path, undisturbed):
-    for stop in (2, 4, 5, 1):  # in the first epoch, across its end, two epochs further, in the last one
+    for stop in (
+        2,
+        4,
+        5,
+        1,
+    ):  # in the first epoch, across its end, two epochs further, in the last one
         with pytest.raises(Interrupted):
             train(tmp_path, stop=stop)
     assert same(train(tmp_path), undisturbed)
@@ -119,7 +135,12 @@ def test_an_altered_weight_in_a_checkpoint_is_noticed(tmp_path, undisturbed):
 @pytest.mark.parametrize("batch_size", [1, 3, 10])
 def test_every_epoch_visits_every_example_once_in_an_order_of_its_own(tmp_path, batch_size):
     seen = []
-    train(tmp_path, nn.Linear(4, 1), wrap=lambda value, batch: seen.append(batch) or value, batch_size=batch_size)
+    train(
+        tmp_path,
+        nn.Linear(4, 1),
+        wrap=lambda value, batch: seen.append(batch) or value,
+        batch_size=batch_size,
+    )
     epochs = torch.cat(seen).view(EPOCHS, EXAMPLES)
     assert torch.equal(epochs.sort(dim=1).values, torch.arange(EXAMPLES).expand(EPOCHS, -1))
     assert len({tuple(order) for order in epochs.tolist()}) == EPOCHS
@@ -132,7 +153,9 @@ def test_the_history_is_the_mean_over_examples(tmp_path):
 
 def test_a_batch_may_be_larger_than_all_examples(tmp_path):
     seen = []
-    _, history = train(tmp_path, wrap=lambda value, batch: seen.append(len(batch)) or value, batch_size=1000)
+    _, history = train(
+        tmp_path, wrap=lambda value, batch: seen.append(len(batch)) or value, batch_size=1000
+    )
     assert seen == [EXAMPLES] * EPOCHS
     assert len(history) == EPOCHS
 
@@ -141,7 +164,9 @@ def test_frozen_parameters_stay(tmp_path):
     trained, before = network(), network().state_dict()
     trained[0].requires_grad_(False)
     after, _ = train(tmp_path, trained)
-    stayed = {name for name, _ in trained.named_parameters() if torch.equal(after[name], before[name])}
+    stayed = {
+        name for name, _ in trained.named_parameters() if torch.equal(after[name], before[name])
+    }
     assert stayed == {"0.weight", "0.bias"}
 
 
@@ -159,7 +184,9 @@ def test_a_frozen_part_stays_frozen_when_resumed(tmp_path):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_a_loss_that_is_not_finite_is_an_error(tmp_path, value):
-    with pytest.raises(FloatingPointError, match=r"toy: the loss is .* in epoch 1; lower the learning rate"):
+    with pytest.raises(
+        FloatingPointError, match=r"toy: the loss is .* in epoch 1; lower the learning rate"
+    ):
         train(tmp_path, wrap=lambda loss, batch: loss + value)
     assert not list(tmp_path.iterdir())
 
@@ -181,7 +208,9 @@ def test_least_squares_is_learnt(tmp_path):
     options = dict(examples=EXAMPLES, epochs=60, batch_size=5, learning_rate=0.3, seed=0)
     history = fit(line, loss, scratch=tmp_path, label="line", **options)
     assert history[-1] < 1e-3 * history[0]
-    torch.testing.assert_close(line.weight, torch.tensor([[1.0, -2.0, 0.5, 3.0]]), atol=0.05, rtol=0)
+    torch.testing.assert_close(
+        line.weight, torch.tensor([[1.0, -2.0, 0.5, 3.0]]), atol=0.05, rtol=0
+    )
 
 
 # -- clipped gradients ---------------------------------------------------------------------------
@@ -214,7 +243,9 @@ def test_gradients_are_shortened_to_the_norm_together(tmp_path, steps):
     train(tmp_path / "clipped", epochs=1, clip_norm=0.5)
     assert norms(free)[0] > 1
     assert max(norms(steps)) <= 0.5 + 1e-4
-    for shortened, gradient in zip(steps[0], free[0], strict=True):  # of equal weights, in the first step
+    for shortened, gradient in zip(
+        steps[0], free[0], strict=True
+    ):  # of equal weights, in the first step
         torch.testing.assert_close(shortened, gradient * 0.5 / norms(free)[0], rtol=1e-4, atol=1e-7)
 
 

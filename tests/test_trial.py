@@ -17,7 +17,10 @@ class Tiny(nn.Module):
     def __init__(self, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)):
         super().__init__()
         self.centres = nn.Parameter((torch.arange(CLASSES) + 0.5) / CLASSES)
-        self.mean, self.std = torch.tensor(mean).view(1, 3, 1, 1), torch.tensor(std).view(1, 3, 1, 1)
+        self.mean, self.std = (
+            torch.tensor(mean).view(1, 3, 1, 1),
+            torch.tensor(std).view(1, 3, 1, 1),
+        )
 
     def forward(self, images):
         brightness = (images * self.std + self.mean).mean(dim=(1, 2, 3))
@@ -102,7 +105,10 @@ def test_it_can_be_attacked():
 
 def test_an_untrained_network_is_not_taken_for_a_mistake():
     generator = torch.Generator().manual_seed(1)
-    images, labels = torch.rand(24, 3, 16, 16, generator=generator), torch.randint(10, (24,), generator=generator)
+    images, labels = (
+        torch.rand(24, 3, 16, 16, generator=generator),
+        torch.randint(10, (24,), generator=generator),
+    )
     for seed in range(5):
         torch.manual_seed(seed)
         wrap(build("small_resnet", 10, 16).network.eval(), images, labels, classes=10)
@@ -146,7 +152,9 @@ def test_saturated_logits_are_differentiable():
     ],
 )  # fmt: skip
 def test_what_cannot_be_attacked_is_refused(module, message, monkeypatch):
-    monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)  # as for a user, who has no shape checker
+    monkeypatch.setattr(
+        "jaxtyping.config.jaxtyping_disable", True
+    )  # as for a user, who has no shape checker
     images, labels = bright(8)
     with pytest.raises(ValueError, match=f"(?s)^classifier: .*({message})"):
         wrap(module.eval(), images, labels, classes=CLASSES)
@@ -156,7 +164,9 @@ def test_training_mode_is_refused():
     part = Around().eval()
     part.network.train()
     for module in (Tiny(), part):
-        with pytest.raises(ValueError, match=r"wrap: it is in training mode; call .eval\(\) on it first"):
+        with pytest.raises(
+            ValueError, match=r"wrap: it is in training mode; call .eval\(\) on it first"
+        ):
             wrap(module)
 
 
@@ -178,7 +188,8 @@ def test_images_outside_of_0_to_1_are_refused(factor, shift):
 def test_labels_beyond_the_classes_are_refused():
     images, labels = bright(8)
     with pytest.raises(
-        ValueError, match=r"classifier: expected labels from 0 to 3, got 1 to 4; labels that start at 1"
+        ValueError,
+        match=r"classifier: expected labels from 0 to 3, got 1 to 4; labels that start at 1",
     ):
         wrap(Tiny().eval(), images, labels + 1)
 
@@ -187,7 +198,8 @@ def test_labels_of_a_part_of_the_classes_that_start_at_1_are_refused():
     images, labels = bright(40)
     images, labels = images[labels < 3], labels[labels < 3]
     with pytest.raises(
-        ValueError, match=r"it names 0% of \d+ images, but 100% with labels lowered by 1; .* subtract 1"
+        ValueError,
+        match=r"it names 0% of \d+ images, but 100% with labels lowered by 1; .* subtract 1",
     ):
         wrap(Tiny().eval(), images, labels + 1)
 
@@ -196,7 +208,9 @@ def test_labels_of_a_part_of_the_classes_that_start_at_1_are_refused():
 def test_normalisation_that_is_expected_outside_is_refused_and_named(name):
     mean, std = NORMALISATIONS[name]
     images, labels = bright(64)
-    with pytest.raises(ValueError, match=r"^classifier: it names .* Normalisation belongs inside: .* mean=\(") as error:
+    with pytest.raises(
+        ValueError, match=r"^classifier: it names .* Normalisation belongs inside: .* mean=\("
+    ) as error:
         wrap(Tiny(mean, std).eval(), images, labels)
     if name not in ("ImageNet's", "CIFAR-10's"):  # these two are nearly the same
         assert f"with {name} normalisation before it" in str(error.value)
@@ -214,7 +228,9 @@ class Halves(Tiny):
 def test_it_is_noticed_of_two_classes_and_a_saturated_network():
     images, labels = bright(64)
     network = Halves((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255)).eval()
-    with pytest.raises(ValueError, match=r"it names 50% of 64 images, but 100% with 0 to 255 normalisation"):
+    with pytest.raises(
+        ValueError, match=r"it names 50% of 64 images, but 100% with 0 to 255 normalisation"
+    ):
         wrap(network, images, labels // 2)
 
 
@@ -230,11 +246,18 @@ def test_a_few_images_prove_nothing():
 
 @pytest.mark.parametrize(
     ("mean", "std"),
-    [((123.0, 117.0, 104.0), (58.0, 57.0, 57.0)), ((0.5,), (0.5,)), (None, (0.0, 1.0, 1.0)), (None, (-1.0, 1.0, 1.0))],
+    [
+        ((123.0, 117.0, 104.0), (58.0, 57.0, 57.0)),
+        ((0.5,), (0.5,)),
+        (None, (0.0, 1.0, 1.0)),
+        (None, (-1.0, 1.0, 1.0)),
+    ],
     ids=["for 0 to 255", "one channel", "zero", "negative"],
 )
 def test_a_normalisation_that_makes_no_sense_is_refused(mean, std):
-    with pytest.raises(ValueError, match=r"wrap: expected a mean and a positive standard deviation for each of 3"):
+    with pytest.raises(
+        ValueError, match=r"wrap: expected a mean and a positive standard deviation for each of 3"
+    ):
         wrap(Tiny().eval(), mean=mean, std=std)
 
 

@@ -62,7 +62,9 @@ def test_moving_a_slider_draws_nothing(browser, drawn):
 def test_every_position_shows_its_own_picture(browser):
     for position in product(range(3), range(2)):
         move(browser, *position)
-        assert browser.picture.value == png(picture(letter="abc"[position[0]], number=position[1] + 1))
+        assert browser.picture.value == png(
+            picture(letter="abc"[position[0]], number=position[1] + 1)
+        )
 
 
 def test_it_starts_at_the_first_of_everything(browser):
@@ -71,7 +73,10 @@ def test_it_starts_at_the_first_of_everything(browser):
 
 def test_there_is_a_slider_for_each_argument(browser):
     assert [slider.description for slider in browser.sliders] == ["letter", "number"]
-    assert [[label for label, _ in slider.options] for slider in browser.sliders] == [list(LETTERS), list(NUMBERS)]
+    assert [[label for label, _ in slider.options] for slider in browser.sliders] == [
+        list(LETTERS),
+        list(NUMBERS),
+    ]
 
 
 def test_eps_is_written_as_a_letter():
@@ -106,7 +111,10 @@ def test_choices_of_eps_are_labelled_as_in_the_paper_and_in_grey_levels():
     choices = eps_choices(EPS)
     assert choices == {eps_label(eps): eps for eps in EPS}
     assert next(iter(choices)) == "0 (clean)"
-    assert all(label.startswith(f"{short(eps)} (") and label.endswith("/255)") for label, eps in [*choices.items()][1:])
+    assert all(
+        label.startswith(f"{short(eps)} (") and label.endswith("/255)")
+        for label, eps in [*choices.items()][1:]
+    )
 
 
 def test_they_keep_their_order():
@@ -191,9 +199,16 @@ def test_a_picture_that_does_not_come_back_is_found(browser):
 
 
 def test_an_error_in_an_output_is_found():
-    error = {"output_type": "error", "ename": "ZeroDivisionError", "evalue": "division by zero", "traceback": []}
+    error = {
+        "output_type": "error",
+        "ename": "ZeroDivisionError",
+        "evalue": "division by zero",
+        "traceback": [],
+    }
     ipywidgets.Output(outputs=(error,))
-    with pytest.raises(RuntimeError, match="an error inside of a widget: ZeroDivisionError: division by zero"):
+    with pytest.raises(
+        RuntimeError, match="an error inside of a widget: ZeroDivisionError: division by zero"
+    ):
         exercise()
 
 

@@ -70,7 +70,11 @@ def withstands(defence: nn.Module, images: Images, labels: Labels) -> Robust:
 
 
 def _survivors(
-    defence: nn.Module, images: Images, labels: Labels, robust: Robust, attack: Callable[[Images, Labels], Images]
+    defence: nn.Module,
+    images: Images,
+    labels: Labels,
+    robust: Robust,
+    attack: Callable[[Images, Labels], Images],
 ) -> Robust:
     """Of the images that are robust so far, those that withstand one more attack; the others are not attacked."""
     left = robust.clone()
@@ -139,7 +143,13 @@ def autoattack(
 
 
 def over_steps(
-    denoiser: nn.Module, classifier: nn.Module, images: Images, labels: Labels, eps: float, *, steps: tuple[int, ...]
+    denoiser: nn.Module,
+    classifier: nn.Module,
+    images: Images,
+    labels: Labels,
+    eps: float,
+    *,
+    steps: tuple[int, ...],
 ) -> tuple[Bool[Tensor, "n b"], Float[Tensor, "n b"]]:
     """PGD through the defence for several numbers of steps, from the same start.
 
@@ -156,7 +166,9 @@ def over_steps(
 
 
 @torch.enable_grad()
-def zero_gradients(denoiser: nn.Module, classifier: nn.Module, images: Images, labels: Labels) -> float:
+def zero_gradients(
+    denoiser: nn.Module, classifier: nn.Module, images: Images, labels: Labels
+) -> float:
     """The share of images whose margin has no gradient at all through the defence."""
     inputs = images.clone().requires_grad_(True)
     network = chain(surrogates(denoiser)[0], classifier)
@@ -176,10 +188,18 @@ def minimal_norms(
     """
     defence = chain(denoiser, classifier)
     network = prepare(chain(surrogates(denoiser)[0], classifier), images[:2])
-    model, criterion = foolbox.PyTorchModel(network, bounds=(0, 1)), foolbox.criteria.Misclassification(labels)
+    model, criterion = (
+        foolbox.PyTorchModel(network, bounds=(0, 1)),
+        foolbox.criteria.Misclassification(labels),
+    )
     attacks: dict[str, tuple[Any, Any]] = {
         "DeepFool": (foolbox.attacks.L2DeepFoolAttack(steps=min(steps, 50)), [None]),
-        "C&W": (foolbox.attacks.L2CarliniWagnerAttack(binary_search_steps=5, steps=steps, stepsize=0.01), [None]),
+        "C&W": (
+            foolbox.attacks.L2CarliniWagnerAttack(
+                binary_search_steps=5, steps=steps, stepsize=0.01
+            ),
+            [None],
+        ),
         "L2-PGD": (foolbox.attacks.L2PGD(steps=min(steps, 50)), L2_RADII),
     }
     norms, clean = {}, withstands(defence, images, labels)

@@ -20,7 +20,9 @@ def fold_batch_norm(network: nn.Module, example: Tensor) -> None:
     example
         An input of it.
     """
-    made_by: dict[int, tuple[Tensor, str]] = {}  # holds the tensors, so that no address serves twice
+    made_by: dict[
+        int, tuple[Tensor, str]
+    ] = {}  # holds the tensors, so that no address serves twice
     sources: dict[str, set[str]] = {}
 
     def remember(name: str, output: Tensor) -> None:
@@ -32,9 +34,13 @@ def fold_batch_norm(network: nn.Module, example: Tensor) -> None:
     hooks = []
     for name, module in network.named_modules():
         if isinstance(module, nn.Conv2d):
-            hooks.append(module.register_forward_hook(lambda _, inputs, output, n=name: remember(n, output)))
+            hooks.append(
+                module.register_forward_hook(lambda _, inputs, output, n=name: remember(n, output))
+            )
         elif isinstance(module, nn.BatchNorm2d):
-            hooks.append(module.register_forward_pre_hook(lambda _, inputs, n=name: look_up(n, inputs[0])))
+            hooks.append(
+                module.register_forward_pre_hook(lambda _, inputs, n=name: look_up(n, inputs[0]))
+            )
     try:
         with torch.no_grad():
             network(example)
@@ -43,9 +49,16 @@ def fold_batch_norm(network: nn.Module, example: Tensor) -> None:
             hook.remove()
 
     users = [name for found in sources.values() for name in found]
-    for norm_name, (conv_name, *others) in ((norm, sorted(found)) for norm, found in sources.items()):
+    for norm_name, (conv_name, *others) in (
+        (norm, sorted(found)) for norm, found in sources.items()
+    ):
         conv, norm = network.get_submodule(conv_name), network.get_submodule(norm_name)
-        if conv_name and not others and users.count(conv_name) == 1 and norm.running_var is not None:
+        if (
+            conv_name
+            and not others
+            and users.count(conv_name) == 1
+            and norm.running_var is not None
+        ):
             assert isinstance(conv, nn.Conv2d)
             assert isinstance(norm, nn.BatchNorm2d)
             network.set_submodule(conv_name, fuse_conv_bn_eval(conv, norm))

@@ -19,7 +19,10 @@ from ..study import REL_STEP, STEPS
 from ..training.devices import halving
 from .folding import fold_batch_norm
 
-CHUNK = {"cpu": 64, "cuda": 1024}  # images per pass: what fits a processor's cache, what fills a GPU
+CHUNK = {
+    "cpu": 64,
+    "cuda": 1024,
+}  # images per pass: what fits a processor's cache, what fills a GPU
 
 
 def margin(logits: Float[Tensor, "b classes"], labels: Int[Tensor, "b"]) -> Float[Tensor, "b"]:
@@ -44,7 +47,9 @@ class _PGD(foolbox.attacks.LinfPGD):
         return ep.astensor(self.starts)
 
 
-def random_starts(images: Float[Tensor, "b c h w"], eps: Float[Tensor, "b"], seed: int = 0) -> Float[Tensor, "b c h w"]:
+def random_starts(
+    images: Float[Tensor, "b c h w"], eps: Float[Tensor, "b"], seed: int = 0
+) -> Float[Tensor, "b c h w"]:
     """Uniform points of each image's L∞ ball, clipped to [0, 1].
 
     Each is a function of (seed, image, ε) alone, so neither batches nor processes change it.
@@ -53,7 +58,9 @@ def random_starts(images: Float[Tensor, "b c h w"], eps: Float[Tensor, "b"], see
     for image, strength in zip(images.cpu(), eps.tolist(), strict=True):
         # float32 bytes, so that an image has one start whatever it was stored as
         content = image.float().contiguous().numpy().tobytes() + struct.pack("<fq", strength, seed)
-        number = int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little", signed=True)
+        number = int.from_bytes(
+            hashlib.blake2b(content, digest_size=8).digest(), "little", signed=True
+        )
         noise = torch.rand(image.shape, generator=torch.Generator().manual_seed(number))
         starts.append((image + strength * (2 * noise - 1)).clamp(0, 1))
     return torch.stack(starts).to(images)
@@ -142,9 +149,13 @@ def pgd(
         )
     strengths = strengths.expand(len(images))
     if not (torch.isfinite(strengths).all() and strengths.min() >= 0 and strengths.max() <= 1):
-        raise ValueError(f"pgd: expected ε from 0 to 1, for images in [0, 1], got {eps}; 8/255 is written 8 / 255")
+        raise ValueError(
+            f"pgd: expected ε from 0 to 1, for images in [0, 1], got {eps}; 8/255 is written 8 / 255"
+        )
     if steps < 1 or rel_step <= 0:
-        raise ValueError(f"pgd: expected at least one step of positive size, got steps={steps}, rel_step={rel_step}")
+        raise ValueError(
+            f"pgd: expected at least one step of positive size, got steps={steps}, rel_step={rel_step}"
+        )
     if loss not in ("cross-entropy", "margin"):
         raise ValueError(f"pgd: expected the loss 'cross-entropy' or 'margin', got {loss!r}")
     prepared = prepare(classifier, images[:2])
@@ -159,11 +170,18 @@ def pgd(
     def run(number: int) -> Tensor:
         attacked = []
         for part in torch.arange(len(images)).split(number):
-            clean, radius = images[part].contiguous(memory_format=torch.channels_last), strengths[part]
+            clean, radius = (
+                images[part].contiguous(memory_format=torch.channels_last),
+                strengths[part],
+            )
             attack = _PGD(random_starts(clean, radius, seed), loss, **options)
             criterion = foolbox.criteria.Misclassification(labels[part])
-            radii: Any = radius.view(-1, 1, 1, 1)  # Foolbox's own arithmetic takes one radius per image
-            with torch.autocast(images.device.type, enabled=False):  # within a training in bfloat16, too
+            radii: Any = radius.view(
+                -1, 1, 1, 1
+            )  # Foolbox's own arithmetic takes one radius per image
+            with torch.autocast(
+                images.device.type, enabled=False
+            ):  # within a training in bfloat16, too
                 attacked.append(attack.run(model, clean, criterion, epsilon=radii).contiguous())
         return torch.cat(attacked)
 
@@ -201,7 +219,9 @@ class AttackedSet:
             If the set holds no images attacked with `eps`.
         """
         if eps not in self.eps:
-            raise ValueError(f"no images were attacked with ε = {eps}; there are {', '.join(map(str, self.eps))}")
+            raise ValueError(
+                f"no images were attacked with ε = {eps}; there are {', '.join(map(str, self.eps))}"
+            )
         numbers = torch.arange(len(self.images))[:number]
         return self.pick(torch.full_like(numbers, self.eps.index(eps)), numbers)
 
@@ -225,6 +245,8 @@ def ratios(
     """δ/ε in float16 of `pgd` at every strength of `eps` (all above 0), in one call."""
     repeated = images.repeat(len(eps), 1, 1, 1)
     strengths = torch.tensor(eps).repeat_interleave(len(images)).to(images)
-    attacked = pgd(classifier, repeated, labels.repeat(len(eps)), strengths, steps=steps, seed=seed, loss=loss)
+    attacked = pgd(
+        classifier, repeated, labels.repeat(len(eps)), strengths, steps=steps, seed=seed, loss=loss
+    )
     deltas = (attacked - repeated) / strengths.view(-1, 1, 1, 1)
     return deltas.clamp(-1, 1).half().view(len(eps), *images.shape)

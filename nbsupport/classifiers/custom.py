@@ -40,10 +40,14 @@ def load(reference: str) -> nn.Module:
     source = _imported(file)
     if not callable(make := getattr(source, factory, None)):
         there = [name for name, value in vars(source).items() if inspect.isfunction(value)]
-        raise ValueError(f"classifier: {file.name} has no function {factory!r}; it has: {', '.join(there) or 'none'}")
+        raise ValueError(
+            f"classifier: {file.name} has no function {factory!r}; it has: {', '.join(there) or 'none'}"
+        )
     module = _tried(make, f"{file.name}:{factory}()")
     if not isinstance(module, nn.Module):
-        raise ValueError(f"classifier: expected an nn.Module from {reference}, got {type(module).__name__}")
+        raise ValueError(
+            f"classifier: expected an nn.Module from {reference}, got {type(module).__name__}"
+        )
     return module
 
 
@@ -51,7 +55,9 @@ def _tried(make: Callable[[], Result], what: str) -> Result:
     try:
         return make()
     except Exception as error:  # whatever the user's code raises
-        raise ValueError(f"classifier: {what} failed with {type(error).__name__}: {error}") from error
+        raise ValueError(
+            f"classifier: {what} failed with {type(error).__name__}: {error}"
+        ) from error
 
 
 def _imported(file: Path) -> ModuleType:

@@ -34,7 +34,9 @@ def dot_product(x: Features) -> Features:
     return (mixed / positions).unflatten(2, x.shape[2:])
 
 
-def embedded_gaussian(theta: Float[Tensor, "b d h w"], phi: Float[Tensor, "b d h w"], x: Features) -> Features:
+def embedded_gaussian(
+    theta: Float[Tensor, "b d h w"], phi: Float[Tensor, "b d h w"], x: Features
+) -> Features:
     """The mean over all positions j of x_j, weighted by the softmax over j of θ_i · φ_j / √d."""
     scores = theta.flatten(2).mT @ phi.flatten(2) / theta.shape[1] ** 0.5
     return (x.flatten(2) @ scores.softmax(dim=2).mT).unflatten(2, x.shape[2:])
@@ -82,7 +84,9 @@ def stages(network: nn.Module) -> list[nn.Sequential]:
         return list(network.stages)  # type: ignore[arg-type]
     if isinstance(network, ResNet):
         return [network.layer1, network.layer2, network.layer3, network.layer4]
-    raise TypeError(f"stages: expected a ResNet of torchvision or a SmallResNet, got {type(network).__name__}")
+    raise TypeError(
+        f"stages: expected a ResNet of torchvision or a SmallResNet, got {type(network).__name__}"
+    )
 
 
 def insert(network: nn.Module, *, after: str, embedded: bool) -> None:
@@ -169,14 +173,20 @@ def build(name: str, classes: int, image_size: int) -> Classifier:
 def pad_like_tensorflow(network: nn.Module) -> None:
     """Let all layers of stride 2 pad as TensorFlow's ``SAME``: what is odd goes below and to the right."""
     for layer in network.modules():
-        if isinstance(layer, nn.MaxPool2d) or (isinstance(layer, nn.Conv2d) and layer.stride != (1, 1)):
+        if isinstance(layer, nn.MaxPool2d) or (
+            isinstance(layer, nn.Conv2d) and layer.stride != (1, 1)
+        ):
             layer.padding = 0 if isinstance(layer, nn.MaxPool2d) else (0, 0)
             layer.register_forward_pre_hook(_pad)
 
 
 def _pad(layer: nn.Conv2d | nn.MaxPool2d, inputs: tuple[Tensor]) -> Tensor:
-    kernel, stride = (side if isinstance(side, int) else side[0] for side in (layer.kernel_size, layer.stride))
-    missing = [max((-(-size // stride) - 1) * stride + kernel - size, 0) for size in inputs[0].shape[:1:-1]]
+    kernel, stride = (
+        side if isinstance(side, int) else side[0] for side in (layer.kernel_size, layer.stride)
+    )
+    missing = [
+        max((-(-size // stride) - 1) * stride + kernel - size, 0) for size in inputs[0].shape[:1:-1]
+    ]
     amounts = [amount for total in missing for amount in (total // 2, total - total // 2)]
     return F.pad(inputs[0], amounts, value=0.0 if isinstance(layer, nn.Conv2d) else -torch.inf)
 
@@ -197,25 +207,37 @@ def load_published(classifier: Classifier, path: Path) -> None:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             found = {name.removesuffix(":0"): torch.from_numpy(file[name]) for name in file.files}
     except (ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: expected an .npz of arrays, as tensorpack writes it: {error}") from error
+        raise ValueError(
+            f"{path}: expected an .npz of arrays, as tensorpack writes it: {error}"
+        ) from error
     if "conv0/W" in found:
         found["conv0/W"] = found["conv0/W"].flip(2)
     layers = _tensorpack_layers(classifier.network)
-    copy_weights(found, dict(item for layer in layers for item in _tensorpack_tensors(*layer)), path)
+    copy_weights(
+        found, dict(item for layer in layers for item in _tensorpack_tensors(*layer)), path
+    )
 
 
 def _tensorpack_layers(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The layers with weights and what tensorpack calls them."""
     if not isinstance(network, ResNet):
-        raise ValueError(f"load_published: expected one of {', '.join(PUBLISHED)}, got {type(network).__name__}")
+        raise ValueError(
+            f"load_published: expected one of {', '.join(PUBLISHED)}, got {type(network).__name__}"
+        )
     yield from {"conv0": network.conv1, "conv0/bn": network.bn1, "linear": network.fc}.items()
     for group, stage in enumerate(stages(network)):
         block = -1
         for module in stage:
             if isinstance(module, DenoisingBlock):
                 # The authors embed in the network that denoises after stages, and only there.
-                name = f"group{group}_denoise" if module.embeddings else f"group{group}/block{block}/non_local"
-                yield from ((f"{name}/embedding_{part}", layer) for part, layer in module.embeddings.items())
+                name = (
+                    f"group{group}_denoise"
+                    if module.embeddings
+                    else f"group{group}/block{block}/non_local"
+                )
+                yield from (
+                    (f"{name}/embedding_{part}", layer) for part, layer in module.embeddings.items()
+                )
                 yield from {f"{name}/conv": module.conv, f"{name}/conv/bn": module.norm}.items()
             elif isinstance(module, Bottleneck):
                 block += 1
@@ -225,7 +247,10 @@ def _tensorpack_layers(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
                     yield f"{name}/conv{number}/bn", module.get_submodule(f"bn{number}")
                 if module.downsample is not None:
                     conv, norm = module.downsample.children()
-                    yield from {f"{name}/convshortcut": conv, f"{name}/convshortcut/bn": norm}.items()
+                    yield from {
+                        f"{name}/convshortcut": conv,
+                        f"{name}/convshortcut/bn": norm,
+                    }.items()
 
 
 def _tensorpack_tensors(name: str, layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -234,6 +259,13 @@ def _tensorpack_tensors(name: str, layer: nn.Module) -> Iterator[tuple[str, Tens
         yield f"{name}/W", layer.weight.permute(2, 3, 1, 0)
     elif isinstance(layer, nn.Linear):
         yield from {f"{name}/W": layer.weight.T, f"{name}/b": layer.bias}.items()
-    elif isinstance(layer, nn.BatchNorm2d) and layer.running_mean is not None and layer.running_var is not None:
+    elif (
+        isinstance(layer, nn.BatchNorm2d)
+        and layer.running_mean is not None
+        and layer.running_var is not None
+    ):
         yield from {f"{name}/gamma": layer.weight, f"{name}/beta": layer.bias}.items()
-        yield from {f"{name}/mean/EMA": layer.running_mean, f"{name}/variance/EMA": layer.running_var}.items()
+        yield from {
+            f"{name}/mean/EMA": layer.running_mean,
+            f"{name}/variance/EMA": layer.running_var,
+        }.items()

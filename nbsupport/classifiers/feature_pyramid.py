@@ -50,7 +50,9 @@ class Backbone(nn.Module):
     def __init__(self, stem: nn.Module, stages: Sequence[nn.Module]) -> None:
         super().__init__()
         self.stem = stem
-        self.stages = nn.ModuleDict({f"layer{number}": stage for number, stage in enumerate(stages, start=1)})
+        self.stages = nn.ModuleDict(
+            {f"layer{number}": stage for number, stage in enumerate(stages, start=1)}
+        )
 
     def forward(self, images: Images) -> list[Tensor]:
         """What each stage says, before the denoising."""
@@ -82,7 +84,10 @@ class PyramidDecoder(nn.Module):
         kernel, stride, padding = (2, 2, 0) if halved else (3, 1, 1)
         widths = (width, width // 2, width // 8)
         self.enlarge = nn.Sequential(
-            *(nn.ConvTranspose2d(before, after, kernel, stride, padding) for before, after in pairwise(widths)),
+            *(
+                nn.ConvTranspose2d(before, after, kernel, stride, padding)
+                for before, after in pairwise(widths)
+            ),
             nn.ConvTranspose2d(widths[-1], 3, 1),
         )
 
@@ -134,8 +139,13 @@ class FeaturePyramidDecoder(Classifier):
             for name, child in module.named_children():
                 if isinstance(child, nn.ReLU):
                     setattr(module, name, nn.ELU(inplace=child.inplace))
-        channels = [[layer for layer in stage.modules() if isinstance(layer, nn.Conv2d)][-1] for stage in blocks]
-        self.decoder = PyramidDecoder([layer.out_channels for layer in channels], width, halved=halved)
+        channels = [
+            [layer for layer in stage.modules() if isinstance(layer, nn.Conv2d)][-1]
+            for stage in blocks
+        ]
+        self.decoder = PyramidDecoder(
+            [layer.out_channels for layer in channels], width, halved=halved
+        )
 
     def restoration(self, images: Tensor) -> Tensor:
         """The restored images, unchecked and not yet clamped: what the restoration loss is made of."""
@@ -221,9 +231,13 @@ def load_published(classifier: FeaturePyramidDecoder, path: Path) -> None:
     try:
         file = torch.load(path, weights_only=True, map_location="cpu")
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path}: expected weights which torch.save wrote, without code: {error}") from error
+        raise ValueError(
+            f"{path}: expected weights which torch.save wrote, without code: {error}"
+        ) from error
     weights = file.get("state_dict") if isinstance(file, dict) else None
-    if not isinstance(weights, dict) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
+    if not isinstance(weights, dict) or not all(
+        isinstance(tensor, Tensor) for tensor in weights.values()
+    ):
         raise ValueError(f"{path}: expected {{'state_dict': …}} with a tensor for every name")
     wanted = {}
     for name, tensor in classifier.state_dict().items():
@@ -232,4 +246,6 @@ def load_published(classifier: FeaturePyramidDecoder, path: Path) -> None:
         wanted[name] = tensor
     for own in ("mean", "std"):  # of the normalisation, which the authors do without
         del wanted[own]
-    copy_weights({name.removeprefix("module."): tensor for name, tensor in weights.items()}, wanted, path)
+    copy_weights(
+        {name.removeprefix("module."): tensor for name, tensor in weights.items()}, wanted, path
+    )

@@ -67,7 +67,9 @@ class Classifier(nn.Module):
         """
         linear = [module for module in self.network.modules() if isinstance(module, nn.Linear)]
         if not linear:
-            raise ValueError("features: expected a network with a linear layer at its end, found none")
+            raise ValueError(
+                "features: expected a network with a linear layer at its end, found none"
+            )
         found: list[Tensor] = []
         hook = linear[-1].register_forward_pre_hook(lambda module, inputs: found.append(inputs[0]))
         try:
@@ -75,7 +77,9 @@ class Classifier(nn.Module):
         finally:
             hook.remove()
         if not found:
-            raise ValueError("features: the network's last linear layer takes no part in its forward pass")
+            raise ValueError(
+                "features: the network's last linear layer takes no part in its forward pass"
+            )
         return found[0]
 
 
@@ -100,7 +104,9 @@ def check_logits(logits: Tensor) -> None:
             f"classifier: expected a tensor of logits, got {type(logits).__name__}; return the logits alone"
         )
     if logits.ndim != 2:
-        raise ValueError(f"classifier: expected logits of shape (b, classes), got {tuple(logits.shape)}")
+        raise ValueError(
+            f"classifier: expected logits of shape (b, classes), got {tuple(logits.shape)}"
+        )
     values = logits.detach()
     if not torch.isfinite(values).all():
         raise ValueError("classifier: its logits are not finite (NaN or infinity)")
@@ -148,7 +154,9 @@ def wrap(
     known = isinstance(module, Classifier) or mean is not None or std is not None
     if isinstance(module, Classifier):
         if mean is not None or std is not None:
-            raise ValueError("wrap: this classifier has its normalisation inside; give neither mean nor std")
+            raise ValueError(
+                "wrap: this classifier has its normalisation inside; give neither mean nor std"
+            )
         wrapped = copy.deepcopy(module)
     else:
         mean, std = mean or (0.0, 0.0, 0.0), std or (1.0, 1.0, 1.0)
@@ -168,7 +176,9 @@ def wrap(
 
 
 @torch.no_grad()
-def predicted_classes(classifier: nn.Module, images: Float[Tensor, "b c h w"], classes: tuple[str, ...]) -> list[str]:
+def predicted_classes(
+    classifier: nn.Module, images: Float[Tensor, "b c h w"], classes: tuple[str, ...]
+) -> list[str]:
     """What the classifier sees in each image, in words; a number where it knows more classes than the data."""
     numbers = classifier(images).argmax(dim=1).tolist()
     return [classes[number] if number < len(classes) else str(number) for number in numbers]
@@ -189,9 +199,13 @@ class SmallResNet(nn.Module):
 
     def __init__(self, classes: int, width: int = 16, blocks: int = 1) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
+        )
         self.stages = nn.Sequential(*(self._stage(width, 2**number, blocks) for number in range(3)))
-        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4 * width, classes))
+        self.head = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4 * width, classes)
+        )
 
     @staticmethod
     def _stage(width: int, factor: int, blocks: int) -> nn.Sequential:
@@ -199,7 +213,9 @@ class SmallResNet(nn.Module):
         stride = 1 if factor == 1 else 2
         down = None
         if stride > 1:
-            down = nn.Sequential(nn.Conv2d(before, channels, 1, stride, bias=False), nn.BatchNorm2d(channels))
+            down = nn.Sequential(
+                nn.Conv2d(before, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
+            )
         first = BasicBlock(before, channels, stride, down)
         return nn.Sequential(first, *(BasicBlock(channels, channels) for _ in range(blocks - 1)))
 
@@ -233,7 +249,9 @@ def build(name: str, classes: int, image_size: int) -> Classifier:
         return Classifier(SmallResNet(classes, blocks=SMALL_RESNETS[name]))
     if name not in torchvision.models.list_models(torchvision.models):
         known = ", ".join(SMALL_RESNETS)
-        raise ValueError(f"no classifier named {name!r}; there are {known} and the names of torchvision.models")
+        raise ValueError(
+            f"no classifier named {name!r}; there are {known} and the names of torchvision.models"
+        )
     network = torchvision.models.get_model(name, weights=None, num_classes=classes)
     if image_size < SMALL_IMAGE and isinstance(network, torchvision.models.ResNet):
         network.conv1 = nn.Conv2d(3, network.conv1.out_channels, 3, padding=1, bias=False)

@@ -18,7 +18,9 @@ def _weights(name: str) -> Any:
     try:
         known = torchvision.models.get_model_weights(name)
     except ValueError as error:
-        raise ValueError(f"no classifier named {name!r} in torchvision.models with public weights") from error
+        raise ValueError(
+            f"no classifier named {name!r} in torchvision.models with public weights"
+        ) from error
     return getattr(known, "IMAGENET1K_V1", known.DEFAULT)
 
 
@@ -33,7 +35,12 @@ def there(name: str) -> bool:
 
 def specification(name: str) -> dict[str, Any]:
     """What the classifier is; its weights' file name holds their hash."""
-    return {"kind": "classifier", "name": name, "weights": str(_weights(name)), "file": _file(name).name}
+    return {
+        "kind": "classifier",
+        "name": name,
+        "weights": str(_weights(name)),
+        "file": _file(name).name,
+    }
 
 
 def load(name: str) -> Classifier:
@@ -55,11 +62,17 @@ def load(name: str) -> Classifier:
             f"or put there what {weights.url} gives"
         ) from error
     transforms = weights.transforms()
-    return Classifier(network, tuple(transforms.mean), tuple(transforms.std)).eval().requires_grad_(False)
+    return (
+        Classifier(network, tuple(transforms.mean), tuple(transforms.std))
+        .eval()
+        .requires_grad_(False)
+    )
 
 
 @torch.no_grad()
-def check(classifier: Classifier, name: str, images: Float[Tensor, "n c h w"], labels: Int[Tensor, "n"]) -> float:
+def check(
+    classifier: Classifier, name: str, images: Float[Tensor, "n c h w"], labels: Int[Tensor, "n"]
+) -> float:
     """The accuracy on clean images, printed before anything is made from them.
 
     Raises

@@ -18,7 +18,10 @@ NORMALISATIONS = {
     "0 to 255": ((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255)),
 }
 """What is often done to images in [0, 1] before a network sees them: means and standard deviations."""
-SIGNIFICANT, BETTER = 0.01, 0.1  # when another reading counts as what was meant: p-values, gain in accuracy
+SIGNIFICANT, BETTER = (
+    0.01,
+    0.1,
+)  # when another reading counts as what was meant: p-values, gain in accuracy
 
 
 def check(
@@ -52,19 +55,25 @@ def check(
     with torch.enable_grad():
         logits = _run(classifier, images)
     if logits.shape[:1] != images.shape[:1]:
-        raise ValueError(f"classifier: expected a row of logits for each of {len(images)} images, got {len(logits)}")
+        raise ValueError(
+            f"classifier: expected a row of logits for each of {len(images)} images, got {len(logits)}"
+        )
     if logits.min() >= 0 and logits.max() <= 1:
         raise ValueError(
             "classifier: all that it returns lies in [0, 1], like probabilities of a sigmoid, or of a softmax of which "
             "a class was cut off, but logits are expected; return what comes before"
         )
     if classes is not None and logits.shape[1] != classes:
-        raise ValueError(f"classifier: the data have {classes} classes, but it returns {logits.shape[1]} logits")
+        raise ValueError(
+            f"classifier: the data have {classes} classes, but it returns {logits.shape[1]} logits"
+        )
     if labels is not None:
         check_labels(labels[:PROBES], images=images, classes=logits.shape[1], caller="classifier")
     with torch.no_grad():
         alone = _run(classifier, images[:1])
-    if not torch.allclose(alone[0], logits.detach()[0], rtol=1e-2, atol=1e-2 * float(logits.detach().abs().max())):
+    if not torch.allclose(
+        alone[0], logits.detach()[0], rtol=1e-2, atol=1e-2 * float(logits.detach().abs().max())
+    ):
         raise ValueError(
             "classifier: its logits for an image change with the other images of a batch or from call to call; switch "
             "off dropout, noise and statistics of batches"
@@ -97,10 +106,14 @@ def _check_gradient(logits: Tensor, images: Tensor) -> None:
     if not logits.requires_grad:
         raise ValueError(f"classifier: it is not differentiable: its logits have no gradient{why}")
     # of random sums of logits, not of a loss: a loss that is saturated has none either
-    sums = (logits * torch.randn(logits.shape, generator=torch.Generator().manual_seed(0)).to(logits)).sum()
+    sums = (
+        logits * torch.randn(logits.shape, generator=torch.Generator().manual_seed(0)).to(logits)
+    ).sum()
     (gradient,) = torch.autograd.grad(sums, images, allow_unused=True)
     if gradient is None or not gradient.any():
-        raise ValueError(f"classifier: it is not differentiable: the gradient at the images is zero{why}")
+        raise ValueError(
+            f"classifier: it is not differentiable: the gradient at the images is zero{why}"
+        )
     if not torch.isfinite(gradient).all():
         raise ValueError("classifier: its gradient at the images is not finite (NaN or infinity)")
 
@@ -129,7 +142,9 @@ def check_meaning(
     right, likely = {}, {}
     for kind, (mean, std) in NORMALISATIONS.items():
         shape = (1, -1, 1, 1)
-        said = logits((images - images.new_tensor(mean).view(shape)) / images.new_tensor(std).view(shape))
+        said = logits(
+            (images - images.new_tensor(mean).view(shape)) / images.new_tensor(std).view(shape)
+        )
         for reading, truth in {kind: labels, "labels - 1": labels - 1}.items():
             if reading == kind or kind == "none":
                 right[reading] = said.argmax(dim=1) == truth
@@ -141,7 +156,9 @@ def check_meaning(
     # which images it names differently says it where its probabilities are all 0 or 1; the probabilities, where it
     # names few images differently
     better = min(_sign_test(best > given, best < given), _sign_test(more, ~more))
-    by_chance = binomtest(int(best.sum()), len(labels), 1 / said.shape[1], alternative="greater").pvalue
+    by_chance = binomtest(
+        int(best.sum()), len(labels), 1 / said.shape[1], alternative="greater"
+    ).pvalue
     if gain < BETTER or max(better, by_chance) >= SIGNIFICANT:
         return
     found = f"classifier: it names {given.float().mean():.0%} of {len(labels)} images, but {best.float().mean():.0%}"

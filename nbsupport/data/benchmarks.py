@@ -40,7 +40,12 @@ class Split:
         classes: tuple[str, ...],
         specification: dict[str, Any],
     ) -> None:
-        self._images, self.labels, self.classes, self.specification = images, labels, classes, specification
+        self._images, self.labels, self.classes, self.specification = (
+            images,
+            labels,
+            classes,
+            specification,
+        )
 
     @cached_property
     def images(self) -> Float[Tensor, "n c h w"]:
@@ -80,20 +85,38 @@ def check_images(images: Tensor, *, caller: str, channels: int | None = 3) -> No
         )
     if images.ndim != 4:
         hint = "; add the batch dimension with images[None]" if images.ndim == 3 else ""
-        raise ValueError(f"{caller}: expected images of shape (b, c, h, w), got {tuple(images.shape)}{hint}")
+        raise ValueError(
+            f"{caller}: expected images of shape (b, c, h, w), got {tuple(images.shape)}{hint}"
+        )
     if channels is not None and images.shape[1] != channels:
-        hint = "; a grayscale image becomes RGB with images.expand(-1, 3, -1, -1)" if images.shape[1] == 1 else ""
-        hint = "; move the channels with images.permute(0, 3, 1, 2)" if images.shape[3] == channels else hint
-        raise ValueError(f"{caller}: expected {channels} colour channels, got images of {tuple(images.shape)}{hint}")
+        hint = (
+            "; a grayscale image becomes RGB with images.expand(-1, 3, -1, -1)"
+            if images.shape[1] == 1
+            else ""
+        )
+        hint = (
+            "; move the channels with images.permute(0, 3, 1, 2)"
+            if images.shape[3] == channels
+            else hint
+        )
+        raise ValueError(
+            f"{caller}: expected {channels} colour channels, got images of {tuple(images.shape)}{hint}"
+        )
     if 0 in images.shape:
-        raise ValueError(f"{caller}: expected at least one image and one pixel, got {tuple(images.shape)}")
-    if torch.compiler.is_compiling():  # while a graph is traced or exported there are no values to look at
+        raise ValueError(
+            f"{caller}: expected at least one image and one pixel, got {tuple(images.shape)}"
+        )
+    if (
+        torch.compiler.is_compiling()
+    ):  # while a graph is traced or exported there are no values to look at
         return
     low, high = (float(value) for value in torch.aminmax(images.detach()))
     if not (low >= 0 and high <= 1):  # also refuses NaN, which compares with nothing
         hint = "; divide by 255" if 2 < high <= 255 else ""
         hint = "; do not normalise, the classifier does" if low < 0 else hint
-        raise ValueError(f"{caller}: expected finite values in [0, 1], got values from {low:g} to {high:g}{hint}")
+        raise ValueError(
+            f"{caller}: expected finite values in [0, 1], got values from {low:g} to {high:g}{hint}"
+        )
 
 
 def check_labels(labels: Tensor, *, images: Tensor, classes: int | None, caller: str) -> None:
@@ -133,7 +156,9 @@ def load(study: Study, split: str, number: int | None = None) -> Split:
         raise ValueError(f"load: expected the split 'train' or 'test', got {split!r}")
     found = LOADERS[study.name](study, split, number if number is None or number > 0 else None)
     if number is not None and not 0 < number <= len(found):
-        raise ValueError(f"load: {study.name} has {len(found)} {split} images, but {number} were asked for")
+        raise ValueError(
+            f"load: {study.name} has {len(found)} {split} images, but {number} were asked for"
+        )
     return found
 
 
@@ -145,7 +170,10 @@ def fitted(study: Study) -> Study:
     if study.name in published.CLASSES:
         return replace(study, images_from=published.form(study.name))
     if study.name == "folder":
-        there, form = {split: len(files) for split, files in folders.find(study.data).files.items()}, ""
+        there, form = (
+            {split: len(files) for split, files in folders.find(study.data).files.items()},
+            "",
+        )
     elif study.name == neurips.NAME:
         there, form = neurips.sizes(), neurips.form()
     else:
@@ -182,14 +210,29 @@ def _digits(study: Study, split: str, number: int | None) -> Split:
 
     digits, size = load_digits(), study.image_size
     parts = train_test_split(
-        digits.images / 16, digits.target, test_size=DIGITS_TEST, random_state=SPLIT_SEED, stratify=digits.target
+        digits.images / 16,
+        digits.target,
+        test_size=DIGITS_TEST,
+        random_state=SPLIT_SEED,
+        stratify=digits.target,
     )
     pixels, labels = parts[split == "test"][:number], parts[2 + (split == "test")][:number]
     images = torch.tensor(pixels, dtype=torch.float32)[:, None]
     images = F.interpolate(images, (size, size), mode="bilinear").clamp(0, 1).repeat(1, 3, 1, 1)
-    specification = {"data": "digits", "source": "sklearn.datasets.load_digits", "split": split, "size": size}
+    specification = {
+        "data": "digits",
+        "source": "sklearn.datasets.load_digits",
+        "split": split,
+        "size": size,
+    }
     specification["images"] = len(labels)
     return Split(images, torch.tensor(labels), tuple("0123456789"), specification)
 
 
-LOADERS = {"digits": _digits, "cifar10": _published, "svhn": _published, neurips.NAME: _neurips, "folder": _folder}
+LOADERS = {
+    "digits": _digits,
+    "cifar10": _published,
+    "svhn": _published,
+    neurips.NAME: _neurips,
+    "folder": _folder,
+}

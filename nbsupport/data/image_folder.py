@@ -78,8 +78,12 @@ def find(folder: str) -> Tree:
         raise ValueError(f"folder: {root} holds no class folders; expected {root.name}/<class>/<image>, or the same "
                          "below train/ and test/")  # fmt: skip
     numbered = all(name.isdecimal() for name in every)
-    if not numbered and (alone := [name for name in every if not all(name in there for there in names.values())]):
-        raise ValueError(f"folder: train/ and test/ differ in their classes: {_listed(alone)} in one of them only")
+    if not numbered and (
+        alone := [name for name in every if not all(name in there for there in names.values())]
+    ):
+        raise ValueError(
+            f"folder: train/ and test/ differ in their classes: {_listed(alone)} in one of them only"
+        )
     number = {name: int(name) if numbered else position for position, name in enumerate(every)}
     _check_numbers(sorted(number.values()), numbered)
     listed = {part: _list(part, {name: number[name] for name in names[part]}) for part in names}
@@ -89,13 +93,19 @@ def find(folder: str) -> Tree:
         # shuffled within each class, so that every third of the whole is a third of each, also of tiny classes
         mixed = sorted(shuffled(listed[root]), key=lambda item: item[1])
         last = TEST_EVERY - 1
-        files = {"train": shuffled([item for i, item in enumerate(mixed) if i % TEST_EVERY != last])}
+        files = {
+            "train": shuffled([item for i, item in enumerate(mixed) if i % TEST_EVERY != last])
+        }
         files["test"] = shuffled(mixed[last::TEST_EVERY])
     if not all(files.values()):
-        raise ValueError(f"folder: {len(files['train'])} images below {root} are too few to set some apart for testing")
+        raise ValueError(
+            f"folder: {len(files['train'])} images below {root} are too few to set some apart for testing"
+        )
     classes = {position: name for name, position in number.items()}
     top = max(classes) + 1
-    return Tree(root, tuple(classes.get(i, str(i)) for i in range(top)), files, gaps=len(classes) < top)
+    return Tree(
+        root, tuple(classes.get(i, str(i)) for i in range(top)), files, gaps=len(classes) < top
+    )
 
 
 def digest(root: Path, files: Files) -> str:
@@ -130,7 +140,9 @@ def read(
 
 def _stamps(files: Files) -> tuple[tuple[int, int], ...]:
     """What changes where a file does, for what is remembered of files."""
-    return tuple((status.st_size, status.st_mtime_ns) for path, _ in files for status in [path.stat()])
+    return tuple(
+        (status.st_size, status.st_mtime_ns) for path, _ in files for status in [path.stat()]
+    )
 
 
 @lru_cache(maxsize=8)
@@ -144,23 +156,38 @@ def _digest(root: Path, files: Files, stamps: tuple[tuple[int, int], ...]) -> st
 
 @lru_cache(maxsize=4)
 def _read(
-    root: Path, files: Files, beside: Files, image_size: int, cropped: float, stamps: tuple[tuple[int, int], ...]
+    root: Path,
+    files: Files,
+    beside: Files,
+    image_size: int,
+    cropped: float,
+    stamps: tuple[tuple[int, int], ...],
 ) -> Tensor:
-    every, images = [path for path, _ in (*files, *beside)], torch.empty(len(files), 3, image_size, image_size)
+    every, images = (
+        [path for path, _ in (*files, *beside)],
+        torch.empty(len(files), 3, image_size, image_size),
+    )
     try:
         for path in every:
             Image.open(path).close()
         for position, (path, _) in enumerate(files):
             images[position] = _decode(path, image_size, cropped)
-    except Exception:  # whatever Pillow meets in a broken file; all are decoded only now, to name all at once
-        problems = {path: reason for path in every if (reason := _problem(path, image_size, cropped))}
+    except (
+        Exception
+    ):  # whatever Pillow meets in a broken file; all are decoded only now, to name all at once
+        problems = {
+            path: reason for path in every if (reason := _problem(path, image_size, cropped))
+        }
         if not problems:  # then it was no file's fault
             raise
         lines = [f"{path.relative_to(root)}: {reason}" for path, reason in sorted(problems.items())]
         raise ValueError(
             f"folder: {len(problems)} of {len(every)} files below {root} cannot be read as images; mend or remove "
             "them:\n  "
-            + "\n  ".join(lines[:LISTED] + ([f"and {len(lines) - LISTED} more"] if len(lines) > LISTED else []))
+            + "\n  ".join(
+                lines[:LISTED]
+                + ([f"and {len(lines) - LISTED} more"] if len(lines) > LISTED else [])
+            )
         ) from None
     return images
 
@@ -179,28 +206,43 @@ def _decode(path: Path, image_size: int, cropped: float) -> Float[Tensor, "3 h w
     if picture.mode.startswith(("I", "F")):  # which Pillow would clip to 8 bits
         values = np.asarray(picture).astype(np.float32) / (1 if picture.mode == "F" else 65535)
         if not (values.min() >= 0 and values.max() <= 1):
-            raise ValueError(f"its pixels (mode {picture.mode}) have no known range; save it with 8 or 16 bits")
+            raise ValueError(
+                f"its pixels (mode {picture.mode}) have no known range; save it with 8 or 16 bits"
+            )
         image = torch.from_numpy(values).expand(3, -1, -1)
     else:
         if "A" in picture.getbands() or "transparency" in picture.info:
             picture = picture.convert("RGBA")
             picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
         image = to_dtype(pil_to_tensor(picture.convert("RGB")), torch.float32, scale=True)
-    return center_crop(resize(image, [round(image_size * cropped)], antialias=True), [image_size]).clamp(0, 1)
+    return center_crop(
+        resize(image, [round(image_size * cropped)], antialias=True), [image_size]
+    ).clamp(0, 1)
 
 
 def _folders(path: Path) -> list[str]:
     if not path.is_dir():
         return []
-    return sorted(entry.name for entry in os.scandir(path) if entry.is_dir() and not entry.name.startswith("."))
+    return sorted(
+        entry.name
+        for entry in os.scandir(path)
+        if entry.is_dir() and not entry.name.startswith(".")
+    )
 
 
 def _list(part: Path, number: dict[str, int]) -> list[tuple[Path, int]]:
     files = make_dataset(
-        part, number, is_valid_file=lambda name: not Path(name).name.startswith((".", "Thumbs.db")), allow_empty=True
+        part,
+        number,
+        is_valid_file=lambda name: not Path(name).name.startswith((".", "Thumbs.db")),
+        allow_empty=True,
     )
-    if empty := sorted(name for name in number if number[name] not in {label for _, label in files}):
-        raise ValueError(f"folder: no image in the class folders {_listed(empty)} of {part}; fill or remove them")
+    if empty := sorted(
+        name for name in number if number[name] not in {label for _, label in files}
+    ):
+        raise ValueError(
+            f"folder: no image in the class folders {_listed(empty)} of {part}; fill or remove them"
+        )
     return [(Path(name), label) for name, label in files]
 
 
@@ -211,12 +253,18 @@ def shuffled(files: list[tuple[Path, int]]) -> Files:
 
 def _check_numbers(numbers: list[int], numbered: bool) -> None:
     if len(set(numbers)) < len(numbers):
-        raise ValueError("folder: two class folders stand for the same number, such as 1 and 01; merge them")
-    if numbered and numbers == list(range(1, len(numbers) + 1)):  # with gaps they may be a part of more classes
+        raise ValueError(
+            "folder: two class folders stand for the same number, such as 1 and 01; merge them"
+        )
+    if numbered and numbers == list(
+        range(1, len(numbers) + 1)
+    ):  # with gaps they may be a part of more classes
         raise ValueError(
             f"folder: expected class numbers from 0, got folders named 1 to {numbers[-1]}; subtract 1 from each name"
         )
 
 
 def _listed(names: list[str]) -> str:
-    return ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")
+    return ", ".join(names[:LISTED]) + (
+        f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    )

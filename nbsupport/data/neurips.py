@@ -68,15 +68,21 @@ def _set(folder: Path) -> folders.Files:
                                 f"into {place}, or set NBSUPPORT_DATA to the folder that has {NAME}/")  # fmt: skip
     listed = pd.read_csv(place / "images.csv", dtype={"ImageId": str})
     if missing := {"ImageId", "TrueLabel"} - set(listed.columns):
-        raise ValueError(f"{NAME}: {place / 'images.csv'} has no column {', '.join(sorted(missing))}; {GET}")
+        raise ValueError(
+            f"{NAME}: {place / 'images.csv'} has no column {', '.join(sorted(missing))}; {GET}"
+        )
     labels = pd.to_numeric(listed["TrueLabel"], errors="coerce")
     if not labels.between(1, CLASSES).all():
-        raise ValueError(f"{NAME}: expected every TrueLabel from 1 to {CLASSES} in {place / 'images.csv'}")
+        raise ValueError(
+            f"{NAME}: expected every TrueLabel from 1 to {CLASSES} in {place / 'images.csv'}"
+        )
     images, named = place / "images", zip(listed["ImageId"], labels, strict=True)
     files = sorted((images / f"{name}.png", int(label) - 1) for name, label in named)
     present = [(path, label) for path, label in files if path.is_file()]
     if not present:
-        raise FileNotFoundError(f"{NAME}: none of the {len(files)} images of images.csv is in {images}; {GET}")
+        raise FileNotFoundError(
+            f"{NAME}: none of the {len(files)} images of images.csv is in {images}; {GET}"
+        )
     return folders.shuffled(present)
 
 
@@ -91,7 +97,11 @@ def _parts(folder: Path) -> tuple[Path, dict[str, folders.Files], str]:
     if not (train and files[last :: folders.TEST_EVERY]):
         raise ValueError(f"{NAME}: {len(files)} images are too few to set some apart for testing")
     parts = {"train": train, "test": files[last :: folders.TEST_EVERY]}
-    return folder, parts, f"trained on {folders.TEST_EVERY - 1} of {folders.TEST_EVERY} images of the set"
+    return (
+        folder,
+        parts,
+        f"trained on {folders.TEST_EVERY - 1} of {folders.TEST_EVERY} images of the set",
+    )
 
 
 def _imagenet(train: Path) -> folders.Files:
@@ -100,7 +110,9 @@ def _imagenet(train: Path) -> folders.Files:
         raise ValueError(f"{NAME}: expected {CLASSES} class folders in {train}, found {len(wnids)}")
     chosen = defaultdict(list)
     for label, wnid in enumerate(wnids):
-        chosen[label] = sorted(path for path in (train / wnid).iterdir() if path.is_file())[:PER_CLASS]
+        chosen[label] = sorted(path for path in (train / wnid).iterdir() if path.is_file())[
+            :PER_CLASS
+        ]
         if not chosen[label]:
             raise ValueError(f"{NAME}: no image in {train / wnid}")
     return folders.shuffled([(path, label) for label, paths in chosen.items() for path in paths])

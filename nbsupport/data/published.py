@@ -24,7 +24,18 @@ from ..experiments.store import default_home
 from . import image_folder as folders
 
 CLASSES = {
-    "cifar10": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+    "cifar10": (
+        "airplane",
+        "automobile",
+        "bird",
+        "cat",
+        "deer",
+        "dog",
+        "frog",
+        "horse",
+        "ship",
+        "truck",
+    ),
     "svhn": tuple("0123456789"),
 }
 KINDS = {"cifar10": CIFAR10, "svhn": SVHN}
@@ -88,7 +99,9 @@ def form(name: str) -> str:
     if found is None:
         return "torchvision's files"
     kinds = _suffixes(found.files["train"] + found.files["test"])
-    return "JPEG copies" if set(kinds) <= {".jpg", ".jpeg"} else f"an image tree of {', '.join(kinds)}"
+    return (
+        "JPEG copies" if set(kinds) <= {".jpg", ".jpeg"} else f"an image tree of {', '.join(kinds)}"
+    )
 
 
 def _suffixes(files: folders.Files) -> list[str]:
@@ -114,11 +127,16 @@ def find(name: str, split: str, number: int | None, image_size: int) -> Source:
         read = partial(folders.read, found.root, files, image_size)
     else:
         dataset = _torchvision(name, split, home())
-        raw = torch.from_numpy(dataset.data[:number])  # (n, h, w, 3) for CIFAR-10, (n, 3, h, w) for SVHN
+        raw = torch.from_numpy(
+            dataset.data[:number]
+        )  # (n, h, w, 3) for CIFAR-10, (n, 3, h, w) for SVHN
         images = raw.permute(0, 3, 1, 2) if raw.shape[-1] == 3 else raw
         targets = dataset.targets if isinstance(dataset, CIFAR10) else dataset.labels
         specification["source"] = f"torchvision.datasets.{type(dataset).__name__}"
-        labels, read = torch.as_tensor(targets[:number]).long(), partial(_scaled, images, image_size)
+        labels, read = (
+            torch.as_tensor(targets[:number]).long(),
+            partial(_scaled, images, image_size),
+        )
     return Source(read, labels, CLASSES[name], specification | {"images": len(labels)})
 
 

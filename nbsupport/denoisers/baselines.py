@@ -48,12 +48,17 @@ def median(images: Images) -> Images:
 
 def blur(images: Images) -> Images:
     """A 3×3 Gaussian of σ = 0.6 pixels."""
-    return gaussian_blur(F.pad(images, (1, 1, 1, 1), mode="replicate"), [3, 3], [BLUR_SIGMA] * 2)[..., 1:-1, 1:-1]
+    return gaussian_blur(F.pad(images, (1, 1, 1, 1), mode="replicate"), [3, 3], [BLUR_SIGMA] * 2)[
+        ..., 1:-1, 1:-1
+    ]
 
 
 def total_variation(images: Images) -> Images:
     """Chambolle's total-variation denoising of weight 0.1, over all channels at once."""
-    denoised = [denoise_tv_chambolle(i, weight=TV_WEIGHT, channel_axis=0) for i in images.detach().cpu().numpy()]
+    denoised = [
+        denoise_tv_chambolle(i, weight=TV_WEIGHT, channel_axis=0)
+        for i in images.detach().cpu().numpy()
+    ]
     return torch.from_numpy(np.stack(denoised)).to(images)
 
 

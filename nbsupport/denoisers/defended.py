@@ -41,7 +41,9 @@ class Defended(nn.Module):
         """
         denoised = self.denoiser(images)
         if denoised.shape != images.shape:
-            raise ValueError(f"defend: expected denoised images of {tuple(images.shape)}, got {tuple(denoised.shape)}")
+            raise ValueError(
+                f"defend: expected denoised images of {tuple(images.shape)}, got {tuple(denoised.shape)}"
+            )
         return self.classifier(denoised)
 
 
@@ -70,13 +72,20 @@ def defend(classifier: nn.Module, denoiser: nn.Module) -> Defended:
         check_mode(module, f"defend, {role}")
     if isinstance(classifier, Denoiser):
         raise TypeError("defend: the classifier comes first: defend(classifier, denoiser)")
-    places = [next((str(weight.device) for weight in module.parameters()), "") for module in (classifier, denoiser)]
+    places = [
+        next((str(weight.device) for weight in module.parameters()), "")
+        for module in (classifier, denoiser)
+    ]
     if all(places) and places[0] != places[1]:
-        raise ValueError(f"defend: the classifier is on {places[0]}, the denoiser on {places[1]}; move one with .to()")
+        raise ValueError(
+            f"defend: the classifier is on {places[0]}, the denoiser on {places[1]}; move one with .to()"
+        )
     return Defended(classifier, denoiser).eval()
 
 
-def save_denoiser(denoiser: Denoiser, path: str | Path, about: dict[str, Any] | None = None) -> Path:
+def save_denoiser(
+    denoiser: Denoiser, path: str | Path, about: dict[str, Any] | None = None
+) -> Path:
     """Write a trained denoiser as one safetensors file, with all that `load_denoiser` needs to build it.
 
     Parameters
@@ -93,7 +102,11 @@ def save_denoiser(denoiser: Denoiser, path: str | Path, about: dict[str, Any] | 
     TypeError
         If it is no denoiser that can be built again from its class, width and kernel size.
     """
-    record = {"class": type(denoiser).__name__, "arguments": _arguments(denoiser), "about": about or {}}
+    record = {
+        "class": type(denoiser).__name__,
+        "arguments": _arguments(denoiser),
+        "about": about or {},
+    }
     return weight_files.write(path, "denoiser", record, denoiser.state_dict())
 
 
@@ -115,8 +128,14 @@ def load_denoiser(path: str | Path) -> Denoiser:
 
 def _known(name: str) -> Any:
     kind = getattr(denoisers, name, None)
-    if not (inspect.isclass(kind) and issubclass(kind, Denoiser) and "width" in inspect.signature(kind).parameters):
-        raise TypeError(f"denoiser: {name} is no class of nbsupport.denoisers with a width; of a View save its whole")
+    if not (
+        inspect.isclass(kind)
+        and issubclass(kind, Denoiser)
+        and "width" in inspect.signature(kind).parameters
+    ):
+        raise TypeError(
+            f"denoiser: {name} is no class of nbsupport.denoisers with a width; of a View save its whole"
+        )
     return kind
 
 
@@ -127,11 +146,17 @@ def _arguments(denoiser: Denoiser) -> dict[str, Any]:
     last = inner.output if hasattr(inner, "output") else next(iter(inner.outputs.children()))
     taps = last.in_channels // 3  # of the last block: 3·K·K channels, but for the literal Additive
     arguments = {"width": inner.encoder.blocks[0][0].out_channels, "kernel_size": isqrt(taps)}
-    arguments["literal"] = getattr(denoiser, "literal", isinstance(denoiser, Additive) and taps == 1)
+    arguments["literal"] = getattr(
+        denoiser, "literal", isinstance(denoiser, Additive) and taps == 1
+    )
     with torch.device("meta"):
         built = kind(**arguments).state_dict()
-    if {name: t.shape for name, t in built.items()} != {name: t.shape for name, t in denoiser.state_dict().items()}:
-        raise TypeError(f"save_denoiser: this {kind.__name__} was changed after it was built and cannot be built again")
+    if {name: t.shape for name, t in built.items()} != {
+        name: t.shape for name, t in denoiser.state_dict().items()
+    }:
+        raise TypeError(
+            f"save_denoiser: this {kind.__name__} was changed after it was built and cannot be built again"
+        )
     return arguments
 
 
@@ -171,10 +196,15 @@ def export(denoiser: Denoiser, path: str | Path, image_size: int | tuple[int, in
     """
     check_mode(denoiser, "export")
     if Path(path).suffix != ".pt2":
-        raise ValueError(f"export: expected a file that ends in .pt2, which torch.export.load asks for, got {path}")
+        raise ValueError(
+            f"export: expected a file that ends in .pt2, which torch.export.load asks for, got {path}"
+        )
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     first = next(denoiser.parameters())
-    examples = [torch.rand(number, 3, *size, generator=torch.Generator().manual_seed(0)).to(first) for number in (3, 1)]
+    examples = [
+        torch.rand(number, 3, *size, generator=torch.Generator().manual_seed(0)).to(first)
+        for number in (3, 1)
+    ]
     batch = {"images": {0: torch.export.Dim("batch")}}
     program = torch.export.export(_Unchecked(denoiser), (examples[0],), dynamic_shapes=batch)
 
@@ -185,7 +215,9 @@ def export(denoiser: Denoiser, path: str | Path, image_size: int | tuple[int, in
             exported = torch.export.load(file).module()
         for images in examples:
             if (difference := float((exported(images) - denoiser(images)).abs().max())) > TOLERANCE:
-                raise RuntimeError(f"export: the exported denoiser differs by {difference:.1e} from the original")
+                raise RuntimeError(
+                    f"export: the exported denoiser differs by {difference:.1e} from the original"
+                )
 
     write_atomically(Path(path), write)
     return Path(path)

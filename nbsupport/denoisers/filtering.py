@@ -19,7 +19,9 @@ def _size(taps: int, of: str) -> int:
     """K for K·K taps; a ValueError where `taps` is not the square of an odd number."""
     size = isqrt(taps)
     if size * size != taps or size % 2 == 0:
-        raise ValueError(f"{of}: expected c·K·K channels of kernels with K odd (1, 9, 25, … taps), got {taps} taps")
+        raise ValueError(
+            f"{of}: expected c·K·K channels of kernels with K odd (1, 9, 25, … taps), got {taps} taps"
+        )
     return size
 
 
@@ -80,7 +82,9 @@ def _overlap(shift: int, length: int) -> tuple[slice, slice]:
     return slice(back, length - forth), slice(forth, length - back)
 
 
-def filter_pixels(images: Float[Tensor, "b c h w"], kernels: Float[Tensor, "b taps h w"]) -> Float[Tensor, "b c h w"]:
+def filter_pixels(
+    images: Float[Tensor, "b c h w"], kernels: Float[Tensor, "b taps h w"]
+) -> Float[Tensor, "b c h w"]:
     """Filter every pixel of every colour channel with its own kernel (eq. 7).
 
     Parameters
@@ -116,7 +120,9 @@ def filter_pixels(images: Float[Tensor, "b c h w"], kernels: Float[Tensor, "b ta
     return _FilterPixels.apply(images, kernels.reshape(b, c, taps, h, w))
 
 
-def identity_kernels(images: Float[Tensor, "b c h w"], size: int = 5) -> Float[Tensor, "b taps h w"]:
+def identity_kernels(
+    images: Float[Tensor, "b c h w"], size: int = 5
+) -> Float[Tensor, "b taps h w"]:
     """Kernels that leave `images` as they are: the centre tap 1, the others 0.
 
     Raises
@@ -137,7 +143,9 @@ def uncertainty_map(kernels: Float[Tensor, "b taps h w"]) -> Float[Tensor, "b 1 
     return kernels.amax(dim=1, keepdim=True)
 
 
-def distance_from_identity(kernels: Float[Tensor, "b taps h w"], channels: int = 3) -> Float[Tensor, "b 1 h w"]:
+def distance_from_identity(
+    kernels: Float[Tensor, "b taps h w"], channels: int = 3
+) -> Float[Tensor, "b 1 h w"]:
     """How far the kernels of a pixel are from the identity: the mean over channels of their L1 distance.
 
     Raises

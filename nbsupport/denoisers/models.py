@@ -80,7 +80,10 @@ class Additive(Denoiser):
     def __init__(self, width: int = 64, kernel_size: int = 5, *, literal: bool = False) -> None:
         super().__init__()
         channels = 3 if literal else 3 * kernel_size**2
-        self.encoder, self.decoder = Encoder(width, literal=literal), Decoder(width, channels, literal=literal)
+        self.encoder, self.decoder = (
+            Encoder(width, literal=literal),
+            Decoder(width, channels, literal=literal),
+        )
         self.output = OutputLayer(channels, 3, None if literal else torch.zeros(3))
 
     def denoise(self, images: Images) -> Images:
@@ -99,7 +102,10 @@ class Filtering(KernelDenoiser):
     def __init__(self, width: int = 64, kernel_size: int = 5, *, literal: bool = False) -> None:
         super().__init__()
         taps = 3 * kernel_size**2
-        self.encoder, self.decoder = Encoder(width, literal=literal), Decoder(width, taps, literal=literal)
+        self.encoder, self.decoder = (
+            Encoder(width, literal=literal),
+            Decoder(width, taps, literal=literal),
+        )
         self.output = _kernel_layer(kernel_size, literal)
 
     def kernels(self, images: Images) -> Kernels:
@@ -134,7 +140,10 @@ class MultiHead(KernelDenoiser):
     def __init__(self, width: int = 64, kernel_size: int = 5, *, literal: bool = False) -> None:
         super().__init__()
         taps = 3 * kernel_size**2
-        self.encoder, self.decoder = Encoder(width, literal=literal), Decoder(width, taps, literal=literal)
+        self.encoder, self.decoder = (
+            Encoder(width, literal=literal),
+            Decoder(width, taps, literal=literal),
+        )
         self.outputs = nn.ModuleList(_kernel_layer(kernel_size, literal) for _ in range(HEADS))
 
     def kernels(self, images: Images, head: int | str = HEADS) -> Kernels:
@@ -162,8 +171,12 @@ class YNet(KernelDenoiser):
         super().__init__()
         taps = 3 * kernel_size**2
         self.encoder = Encoder(width, literal=literal)
-        self.decoders = nn.ModuleDict({name: Decoder(width, taps, literal=literal) for name in ("sl", "m")})
-        self.outputs = nn.ModuleDict({name: _kernel_layer(kernel_size, literal) for name in ("sl", "m")})
+        self.decoders = nn.ModuleDict(
+            {name: Decoder(width, taps, literal=literal) for name in ("sl", "m")}
+        )
+        self.outputs = nn.ModuleDict(
+            {name: _kernel_layer(kernel_size, literal) for name in ("sl", "m")}
+        )
 
     def kernels(self, images: Images, branch: int | str = "sl") -> Kernels:
         """φ_sl(Î) or φ_m(Î).
@@ -215,7 +228,12 @@ class PAFilter(Denoiser):
     """
 
     def __init__(
-        self, ynet: YNet | None = None, width: int = 64, kernel_size: int = 5, *, literal: bool = False
+        self,
+        ynet: YNet | None = None,
+        width: int = 64,
+        kernel_size: int = 5,
+        *,
+        literal: bool = False,
     ) -> None:
         super().__init__()
         self.ynet = ynet if ynet is not None else YNet(width, kernel_size, literal=literal)

@@ -79,7 +79,10 @@ def attacked_samples(classifier: nn.Module) -> Tensor:
 def right_on_samples(classifier: Classifier, denoiser: nn.Module) -> list[int]:
     """How many of the 20 `samples` are named correctly, for every strength of `SAMPLE_STRENGTHS`."""
     labels = samples().labels
-    return [int((classifier(denoiser(hat)).argmax(dim=1) == labels).sum()) for hat in attacked_samples(classifier)]
+    return [
+        int((classifier(denoiser(hat)).argmax(dim=1) == labels).sum())
+        for hat in attacked_samples(classifier)
+    ]
 
 
 def _kind(name: str) -> str:

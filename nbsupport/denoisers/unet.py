@@ -15,7 +15,10 @@ from torch import Tensor, nn
 def _block(before: int, channels: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for number in range(3):
-        layers += [nn.Conv2d(before if number == 0 else channels, channels, 3, padding=1), nn.ReLU()]
+        layers += [
+            nn.Conv2d(before if number == 0 else channels, channels, 3, padding=1),
+            nn.ReLU(),
+        ]
     return nn.Sequential(*layers)
 
 
@@ -52,7 +55,9 @@ class Decoder(nn.Module):
     def __init__(self, width: int, channels: int, *, literal: bool = False) -> None:
         super().__init__()
         before = (16 * width, 12 * width, 6 * width)
-        self.blocks = nn.ModuleList(_block(a, b) for a, b in zip(before, (8 * width, 4 * width, channels), strict=True))
+        self.blocks = nn.ModuleList(
+            _block(a, b) for a, b in zip(before, (8 * width, 4 * width, channels), strict=True)
+        )
         if not literal:
             initialise(self)
 

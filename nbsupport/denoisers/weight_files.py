@@ -19,7 +19,9 @@ from ..experiments.disk import write_atomically
 from ..experiments.store import canonical
 
 
-def write(path: str | Path, kind: str, record: dict[str, Any], weights: Mapping[str, Tensor]) -> Path:
+def write(
+    path: str | Path, kind: str, record: dict[str, Any], weights: Mapping[str, Tensor]
+) -> Path:
     """Write weights; the file is replaced at once, or not at all.
 
     Parameters
@@ -35,7 +37,12 @@ def write(path: str | Path, kind: str, record: dict[str, Any], weights: Mapping[
     """
     tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in weights.items()}
     text = canonical(record)
-    metadata = {"format": _format(kind), "version": __version__, "record": text, "sha256": _digest(text, tensors)}
+    metadata = {
+        "format": _format(kind),
+        "version": __version__,
+        "record": text,
+        "sha256": _digest(text, tensors),
+    }
     content = save(tensors, metadata)
     write_atomically(Path(path), lambda temporary: temporary.write_bytes(content))
     return Path(path)
@@ -58,12 +65,16 @@ def read(path: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"load_{kind}: {path} is damaged or no safetensors file ({error}); save it again") from error
+        raise ValueError(
+            f"load_{kind}: {path} is damaged or no safetensors file ({error}); save it again"
+        ) from error
     if metadata.get("format") != _format(kind):
         raise ValueError(f"load_{kind}: {path} is no {_format(kind)!r} file, got {metadata.get('format')!r}; save it "
                          f"with save_{kind}")  # fmt: skip
     if _digest(metadata["record"], tensors) != metadata["sha256"]:
-        raise ValueError(f"load_{kind}: {path} was altered (its checksum differs); save or copy it again")
+        raise ValueError(
+            f"load_{kind}: {path} was altered (its checksum differs); save or copy it again"
+        )
     return json.loads(metadata["record"]), tensors
 
 
@@ -87,16 +98,22 @@ def copy_weights(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path
     ValueError
         If they do not; nothing is copied then.
     """
-    differ = {name for name in wanted.keys() & found.keys() if wanted[name].shape != found[name].shape}
+    differ = {
+        name for name in wanted.keys() & found.keys() if wanted[name].shape != found[name].shape
+    }
     faults = {
         "missing": wanted.keys() - found.keys(),
         "unknown": found.keys() - wanted.keys(),
-        "wrong shape": {f"{name} {tuple(found[name].shape)} for {tuple(wanted[name].shape)}" for name in differ},
+        "wrong shape": {
+            f"{name} {tuple(found[name].shape)} for {tuple(wanted[name].shape)}" for name in differ
+        },
     }
     for fault, names in faults.items():
         if names:
             shown = ", ".join(sorted(names)[:3]) + (", …" if len(names) > 3 else "")
-            raise ValueError(f"{path}: not the weights of this network; {len(names)} {fault}: {shown}")
+            raise ValueError(
+                f"{path}: not the weights of this network; {len(names)} {fault}: {shown}"
+            )
     with torch.no_grad():
         for name, tensor in wanted.items():
             tensor.copy_(found[name])

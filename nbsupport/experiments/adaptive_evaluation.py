@@ -105,7 +105,9 @@ class Protocol:
     def __init__(self, evaluation: Evaluation) -> None:
         self.evaluation, self.study = evaluation, evaluation.study
         strengths = self.study.adaptive_eps
-        if self.study.adaptive_trace_eps not in strengths or not set(strengths) <= set(self.study.eps):
+        if self.study.adaptive_trace_eps not in strengths or not set(strengths) <= set(
+            self.study.eps
+        ):
             raise ValueError(
                 f"Protocol: expected adaptive_eps among the study's strengths {self.study.eps}, and adaptive_trace_eps "
                 f"among those, got {strengths} and {self.study.adaptive_trace_eps}"
@@ -144,7 +146,9 @@ class Protocol:
         artefacts, study = self.evaluation.artefacts, self.study
         networks = [artefacts.classifier(name) for name in (parts(method)[1], "standard", "second")]
         specification = made_from(self.specification(method), artefacts.denoiser(method), *networks)
-        tensors, report = artefacts.store.tensors(specification, lambda scratch: self._make(method, scratch))
+        tensors, report = artefacts.store.tensors(
+            specification, lambda scratch: self._make(method, scratch)
+        )
         steps, trace = self._trace(method)
         names = [*KNOWING, *TRANSFERRED, *UNSEEN]
         arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
@@ -161,7 +165,11 @@ class Protocol:
     def _trace(self, method: str) -> tuple[tuple[int, ...], dict[str, Tensor]]:
         """PGD over its number of steps, by itself: also beyond the study's, to see whether more would gain more."""
         artefacts, study, name = self.evaluation.artefacts, self.study, parts(method)[1]
-        test, number, largest = artefacts.images("test"), study.adaptive_images, study.adaptive_steps
+        test, number, largest = (
+            artefacts.images("test"),
+            study.adaptive_images,
+            study.adaptive_steps,
+        )
         steps = (*(n for n in TRACE if n < largest), largest, 2 * largest)
         specification = {
             "kind": "trace", "name": method, "version": VERSION, "method": artefacts.specification(method),
@@ -171,35 +179,55 @@ class Protocol:
         denoiser, classifier = artefacts.denoiser(method), artefacts.classifier(name)
 
         def make(scratch: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-            images, labels = test.images[:number].to(artefacts.device), test.labels[:number].to(artefacts.device)
+            images, labels = (
+                test.images[:number].to(artefacts.device),
+                test.labels[:number].to(artefacts.device),
+            )
             attacked = denoiser, classifier, images, labels, study.adaptive_trace_eps
             trace, margins = adaptive.over_steps(*attacked, steps=steps)
             return {"trace": trace, "margins": margins}, {}
 
-        return steps, artefacts.store.tensors(made_from(specification, denoiser, classifier), make)[0]
+        return steps, artefacts.store.tensors(made_from(specification, denoiser, classifier), make)[
+            0
+        ]
 
     def _make(self, method: str, scratch: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         artefacts, study, number = self.evaluation.artefacts, self.study, self.study.adaptive_images
         test = artefacts.images("test")
-        images, labels = test.images[:number].to(artefacts.device), test.labels[:number].to(artefacts.device)
+        images, labels = (
+            test.images[:number].to(artefacts.device),
+            test.labels[:number].to(artefacts.device),
+        )
         denoiser, classifier = artefacts.denoiser(method), artefacts.classifier(parts(method)[1])
         defence = chain(denoiser, classifier)
-        clean, jobs = withstands(defence, images, labels), dict(self._jobs(denoiser, classifier, images, labels))
+        clean, jobs = (
+            withstands(defence, images, labels),
+            dict(self._jobs(denoiser, classifier, images, labels)),
+        )
         tensors: dict[str, Tensor] = {}
-        with tqdm(total=len(jobs) * len(study.adaptive_eps), desc=f"attacking {method}", unit="attack") as bar:
+        with tqdm(
+            total=len(jobs) * len(study.adaptive_eps), desc=f"attacking {method}", unit="attack"
+        ) as bar:
             for name, attack in jobs.items():
                 rows = [clean.cpu()]
                 for eps in study.adaptive_eps:
                     rows.append(_kept(scratch / f"{name}-{eps}.json", attack, eps))
                     bar.update()
                 tensors[name] = torch.stack(rows)
-        norms = adaptive.minimal_norms(denoiser, classifier, images, labels, steps=study.adaptive_iterations)
+        norms = adaptive.minimal_norms(
+            denoiser, classifier, images, labels, steps=study.adaptive_iterations
+        )
         tensors |= {f"norm {name}": values for name, values in norms.items()}
         with torch.no_grad():
-            logits, again, alone = defence(images), defence(images), torch.cat([defence(x[None]) for x in images])
+            logits, again, alone = (
+                defence(images),
+                defence(images),
+                torch.cat([defence(x[None]) for x in images]),
+            )
         return tensors, {
             "zero_gradients": adaptive.zero_gradients(denoiser, classifier, images, labels),
-            "deterministic": torch.equal(logits, again) and torch.allclose(logits, alone, rtol=1e-3, atol=1e-3),
+            "deterministic": torch.equal(logits, again)
+            and torch.allclose(logits, alone, rtol=1e-3, atol=1e-3),
             "logits": not are_probabilities(logits),
             "classes": logits.shape[1],
         }
@@ -210,7 +238,10 @@ class Protocol:
         """Each attack by name: from ε to which images withstand it."""
         artefacts, study = self.evaluation.artefacts, self.study
         defence, whole = chain(denoiser, classifier), (denoiser, classifier, images, labels)
-        limits: dict[str, Any] = {"iterations": study.adaptive_iterations, "queries": study.adaptive_queries}
+        limits: dict[str, Any] = {
+            "iterations": study.adaptive_iterations,
+            "queries": study.adaptive_queries,
+        }
 
         def transferred(classifier: str) -> Callable[[float], Tensor]:
             # at all strengths of the study for the one that the tables use anyway
@@ -227,21 +258,41 @@ class Protocol:
             return withstands(defence, attack.run(bare, images, criterion, epsilon=eps), labels)
 
         def noise(draw: Callable[..., Tensor]) -> Callable[[float], Tensor]:
-            unit = draw(images.shape, generator=torch.Generator().manual_seed(study.seed)).to(images)
+            unit = draw(images.shape, generator=torch.Generator().manual_seed(study.seed)).to(
+                images
+            )
             return lambda eps: withstands(defence, (images + eps * unit).clamp(0, 1), labels)
 
-        options: dict[str, Any] = {"steps": study.adaptive_steps, "restarts": study.adaptive_restarts}
+        options: dict[str, Any] = {
+            "steps": study.adaptive_steps,
+            "restarts": study.adaptive_restarts,
+        }
         yield "PGD", lambda eps: adaptive.pgd_through(*whole, eps, seed=study.seed, **options)
-        yield "AutoAttack", lambda eps: adaptive.autoattack(*whole, eps, attacks=AUTOATTACK, seed=study.seed, **limits)
-        yield "Square", lambda eps: adaptive.autoattack(*whole, eps, attacks=["square"], seed=study.seed, **limits)
+        yield (
+            "AutoAttack",
+            lambda eps: adaptive.autoattack(
+                *whole, eps, attacks=AUTOATTACK, seed=study.seed, **limits
+            ),
+        )
+        yield (
+            "Square",
+            lambda eps: adaptive.autoattack(
+                *whole, eps, attacks=["square"], seed=study.seed, **limits
+            ),
+        )
         yield "oblivious", transferred("standard")
         yield "transfer", transferred("second")
         yield "FGSM", fgsm
-        yield "Gaussian noise", noise(lambda *shape, **how: torch.randn(*shape, **how) / 3**0.5)  # the same rms
+        yield (
+            "Gaussian noise",
+            noise(lambda *shape, **how: torch.randn(*shape, **how) / 3**0.5),
+        )  # the same rms
         yield "uniform noise", noise(lambda *shape, **how: torch.rand(*shape, **how) * 2 - 1)
 
 
-def _kept(path: Path, attack: Callable[[float], Bool[Tensor, "n"]], eps: float) -> Bool[Tensor, "n"]:
+def _kept(
+    path: Path, attack: Callable[[float], Bool[Tensor, "n"]], eps: float
+) -> Bool[Tensor, "n"]:
     """What the attack leaves correct, or what an interrupted run had already found."""
     if not path.exists():
         found = json.dumps(attack(eps).tolist())

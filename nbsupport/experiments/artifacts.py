@@ -20,7 +20,9 @@ from .fingerprints import made_from
 from .methods import RECIPES, VIEWS, parts, trainings
 from .store import Store
 
-CONSTANT = 1e-2  # a W whose standard deviation over pixels, images and strengths is below this is constant
+CONSTANT = (
+    1e-2  # a W whose standard deviation over pixels, images and strengths is below this is constant
+)
 
 
 def _recipe(method: str) -> tuple[str, int | str | None]:
@@ -45,7 +47,9 @@ class Artefacts(ClassifierArtefacts):
         A trained classifier to put in the place of the study's, see `nbsupport.classifiers.models.wrap`.
     """
 
-    def __init__(self, study: Study, store: Store | None = None, own: nn.Module | None = None) -> None:
+    def __init__(
+        self, study: Study, store: Store | None = None, own: nn.Module | None = None
+    ) -> None:
         super().__init__(study, store, own)
         # one object per artefact and session, so that cells which ask again wait for nothing
         self.attacked = cache(self._attacked)
@@ -54,7 +58,11 @@ class Artefacts(ClassifierArtefacts):
     # -- attacked images ---------------------------------------------------------------------
 
     def attacked_specification(
-        self, split: str, steps: int | None = None, eps: tuple[float, ...] | None = None, classifier: str = "standard"
+        self,
+        split: str,
+        steps: int | None = None,
+        eps: tuple[float, ...] | None = None,
+        classifier: str = "standard",
     ) -> dict[str, Any]:
         """What a set of attacked images is a function of."""
         steps, loss = steps or self.study.steps, KINDS[classifier].loss
@@ -71,7 +79,11 @@ class Artefacts(ClassifierArtefacts):
         }
 
     def _attacked(
-        self, split: str, steps: int | None = None, eps: tuple[float, ...] | None = None, classifier: str = "standard"
+        self,
+        split: str,
+        steps: int | None = None,
+        eps: tuple[float, ...] | None = None,
+        classifier: str = "standard",
     ) -> AttackedSet:
         """The images of a split, attacked with PGD(n, ε).
 
@@ -86,20 +98,29 @@ class Artefacts(ClassifierArtefacts):
         classifier
             Which one is attacked. The denoisers and all tables use ``standard``.
         """
-        part, specification = self.images(split), self.attacked_specification(split, steps, eps, classifier)
+        part, specification = (
+            self.images(split),
+            self.attacked_specification(split, steps, eps, classifier),
+        )
         strengths: tuple[float, ...] = tuple(specification["eps"])
         attacked = self.classifier(classifier)
 
         def make(block: slice, missing: list[int]) -> Any:
             images, labels = part.images[block].to(self.device), part.labels[block].to(self.device)
             eps = tuple(strengths[row] for row in missing)
-            how = {"steps": specification["attack"]["steps"], "seed": self.study.seed, "loss": KINDS[classifier].loss}
+            how = {
+                "steps": specification["attack"]["steps"],
+                "seed": self.study.seed,
+                "loss": KINDS[classifier].loss,
+            }
             return ratios(target(attacked), images, labels, eps, **how).cpu().numpy()
 
         victim = "" if classifier == "standard" else f" ({classifier})"
         label = f"attacking the {SPLITS[split]} images{victim}"
         shape = (len(strengths), *part.images.shape)
-        array = self.store.array(made_from(specification, attacked), shape, make, label, per_pass(self.device))
+        array = self.store.array(
+            made_from(specification, attacked), shape, make, label, per_pass(self.device)
+        )
         return AttackedSet(part.images, part.labels, array, (0.0, *strengths))
 
     # -- denoisers ---------------------------------------------------------------------------
@@ -125,7 +146,11 @@ class Artefacts(ClassifierArtefacts):
         denoiser, classifier = parts(method)
         name, output = VIEWS.get(denoiser, (denoiser, None))
         trained = self.denoiser_specification(name) if name in RECIPES else None
-        before = {} if classifier == "standard" else {"classifier": self.classifier_specification(classifier)}
+        before = (
+            {}
+            if classifier == "standard"
+            else {"classifier": self.classifier_specification(classifier)}
+        )
         return {"name": method, "output": output, "trained": trained} | before
 
     def denoiser(self, method: str) -> nn.Module:
@@ -163,7 +188,9 @@ class Artefacts(ClassifierArtefacts):
 
     def _is_trained(self, name: str) -> bool:
         base = RECIPES[name].base
-        return (base is None or self._is_trained(base)) and self.store.has(self._trained_specification(name))
+        return (base is None or self._is_trained(base)) and self.store.has(
+            self._trained_specification(name)
+        )
 
     def report(self, method: str) -> dict[str, Any]:
         """How the training of a denoiser went: its losses, and the signs of a collapse."""
@@ -193,16 +220,22 @@ class Artefacts(ClassifierArtefacts):
     def _trained(self, name: str) -> tuple[Denoiser, dict[str, Any]]:
         recipe, study = RECIPES[name], self.study
         added = training_seed(study) - study.seed
-        denoiser = self._seeded(lambda: recipe.build(width=study.width, kernel_size=study.kernel_size), added)
+        denoiser = self._seeded(
+            lambda: recipe.build(width=study.width, kernel_size=study.kernel_size), added
+        )
 
         def make(scratch: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             for trained in self._bases(name):
                 part = denoiser.get_submodule("ynet") if recipe.base == "Y-Net" else denoiser
                 part.load_state_dict(trained.state_dict())
-            report = denoiser_training.train(name, denoiser, self.classifier(), self.attacked("train"), study, scratch)
+            report = denoiser_training.train(
+                name, denoiser, self.classifier(), self.attacked("train"), study, scratch
+            )
             return denoiser.state_dict(), report
 
         # who learns against attacks as it goes draws their strengths, which would differ with the shares of a batch
-        tensors, report = self.store.tensors(self._trained_specification(name), make, together=not recipe.knowing)
+        tensors, report = self.store.tensors(
+            self._trained_specification(name), make, together=not recipe.knowing
+        )
         denoiser.load_state_dict(tensors)
         return denoiser.to(self.device).eval().requires_grad_(False), report

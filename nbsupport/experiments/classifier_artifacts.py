@@ -25,17 +25,31 @@ from .store import Store
 Module = TypeVar("Module", bound=nn.Module)
 VERSION = 1  # part of every key: raise it when the code makes something else of a specification
 SUBSTITUTE = "small_resnet"
-SPLITS = {"train": "train", "classifier": "train", "adversarial": "train", "test": "test", "own": "test"}
+SPLITS = {
+    "train": "train",
+    "classifier": "train",
+    "adversarial": "train",
+    "test": "test",
+    "own": "test",
+}
 """From a study's images, by what they are for, to the split of the data set that they come from."""
 
 
 class ClassifierArtefacts:
     """The classifiers of one study; `nbsupport.experiments.artifacts.Artefacts` has the rest and says more."""
 
-    def __init__(self, study: Study, store: Store | None = None, own: nn.Module | None = None) -> None:
+    def __init__(
+        self, study: Study, store: Store | None = None, own: nn.Module | None = None
+    ) -> None:
         self.store = store or Store()
-        self.own = outside.load(study.classifier) if own is None and outside.is_reference(study.classifier) else own
-        self.study = fitted(study) if own is None else replace(fitted(study), classifier=outside.name(own))
+        self.own = (
+            outside.load(study.classifier)
+            if own is None and outside.is_reference(study.classifier)
+            else own
+        )
+        self.study = (
+            fitted(study) if own is None else replace(fitted(study), classifier=outside.name(own))
+        )
         self.device = accelerator().device
         # one object per artefact and session, so that cells which ask again wait for nothing
         self.classifier = cache(self._classifier)
@@ -46,7 +60,9 @@ class ClassifierArtefacts:
         """Images of the study: ``train`` for denoisers, ``classifier`` and ``adversarial`` for classifiers that learn
         plainly or against attacks, ``test`` for results, ``own`` for those of robust classifiers attacked themselves.
         """
-        number = getattr(self.study, f"{split}_images") or (self.study.test_images if split == "own" else None)
+        number = getattr(self.study, f"{split}_images") or (
+            self.study.test_images if split == "own" else None
+        )
         return load(self.study, SPLITS[split], number)
 
     def _classifier_specification(self, name: str = "standard") -> dict[str, Any]:
@@ -56,7 +72,10 @@ class ClassifierArtefacts:
         if public := self.public(name):
             return public_weights.specification(public)
         augmentation = self.study.augmentation
-        said = {"trained": training(name, self.study), "augmentation": augmentation if augmentation != "shift" else ""}
+        said = {
+            "trained": training(name, self.study),
+            "augmentation": augmentation if augmentation != "shift" else "",
+        }
         return {
             "kind": "classifier",
             "name": self.architecture(name),
@@ -84,10 +103,18 @@ class ClassifierArtefacts:
             return self._outside(self.own)
         if public := self.public(name):
             classifier, clean = public_weights.load(public).to(self.device), self.images("test")
-            public_weights.check(classifier, public, clean.images[:PROBES].to(self.device), clean.labels[:PROBES])
+            public_weights.check(
+                classifier, public, clean.images[:PROBES].to(self.device), clean.labels[:PROBES]
+            )
             return classifier
-        specification, split, kind = self.classifier_specification(name), self.images(KINDS[name].split), KINDS[name]
-        classes = max(len(split.classes), int(split.labels.max()) + 1)  # more than there are where numbers are left out
+        specification, split, kind = (
+            self.classifier_specification(name),
+            self.images(KINDS[name].split),
+            KINDS[name],
+        )
+        classes = max(
+            len(split.classes), int(split.labels.max()) + 1
+        )  # more than there are where numbers are left out
         build, size = kind.build, self.study.image_size
         classifier = self._seeded(lambda: build(specification["name"], classes, size), kind.seed)
 

@@ -21,7 +21,9 @@ from accelerate.utils import InitProcessGroupKwargs
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-PATIENCE = timedelta(days=7)  # for another process's training; of one that dies, who started them all takes care
+PATIENCE = timedelta(
+    days=7
+)  # for another process's training; of one that dies, who started them all takes care
 POLL = 1.0  # seconds between two looks at what others are doing
 _alone, _patient = ContextVar("alone", default=False), ContextVar("patient", default=True)
 
@@ -33,7 +35,10 @@ class BusyError(Exception):
 @cache
 def accelerator() -> Accelerator:
     """This process among all that were started together."""
-    return Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
+    return Accelerator(
+        cpu=not torch.cuda.is_available(),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+    )
 
 
 @contextlib.contextmanager
@@ -92,10 +97,14 @@ def mean_gradients(parameters: Iterable[Tensor]) -> None:
     gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in parameters]
     counts = torch.tensor(there, dtype=gradients[0].dtype, device=gradients[0].device)
     message = torch.cat([counts, *(gradient.flatten() for gradient in gradients)])
-    torch.distributed.all_reduce(message)  # in place, unlike Accelerate's: the message is as large as the network
+    torch.distributed.all_reduce(
+        message
+    )  # in place, unlike Accelerate's: the message is as large as the network
     message /= processes
     counts, *means = message.split([len(parameters), *(gradient.numel() for gradient in gradients)])
-    for parameter, gradient, count, mean in zip(parameters, gradients, counts.tolist(), means, strict=True):
+    for parameter, gradient, count, mean in zip(
+        parameters, gradients, counts.tolist(), means, strict=True
+    ):
         parameter.grad = gradient.copy_(mean.view_as(gradient)) if count else None
 
 
@@ -105,7 +114,9 @@ def balance(chosen: Tensor) -> float:
     if team()[1] == 1:
         return 1.0
     counts = torch.tensor([float(chosen.sum()), float(len(chosen))], device=accelerator().device)
-    here, everywhere = (float(each[0] / each[1]) for each in (counts, accelerator().reduce(counts.clone(), "sum")))
+    here, everywhere = (
+        float(each[0] / each[1]) for each in (counts, accelerator().reduce(counts.clone(), "sum"))
+    )
     return here / everywhere if everywhere else 1.0
 
 
@@ -127,7 +138,9 @@ def locked(folder: Path, together: bool) -> Iterator[None]:
             except Timeout:
                 if not _patient.get():
                     raise BusyError(folder.name) from None
-                logging.getLogger(__name__).warning("waiting for another process that makes %s", folder.name)
+                logging.getLogger(__name__).warning(
+                    "waiting for another process that makes %s", folder.name
+                )
                 held.enter_context(lock.acquire())
         wait_for_team()
         yield

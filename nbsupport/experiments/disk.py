@@ -24,7 +24,9 @@ def room(place: Path) -> Iterator[None]:
         if error.errno not in FULL:
             raise
         advice = "nothing finished is lost: free some room, or name another folder in NBSUPPORT_HOME, and run again"
-        raise OSError(error.errno, f"the disk is full: {place} cannot be written; {advice}") from error
+        raise OSError(
+            error.errno, f"the disk is full: {place} cannot be written; {advice}"
+        ) from error
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

@@ -13,7 +13,19 @@ from .fingerprints import made_from
 from .measurement import Measurement, measure
 from .methods import TABLES, parts
 
-COLUMNS = ["table", "study", "classifier", "method", "attack", "steps", "eps", "metric", "value", "n", "seed"]
+COLUMNS = [
+    "table",
+    "study",
+    "classifier",
+    "method",
+    "attack",
+    "steps",
+    "eps",
+    "metric",
+    "value",
+    "n",
+    "seed",
+]
 ENVELOPE, OWN = "pgd-envelope", "pgd-on-itself"
 
 
@@ -45,7 +57,11 @@ class Evaluation:
         self.measurement = cache(self._measurement)
 
     def specification(
-        self, method: str, steps: int | None = None, eps: tuple[float, ...] | None = None, target: str = "standard"
+        self,
+        method: str,
+        steps: int | None = None,
+        eps: tuple[float, ...] | None = None,
+        target: str = "standard",
     ) -> dict[str, Any]:
         """What a measurement is a function of."""
         return {
@@ -57,7 +73,11 @@ class Evaluation:
         }
 
     def _measurement(
-        self, method: str, steps: int | None = None, eps: tuple[float, ...] | None = None, target: str = "standard"
+        self,
+        method: str,
+        steps: int | None = None,
+        eps: tuple[float, ...] | None = None,
+        target: str = "standard",
     ) -> Measurement:
         """A method of the tables on the attacked test images.
 
@@ -110,7 +130,9 @@ class Evaluation:
         weaker = [eps for eps in self.study.attacked_eps if eps <= self.study.adversarial_eps]
         learned = max(weaker, default=self.study.attacked_eps[0])
         row = self.study.eps.index(learned)
-        robust, standard = (envelope(self.own(name))[row].mean() for name in (classifier, "standard"))
+        robust, standard = (
+            envelope(self.own(name))[row].mean() for name in (classifier, "standard")
+        )
         if robust > standard:
             return None
         return (
@@ -135,7 +157,9 @@ class Evaluation:
             If there is no such table.
         """
         if number not in TABLES:
-            raise ValueError(f"expected one of the tables {', '.join(map(str, TABLES))}, got {number}")
+            raise ValueError(
+                f"expected one of the tables {', '.join(map(str, TABLES))}, got {number}"
+            )
         methods = [method for method in chosen or TABLES[number] if not self.failure(method)]
         rows = [row for method in methods for row in self._rows(number, method)]
         if number == 5:
@@ -144,7 +168,12 @@ class Evaluation:
 
     def _same(self, number: int, method: str) -> dict[str, Any]:
         study = self.study
-        same = {"table": number, "study": study.name, "classifier": study.classifier_name, "method": method}
+        same = {
+            "table": number,
+            "study": study.name,
+            "classifier": study.classifier_name,
+            "method": method,
+        }
         return same | {"steps": study.steps, "n": study.test_images, "seed": study.seed}
 
     def _rows(self, number: int, method: str) -> list[dict[str, Any]]:
@@ -162,7 +191,13 @@ class Evaluation:
             rows.append((OWN, "accuracy", envelope(self.own(method))))
         return [
             self._same(number, method)
-            | {"attack": attack, "metric": metric, "eps": eps, "value": float(values.mean()), "n": len(values)}
+            | {
+                "attack": attack,
+                "metric": metric,
+                "eps": eps,
+                "value": float(values.mean()),
+                "n": len(values),
+            }
             for attack, metric, curves in rows
             for eps, values in zip(study.eps, curves, strict=True)
         ]
@@ -184,5 +219,7 @@ class Evaluation:
         return [
             same | {"steps": steps, "eps": eps, "value": float(values.mean())}
             for eps in dict.fromkeys((self.study.sweep_eps, self.half_eps))
-            for steps, values in zip(self.study.sweep_steps, self.steps_curve(method, eps), strict=True)
+            for steps, values in zip(
+                self.study.sweep_steps, self.steps_curve(method, eps), strict=True
+            )
         ]

@@ -23,7 +23,9 @@ def made_from(specification: dict[str, Any], *networks: nn.Module) -> dict[str, 
 def weights(module: nn.Module) -> str:
     """A hash of all weights and buffers of a network, with their names."""
     digest = sha256()
-    for key, tensor in sorted([*module.named_parameters(), *module.named_buffers()], key=lambda item: item[0]):
+    for key, tensor in sorted(
+        [*module.named_parameters(), *module.named_buffers()], key=lambda item: item[0]
+    ):
         values = tensor.detach().cpu().contiguous()
         digest.update(f"{key} {values.dtype} {tuple(values.shape)} ".encode())
         digest.update(values.flatten().view(torch.uint8).numpy().tobytes())
@@ -51,7 +53,9 @@ def fingerprint(module: nn.Module, reference: str = "") -> dict[str, str]:
 def _sources(module: nn.Module) -> list[str]:
     """The text of all classes in `module` that can be looked up; those defined in some terminals cannot."""
     sources = []
-    for kind in sorted({type(part) for part in module.modules()}, key=lambda kind: kind.__qualname__):
+    for kind in sorted(
+        {type(part) for part in module.modules()}, key=lambda kind: kind.__qualname__
+    ):
         if not kind.__module__.startswith(("torch.", "torchvision.")):
             try:
                 sources.append(inspect.getsource(kind))

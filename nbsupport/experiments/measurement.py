@@ -7,7 +7,10 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+from torchmetrics.functional.image import (
+    peak_signal_noise_ratio,
+    structural_similarity_index_measure,
+)
 
 from ..attacks.pgd import AttackedSet
 from ..classifiers.models import Classifier
@@ -15,7 +18,9 @@ from ..denoisers.filtering import distance_from_identity, uncertainty_map
 from ..denoisers.models import KernelDenoiser, PAFilter
 from ..training.devices import halving
 
-AT_ONCE = 50  # images; many at once leave the processor's caches, and SSIM alone takes eight times longer
+AT_ONCE = (
+    50  # images; many at once leave the processor's caches, and SSIM alone takes eight times longer
+)
 EQUAL = 140.0  # dB: no more than float32 rounds, as between the two usual ways to bring bytes into [0, 1]
 Images = Float[Tensor, "b c h w"]
 
@@ -52,7 +57,9 @@ class Measurement:
 
 
 @torch.no_grad()
-def measure(classifier: Classifier, denoiser: nn.Module, attacked: AttackedSet) -> dict[str, Tensor]:
+def measure(
+    classifier: Classifier, denoiser: nn.Module, attacked: AttackedSet
+) -> dict[str, Tensor]:
     """Everything that `Measurement` holds but the labels, for one denoiser before one classifier."""
 
     def run(number: int) -> dict[str, Tensor]:
@@ -60,18 +67,24 @@ def measure(classifier: Classifier, denoiser: nn.Module, attacked: AttackedSet) 
         for eps in attacked.eps:
             pairs = zip(attacked.at(eps).split(number), attacked.images.split(number), strict=True)
             found = [_measured(classifier, denoiser, images, clean) for images, clean in pairs]
-            columns.append({name: torch.cat([part[name].cpu() for part in found]) for name in found[0]})
+            columns.append(
+                {name: torch.cat([part[name].cpu() for part in found]) for name in found[0]}
+            )
         return {name: torch.stack([column[name] for column in columns]) for name in columns[0]}
 
     return halving(run, AT_ONCE)
 
 
-def _measured(classifier: Classifier, denoiser: nn.Module, images: Tensor, clean: Tensor) -> dict[str, Tensor]:
+def _measured(
+    classifier: Classifier, denoiser: nn.Module, images: Tensor, clean: Tensor
+) -> dict[str, Tensor]:
     images, clean = images.to(classifier.mean.device), clean.to(classifier.mean.device)
     denoised = denoiser(images)
     psnr, ssim = quality(denoised, clean)
     said, change = classifier(denoised).argmax(dim=1), (denoised - images).abs().mean(dim=(1, 2, 3))
-    return {"predictions": said, "psnr": psnr, "ssim": ssim, "change": change} | _extra(denoiser, images)
+    return {"predictions": said, "psnr": psnr, "ssim": ssim, "change": change} | _extra(
+        denoiser, images
+    )
 
 
 def quality(images: Images, clean: Images) -> tuple[Float[Tensor, "b"], Float[Tensor, "b"]]:

@@ -17,34 +17,54 @@ from .cluster import balance
 Objective = Callable[[Denoiser, Classifier, Tensor, Tensor, Tensor], Tensor]
 
 
-def _image(denoiser: Denoiser, classifier: Classifier, images: Tensor, clean: Tensor, eps: Tensor) -> Tensor:
+def _image(
+    denoiser: Denoiser, classifier: Classifier, images: Tensor, clean: Tensor, eps: Tensor
+) -> Tensor:
     return image_loss(denoiser(images), clean)
 
 
-def _semantic(denoiser: Denoiser, classifier: Classifier, images: Tensor, clean: Tensor, eps: Tensor) -> Tensor:
+def _semantic(
+    denoiser: Denoiser, classifier: Classifier, images: Tensor, clean: Tensor, eps: Tensor
+) -> Tensor:
     return semantic_loss(classifier, denoiser(images), clean)
 
 
-def _heads(denoiser: Denoiser, classifier: Classifier, images: Tensor, clean: Tensor, eps: Tensor) -> Tensor:
+def _heads(
+    denoiser: Denoiser, classifier: Classifier, images: Tensor, clean: Tensor, eps: Tensor
+) -> Tensor:
     """Every image teaches the head of its strength's band (section 3.4)."""
     assert isinstance(denoiser, MultiHead)
-    bands = torch.tensor([MultiHead.band(strength) for strength in eps.tolist()], device=images.device)
+    bands = torch.tensor(
+        [MultiHead.band(strength) for strength in eps.tolist()], device=images.device
+    )
     parts = [(View(denoiser, head), bands == head) for head in range(1, HEADS + 1)]
     return torch.stack(
-        [image_loss(head(images[mine]), clean[mine]) * mine.sum() / len(images) for head, mine in parts if mine.any()]
+        [
+            image_loss(head(images[mine]), clean[mine]) * mine.sum() / len(images)
+            for head, mine in parts
+            if mine.any()
+        ]
     ).sum()
 
 
-def _branches(denoiser: Denoiser, classifier: Classifier, images: Tensor, clean: Tensor, eps: Tensor) -> Tensor:
+def _branches(
+    denoiser: Denoiser, classifier: Classifier, images: Tensor, clean: Tensor, eps: Tensor
+) -> Tensor:
     """All strengths teach φ_sl, the strong ones φ_m (section 4.2)."""
     assert isinstance(denoiser, YNet)
     loss = image_loss(View(denoiser, "sl")(images), clean)
     strong = torch.isin(eps, torch.tensor(STRONG_EPS)).to(images.device)
     weight = balance(strong)
-    return loss + weight * image_loss(View(denoiser, "m")(images[strong]), clean[strong]) if strong.any() else loss
+    return (
+        loss + weight * image_loss(View(denoiser, "m")(images[strong]), clean[strong])
+        if strong.any()
+        else loss
+    )
 
 
-def _fusion(denoiser: Denoiser, classifier: Classifier, images: Tensor, clean: Tensor, eps: Tensor) -> Tensor:
+def _fusion(
+    denoiser: Denoiser, classifier: Classifier, images: Tensor, clean: Tensor, eps: Tensor
+) -> Tensor:
     return fusion_loss(classifier, denoiser(images), clean)
 
 
@@ -85,7 +105,9 @@ RECIPES = {
     "Multi-head-Filt(L_img)": Recipe(MultiHead, _heads),
     "Y-Net": Recipe(YNet, _branches),
     "PA-Filt(L_img)": Recipe(PAFilter, _fusion, base="Y-Net"),
-    "PA-Filt(L_img)_literal": Recipe(partial(PAFilter, literal=True), _fusion, base="Y-Net", literal=True),
+    "PA-Filt(L_img)_literal": Recipe(
+        partial(PAFilter, literal=True), _fusion, base="Y-Net", literal=True
+    ),
     "PA-Filt(L_adv)": Recipe(PAFilter, _fusion, base="PA-Filt(L_img)", knowing=True),
 }
 VIEWS: dict[str, tuple[str, int | str]] = {
@@ -97,7 +119,11 @@ VIEWS: dict[str, tuple[str, int | str]] = {
 
 COMBINATIONS = {
     **{name: ("attacked", name) for name in ("Adv", "FPD", "FD")},
-    **{f"{short}+{name}": (f"{short}(L_img)", name) for name in ("Adv", "FPD", "FD") for short in ("Add", "Filt")},
+    **{
+        f"{short}+{name}": (f"{short}(L_img)", name)
+        for name in ("Adv", "FPD", "FD")
+        for short in ("Add", "Filt")
+    },
     "PA-Filt+Adv": ("PA-Filt(L_img)", "Adv"),
 }
 """Rows with an adversarially trained classifier: the denoiser before it, and the classifier."""
@@ -124,10 +150,34 @@ def trainings(methods: Iterable[str]) -> list[str]:
 
 LITERAL = "PA-Filt(L_img)_literal"
 TABLES = {
-    1: ("attacked", "Add(L_sem)", "Filt(L_sem)", "Add(L_img)", "Filt(L_img)", "Filt(L_img*)", *BASELINES),
-    2: ("attacked", "Add(L_sem)", "Filt(L_sem)", "Add(L_img)", "Filt(L_img)", "Filt(L_img*)", *BASELINES),
+    1: (
+        "attacked",
+        "Add(L_sem)",
+        "Filt(L_sem)",
+        "Add(L_img)",
+        "Filt(L_img)",
+        "Filt(L_img*)",
+        *BASELINES,
+    ),
+    2: (
+        "attacked",
+        "Add(L_sem)",
+        "Filt(L_sem)",
+        "Add(L_img)",
+        "Filt(L_img)",
+        "Filt(L_img*)",
+        *BASELINES,
+    ),
     3: ("attacked", *(f"head_{head}" for head in range(1, HEADS + 1)), *BASELINES),
-    4: ("attacked", "PA-Filt(L_img)_sl", "PA-Filt(L_img)_m", "PA-Filt(L_img)", LITERAL, "Filt(L_img)", *BASELINES),
+    4: (
+        "attacked",
+        "PA-Filt(L_img)_sl",
+        "PA-Filt(L_img)_m",
+        "PA-Filt(L_img)",
+        LITERAL,
+        "Filt(L_img)",
+        *BASELINES,
+    ),
     5: ("attacked", "Adv", "Add+Adv", "Filt+Adv", "PA-Filt+Adv"),
     6: ("attacked", "FPD", "Add+FPD", "Filt+FPD"),
     7: ("attacked", "FD", "Add+FD", "Filt+FD"),
@@ -135,7 +185,12 @@ TABLES = {
 """The methods of the paper's tables, named as there, and the simple baselines."""
 
 DEFENCES = (
-    *dict.fromkeys(method for table in (1, 3, 4, 5) for method in TABLES[table] if method not in (*BASELINES, LITERAL)),
+    *dict.fromkeys(
+        method
+        for table in (1, 3, 4, 5)
+        for method in TABLES[table]
+        if method not in (*BASELINES, LITERAL)
+    ),
     *BASELINES,
     "PA-Filt(L_adv)",
 )

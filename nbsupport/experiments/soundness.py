@@ -44,11 +44,16 @@ def _flat(outcome: Outcome) -> Verdict:
     margins = outcome.margins.mean(axis=1)
     total, last = margins.max() - margins[0], margins[-1] - margins[-2]
     steps = f"from n = {outcome.steps[-2]} to {outcome.steps[-1]}"
-    return bool(total > 0 and last <= FLAT * total), f"the mean margin gains {last:.3f} {steps}, of {total:.3f} in all"
+    return bool(
+        total > 0 and last <= FLAT * total
+    ), f"the mean margin gains {last:.3f} {steps}, of {total:.3f} in all"
 
 
 def _gradients(outcome: Outcome) -> Verdict:
-    return outcome.zero_gradients == 0, f"{outcome.zero_gradients:.1%} of the images have no gradient"
+    return (
+        outcome.zero_gradients == 0,
+        f"{outcome.zero_gradients:.1%} of the images have no gradient",
+    )
 
 
 def _logits(outcome: Outcome) -> Verdict:
@@ -56,7 +61,10 @@ def _logits(outcome: Outcome) -> Verdict:
 
 
 def _deterministic(outcome: Outcome) -> Verdict:
-    return outcome.deterministic, "the same twice" if outcome.deterministic else "another answer each time"
+    return (
+        outcome.deterministic,
+        "the same twice" if outcome.deterministic else "another answer each time",
+    )
 
 
 def _chance_at_half(outcome: Outcome) -> Verdict:
@@ -71,9 +79,18 @@ def _chance_at_half(outcome: Outcome) -> Verdict:
 CHECKS: dict[str, tuple[str, Callable[[Outcome], Verdict]]] = {
     "ε": ("a stronger attack succeeds more often", _monotone_in_eps),
     "n": ("a longer attack succeeds more often", _monotone_in_steps),
-    "oblivious": ("who knows the denoiser is never weaker than who does not", _not_weaker("oblivious", "obliviously")),
-    "Square": ("gradients are never worse than random search", _not_weaker("Square", "by random search")),
-    "transfer": ("nor than attacks made on another classifier", _not_weaker("transfer", "from another classifier")),
+    "oblivious": (
+        "who knows the denoiser is never weaker than who does not",
+        _not_weaker("oblivious", "obliviously"),
+    ),
+    "Square": (
+        "gradients are never worse than random search",
+        _not_weaker("Square", "by random search"),
+    ),
+    "transfer": (
+        "nor than attacks made on another classifier",
+        _not_weaker("transfer", "from another classifier"),
+    ),
     "flat": ("PGD gains, and with twice its steps nothing more", _flat),
     "gradient": ("every image has a gradient", _gradients),
     "logits": ("the classifier says logits", _logits),

@@ -46,7 +46,9 @@ class CorruptArtefact(UserWarning):
 
 def default_home() -> Path:
     """``NBSUPPORT_HOME``, or else a folder in the user's cache folder."""
-    home = os.environ.get("NBSUPPORT_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "nbsupport")
+    home = os.environ.get("NBSUPPORT_HOME") or Path(
+        os.environ.get("XDG_CACHE_HOME") or "~/.cache", "nbsupport"
+    )
     return Path(home).expanduser()
 
 
@@ -80,7 +82,9 @@ class Store:
 
     def folder(self, specification: Specification) -> Path:
         """Where the artefact of `specification` is or would be; the specification has a ``kind`` and a ``name``."""
-        name = "".join(c if c.isalnum() or c in "-+" else "_" for c in str(specification["name"]))[:40]
+        name = "".join(c if c.isalnum() or c in "-+" else "_" for c in str(specification["name"]))[
+            :40
+        ]
         return self.home / str(specification["kind"]) / f"{name}-{key(specification)}"
 
     def has(self, specification: Specification) -> bool:
@@ -88,7 +92,11 @@ class Store:
         return (self.folder(specification) / "artefact.json").is_file()
 
     def tensors(
-        self, specification: Specification, make: Callable[[Path], Tensors], *, together: bool = False
+        self,
+        specification: Specification,
+        make: Callable[[Path], Tensors],
+        *,
+        together: bool = False,
     ) -> Tensors:
         """Named tensors and a report: the stored ones, or those that `make` returns.
 
@@ -112,9 +120,15 @@ class Store:
                 wait_for_team()
                 return self._read_tensors(folder, specification) or (made, report)
             # cloned, because safetensors refuses tensors that share memory
-            content = save({name: tensor.detach().cpu().clone().contiguous() for name, tensor in made.items()})
-            write_atomically(folder / "tensors.safetensors", lambda temporary: temporary.write_bytes(content))
-            record = self._finish(folder, specification, {"report": report, "sha256": sha256(content).hexdigest()})
+            content = save(
+                {name: tensor.detach().cpu().clone().contiguous() for name, tensor in made.items()}
+            )
+            write_atomically(
+                folder / "tensors.safetensors", lambda temporary: temporary.write_bytes(content)
+            )
+            record = self._finish(
+                folder, specification, {"report": report, "sha256": sha256(content).hexdigest()}
+            )
             shutil.rmtree(scratch)
             wait_for_team()
             return load(content), record["report"]
@@ -165,12 +179,24 @@ class Store:
             (rank, processes), finished = team(), self._record(folder, specification) is not None
             stored = self._open_array(folder / "array.zarr", shape)
             result = torch.empty(shape, dtype=torch.float16)
-            blocks = [slice(start, min(start + BLOCK, shape[1])) for start in range(0, shape[1], BLOCK)]
+            blocks = [
+                slice(start, min(start + BLOCK, shape[1])) for start in range(0, shape[1], BLOCK)
+            ]
             mine = blocks[rank::processes]
-            shown = {"desc": label, "disable": finished or not label, "position": accelerator().process_index or None}
-            with tqdm(total=shape[0] * sum(x.stop - x.start for x in mine), unit="image", **shown) as bar:
+            shown = {
+                "desc": label,
+                "disable": finished or not label,
+                "position": accelerator().process_index or None,
+            }
+            with tqdm(
+                total=shape[0] * sum(x.stop - x.start for x in mine), unit="image", **shown
+            ) as bar:
                 for block in mine:
-                    missing = [row for row in range(shape[0]) if not self._read_chunk(stored, row, block, result)]
+                    missing = [
+                        row
+                        for row in range(shape[0])
+                        if not self._read_chunk(stored, row, block, result)
+                    ]
                     bar.update((shape[0] - len(missing)) * (block.stop - block.start))
                     if not missing:
                         continue
@@ -182,11 +208,19 @@ class Store:
                     for row, values in zip(missing, np.concatenate(made, axis=1), strict=True):
                         stored[row, block] = values
                         if not self._read_chunk(stored, row, block, result):
-                            raise ValueError(f"{folder.name}: NaN was made for strength {row} and {block}")
+                            raise ValueError(
+                                f"{folder.name}: NaN was made for strength {row} and {block}"
+                            )
             wait_for_team()
             others = blocks if processes > 1 else []
-            if not all(self._read_chunk(stored, row, block, result) for row in range(shape[0]) for block in others):
-                raise OSError(f"{folder.name}: another process has not written its part; start again")
+            if not all(
+                self._read_chunk(stored, row, block, result)
+                for row in range(shape[0])
+                for block in others
+            ):
+                raise OSError(
+                    f"{folder.name}: another process has not written its part; start again"
+                )
             if not finished and rank == 0:
                 self._finish(folder, specification, {"shape": shape})
             return result
@@ -198,17 +232,23 @@ class Store:
             shape=shape, chunks=(1, min(BLOCK, shape[1]), *shape[2:]), dtype="float16", fill_value=float("nan"),
             serializer=BytesCodec(), compressors=[Crc32cCodec()], config={"write_empty_chunks": True},
         )  # fmt: skip
-        wanted = zarr.create_array({}, **options).metadata.to_dict()  # a dictionary, because NaN differs from itself
+        wanted = zarr.create_array(
+            {}, **options
+        ).metadata.to_dict()  # a dictionary, because NaN differs from itself
         if (description := path / "zarr.json").exists():
             try:
                 found = zarr.open_array(path, mode="r").metadata.to_dict()
-            except Exception as error:  # whatever zarr meets there; the chunks have checksums of their own
+            except (
+                Exception
+            ) as error:  # whatever zarr meets there; the chunks have checksums of their own
                 _report(f"{description}: {error}", description)
             else:
                 if found != wanted:
                     shutil.rmtree(path)
                     _report(f"{path}: its description differs from the specified one")
-        with contextlib.suppress(ContainsArrayError):  # it is there, or zarr's thread still wrote it when interrupted
+        with contextlib.suppress(
+            ContainsArrayError
+        ):  # it is there, or zarr's thread still wrote it when interrupted
             zarr.create_array(path, **options)
         return zarr.open_array(path, mode="r+", config=options["config"])
 
@@ -230,7 +270,9 @@ class Store:
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
             content = {name: value for name, value in record.items() if name != "digest"}
-            if record["digest"] == key(content) and record["specification"] == json.loads(canonical(specification)):
+            if record["digest"] == key(content) and record["specification"] == json.loads(
+                canonical(specification)
+            ):
                 return record
             reason = "its content differs from what was written"
         except FileNotFoundError:
@@ -241,9 +283,19 @@ class Store:
         return None
 
     @staticmethod
-    def _finish(folder: Path, specification: Specification, rest: Mapping[str, Any]) -> dict[str, Any]:
-        about = {"specification": specification, "made": datetime.now(UTC).isoformat(), "torch": torch.__version__}
-        record = json.loads(canonical({**about, **rest}))  # as it reads back, so that the digest will be the same
+    def _finish(
+        folder: Path, specification: Specification, rest: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        about = {
+            "specification": specification,
+            "made": datetime.now(UTC).isoformat(),
+            "torch": torch.__version__,
+        }
+        record = json.loads(
+            canonical({**about, **rest})
+        )  # as it reads back, so that the digest will be the same
         text = json.dumps(record | {"digest": key(record)}, indent=1)
-        write_atomically(folder / "artefact.json", lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        write_atomically(
+            folder / "artefact.json", lambda temporary: temporary.write_text(text, encoding="utf-8")
+        )
         return record

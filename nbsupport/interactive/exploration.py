@@ -88,16 +88,24 @@ class Exploration:
         check_images(images, caller="explore")
         check_labels(labels, images=images, classes=None, caller="explore")
         if not (len(eps) > 1 and eps[0] == 0 and list(eps) == sorted(set(eps)) and eps[-1] <= 1):
-            raise ValueError(f"explore: expected at least two strengths that rise from 0 and stay within 1, got {eps}")
-        self.classifier = classifier if isinstance(classifier, Classifier) else wrap(classifier, images, labels)
+            raise ValueError(
+                f"explore: expected at least two strengths that rise from 0 and stay within 1, got {eps}"
+            )
+        self.classifier = (
+            classifier if isinstance(classifier, Classifier) else wrap(classifier, images, labels)
+        )
         self.denoisers = {ATTACKED: nn.Identity()} | dict(denoisers)
         self.classes, self.eps, self.steps, self.seed = tuple(classes), tuple(eps), steps, seed
         self._refuse_too_much(images)
         rows: list[Tensor] = []
         self.frames: dict[tuple[int, int, str], Frame] = {}
         try:
-            for number in tqdm(range(len(images)), desc="attacking and denoising", unit="image", leave=False):
-                row = self._attack(images[number : number + 1], labels[number : number + 1], self.eps[1:])
+            for number in tqdm(
+                range(len(images)), desc="attacking and denoising", unit="image", leave=False
+            ):
+                row = self._attack(
+                    images[number : number + 1], labels[number : number + 1], self.eps[1:]
+                )
                 frames = self._frames(images[number], row, number)
                 rows.append(row)
                 self.frames |= frames
@@ -113,7 +121,9 @@ class Exploration:
             return
         self.seed += 1
         part = self.attacked
-        row = self._attack(part.images[image : image + 1], part.labels[image : image + 1], (self.eps[strength],))
+        row = self._attack(
+            part.images[image : image + 1], part.labels[image : image + 1], (self.eps[strength],)
+        )
         part.ratios[strength - 1, image] = row[0, 0]
         whole = part.ratios[:, image : image + 1]
         self.frames |= self._frames(part.images[image], whole, image, strength)
@@ -123,10 +133,18 @@ class Exploration:
         labels = self.attacked.labels.tolist()
 
         def right(strength: int, method: str) -> float:
-            said = (int(self.frames[number, strength, method].probabilities.argmax()) for number in range(len(labels)))
-            return sum(word == label for word, label in zip(said, labels, strict=True)) / len(labels)
+            said = (
+                int(self.frames[number, strength, method].probabilities.argmax())
+                for number in range(len(labels))
+            )
+            return sum(word == label for word, label in zip(said, labels, strict=True)) / len(
+                labels
+            )
 
-        return {method: [right(strength, method) for strength in range(len(self.eps))] for method in self.denoisers}
+        return {
+            method: [right(strength, method) for strength in range(len(self.eps))]
+            for method in self.denoisers
+        }
 
     def top(self, image: int, strength: int, method: str) -> list[tuple[str, float]]:
         """The five most probable classes with their probabilities."""
@@ -142,7 +160,11 @@ class Exploration:
         """The smallest and the largest uncertainty of a method, so that all its maps share one scale."""
         maps = [map for key, frame in self.frames.items() if key[2] == method
                 for name, map in frame.maps.items() if name != "W"]  # fmt: skip
-        return (min(float(map.min()) for map in maps), max(float(map.max()) for map in maps)) if maps else (0.0, 1.0)
+        return (
+            (min(float(map.min()) for map in maps), max(float(map.max()) for map in maps))
+            if maps
+            else (0.0, 1.0)
+        )
 
     def _attack(self, images: Tensor, labels: Tensor, eps: tuple[float, ...]) -> Tensor:
         device = self.classifier.mean.device
@@ -150,7 +172,9 @@ class Exploration:
         return ratios(self.classifier, images, labels, eps, steps=self.steps, seed=self.seed).cpu()
 
     @torch.no_grad()
-    def _frames(self, clean: Tensor, row: Tensor, number: int, only: int | None = None) -> dict[Any, Frame]:
+    def _frames(
+        self, clean: Tensor, row: Tensor, number: int, only: int | None = None
+    ) -> dict[Any, Frame]:
         """Of one image, for all strengths or one."""
         device = self.classifier.mean.device
         alone = AttackedSet(clean[None], torch.zeros(1, dtype=torch.long), row, self.eps)
@@ -162,7 +186,10 @@ class Exploration:
             psnr, ssim = quality(denoised, clean.to(device).expand_as(denoised))
             probabilities = self.classifier(denoised).softmax(dim=1).cpu()
             for place, (strength, image) in enumerate(zip(strengths, denoised.cpu(), strict=True)):
-                own, taps = ({part: batch[place] for part, batch in every.items()} for every in (maps, kernels))
+                own, taps = (
+                    {part: batch[place] for part, batch in every.items()}
+                    for every in (maps, kernels)
+                )
                 said = probabilities[place], float(psnr[place]), float(ssim[place])
                 found[number, strength, name] = Frame(image, own, taps, *said)
         return found
@@ -171,7 +198,9 @@ class Exploration:
     def _refuse_too_much(self, images: Tensor) -> None:
         each = 0
         for denoiser in self.denoisers.values():
-            denoised, maps, kernels = _denoised(denoiser, images[:1].to(self.classifier.mean.device))
+            denoised, maps, kernels = _denoised(
+                denoiser, images[:1].to(self.classifier.mean.device)
+            )
             each += sum(tensor.nbytes for tensor in (denoised, *maps.values(), *kernels.values()))
         if (needed := each * len(self.eps) * len(images)) > MOST_BYTES:
             raise ValueError(
@@ -180,12 +209,18 @@ class Exploration:
             )
 
 
-def _denoised(denoiser: nn.Module, hat: Tensor) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+def _denoised(
+    denoiser: nn.Module, hat: Tensor
+) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
     """Ĩ, and the maps and kernels that a denoiser has."""
     if isinstance(denoiser, PAFilter):
         parts = denoiser.parts(hat)
         kernels = {"sl": parts.kernels_sl, "m": parts.kernels_m}
-        maps = {"W": parts.weight, "uncertainty, sl": parts.uncertainty_sl, "uncertainty, m": parts.uncertainty_m}
+        maps = {
+            "W": parts.weight,
+            "uncertainty, sl": parts.uncertainty_sl,
+            "uncertainty, m": parts.uncertainty_m,
+        }
     elif isinstance(denoiser, KernelDenoiser):
         kernels = {"": denoiser.kernels(hat)}
         maps = {"uncertainty": uncertainty_map(kernels[""])}

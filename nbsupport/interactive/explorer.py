@@ -33,7 +33,11 @@ def _map(values: Float[Tensor, "h w"], low: float, high: float, colours: str) ->
 
 
 def _sized(pixels: np.ndarray) -> dict[str, Any]:
-    return {"width": pixels.shape[1], "height": pixels.shape[0], "rgba": np.ascontiguousarray(pixels).tobytes()}
+    return {
+        "width": pixels.shape[1],
+        "height": pixels.shape[0],
+        "rgba": np.ascontiguousarray(pixels).tobytes(),
+    }
 
 
 class Explorer(anywidget.AnyWidget):
@@ -92,7 +96,9 @@ class Explorer(anywidget.AnyWidget):
             "names": [self.exploration.word(int(label)) for label in part.labels],
             "eps": [eps_label(strength) for strength in eps],
             "methods": list(self.exploration.denoisers),
-            "colours": {method: COLOURS.get(method, "#888888") for method in self.exploration.denoisers},
+            "colours": {
+                method: COLOURS.get(method, "#888888") for method in self.exploration.denoisers
+            },
         }
 
     def _show(self, change: Any = None) -> None:
@@ -118,13 +124,18 @@ class Explorer(anywidget.AnyWidget):
         }
         for name in frame.maps:
             low, high = (0.0, 1.0) if name == "W" else self._limits[self.method]
-            pictures[name] = _map(frame.maps[name], low, high, "cividis" if name == "W" else "viridis")
+            pictures[name] = _map(
+                frame.maps[name], low, high, "cividis" if name == "W" else "viridis"
+            )
         return {
             "pictures": pictures,
             "truth": truth,
             "before": found.top(self.image, at, ATTACKED),
             "after": found.top(self.image, at, self.method),
-            "quality": [[name, *_quality(part)] for name, part in {"attacked": before, "denoised": frame}.items()],
+            "quality": [
+                [name, *_quality(part)]
+                for name, part in {"attacked": before, "denoised": frame}.items()
+            ],
             "kernels": [self._kernels(name) for name in frame.kernels],
         }
 
@@ -133,14 +144,20 @@ class Explorer(anywidget.AnyWidget):
         at = taps[:, self.row, self.column].float()
         size = round((len(at) / 3) ** 0.5)
         values = [_map(kernel, -1.2, 1.2, "RdBu_r") for kernel in at.view(3, size, size)]
-        return {"name": name, "sums": [f"{float(kernel.sum()):.2f}" for kernel in at.view(3, -1)], "kernels": values}
+        return {
+            "name": name,
+            "sums": [f"{float(kernel.sum()):.2f}" for kernel in at.view(3, -1)],
+            "kernels": values,
+        }
 
     def _attack_again(self, change: Any) -> None:
         # In a thread, so that the kernel goes on answering the browser.
         self.answers += 1
         if not self.busy:
             self.busy = True
-            threading.Thread(target=self._attack, args=(self.image, self.strength), daemon=True).start()
+            threading.Thread(
+                target=self._attack, args=(self.image, self.strength), daemon=True
+            ).start()
 
     def _attack(self, image: int, strength: int) -> None:
         try:

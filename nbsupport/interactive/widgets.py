@@ -53,7 +53,9 @@ class Browser(ipywidgets.VBox):
         columns = [list(values.values()) for values in choices.values()]
 
         def frame(position: tuple[int, ...]) -> bytes:
-            arguments = {name: column[i] for name, column, i in zip(choices, columns, position, strict=True)}
+            arguments = {
+                name: column[i] for name, column, i in zip(choices, columns, position, strict=True)
+            }
             return png(draw(**arguments))
 
         bar = tqdm(positions, desc="drawing", unit="frame", leave=False)
@@ -68,8 +70,12 @@ class Browser(ipywidgets.VBox):
             )
             for name, mapping in choices.items()
         ]
-        natural = ipywidgets.Layout(align_self="flex-start")  # not stretched to the page, which would blur it
-        self.picture = ipywidgets.Image(format="png", value=self.frames[positions[0]], layout=natural)
+        natural = ipywidgets.Layout(
+            align_self="flex-start"
+        )  # not stretched to the page, which would blur it
+        self.picture = ipywidgets.Image(
+            format="png", value=self.frames[positions[0]], layout=natural
+        )
         self.message = ipywidgets.HTML()
         for slider in self.sliders:
             slider.observe(self._show, "value")
@@ -115,7 +121,9 @@ def exercise() -> int:
         if isinstance(widget, ipywidgets.Output):
             for output in widget.outputs:
                 if output["output_type"] == "error":
-                    raise RuntimeError(f"an error inside of a widget: {output['ename']}: {output['evalue']}")
+                    raise RuntimeError(
+                        f"an error inside of a widget: {output['ename']}: {output['evalue']}"
+                    )
     explorers = [widget for widget in _all_widgets() if isinstance(widget, Explorer)]
     for explorer in explorers:
         _walk(explorer)
@@ -125,7 +133,12 @@ def exercise() -> int:
 def _walk(explorer: Explorer) -> None:
     fixed, first = explorer.fixed, explorer.shown
     start = {name: getattr(explorer, name) for name in ("image", "strength", "method", "row")}
-    ends = {"image": len(fixed["names"]) - 1, "strength": 0, "method": fixed["methods"][0], "row": 0}
+    ends = {
+        "image": len(fixed["names"]) - 1,
+        "strength": 0,
+        "method": fixed["methods"][0],
+        "row": 0,
+    }
     for name, end in ends.items():
         setattr(explorer, name, end)
         if explorer.message:

@@ -37,6 +37,8 @@ def draw_defences(
         axis.errorbar(1.7 * eps[-1], 0.5, 1 / number**0.5, color="#6b6b6b", capsize=3)
         axis.set_xlim(right=2 * eps[-1])
         axis.set(ylabel="accuracy", ylim=(-0.03, 1.03))
-        title = "dashed: does not know it\nsolid: worst of all attacks\ngrey bar: two standard errors"
+        title = (
+            "dashed: does not know it\nsolid: worst of all attacks\ngrey bar: two standard errors"
+        )
         figure.legend(title=title, loc="outside right upper")
     return figure

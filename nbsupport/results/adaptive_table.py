@@ -34,7 +34,9 @@ def rows(protocol: Protocol, outcomes: Sequence[Outcome]) -> pd.DataFrame:
         curves = {**outcome.robust, "envelope": outcome.envelope, WORST: outcome.worst()}
         for attack, curve in curves.items():
             for eps, robust in zip(outcome.eps, curve, strict=True):
-                found.append({"attack": attack, "eps": eps, "metric": "accuracy", "value": robust.mean()})
+                found.append(
+                    {"attack": attack, "eps": eps, "metric": "accuracy", "value": robust.mean()}
+                )
         for attack, norms in outcome.norms.items():
             found.append({"attack": attack, "metric": "median L2 norm", "value": np.median(norms)})
         for name, (passed, _) in verdicts(outcome).items():
@@ -49,15 +51,22 @@ def wide(outcomes: Sequence[Outcome]) -> pd.DataFrame:
     for outcome in outcomes:
         middle = outcome.eps.index(outcome.trace_eps)
         curves = {"oblivious": outcome.robust["oblivious"], "envelope": outcome.envelope}
-        curves |= {name: outcome.robust[name] for name in (*KNOWING, *TRANSFERRED[1:])} | {WORST: outcome.worst()}
+        curves |= {name: outcome.robust[name] for name in (*KNOWING, *TRANSFERRED[1:])} | {
+            WORST: outcome.worst()
+        }
         at_middle, over_eps = f"accuracy at ε = {short(outcome.trace_eps)}", "worst at ε ="
         line: dict[tuple[str, str], object] = {("", "clean"): outcome.robust["PGD"][0].mean()}
         line |= {(at_middle, name): curve[middle].mean() for name, curve in curves.items()}
         worst = outcome.worst().mean(axis=1)
-        line |= {(over_eps, short(eps)): share for eps, share in zip(outcome.eps[1:], worst[1:], strict=True)}
+        line |= {
+            (over_eps, short(eps)): share
+            for eps, share in zip(outcome.eps[1:], worst[1:], strict=True)
+        }
         unseen = f"unseen, ε = {short(outcome.trace_eps)}"
         line |= {(unseen, name): outcome.robust[name][middle].mean() for name in UNSEEN}
-        line |= {("median L2 norm", name): np.median(norms) for name, norms in outcome.norms.items()}
+        line |= {
+            ("median L2 norm", name): np.median(norms) for name, norms in outcome.norms.items()
+        }
         broken = failed(outcome)
         line["", "attack"] = "unreliable: " + ", ".join(broken) if broken else "sound"
         lines[outcome.method] = line
@@ -91,7 +100,11 @@ def styled(outcomes: Sequence[Outcome], study: Study) -> Styler:
     def look(line: pd.Series) -> list[str]:
         return ["" if line["", "attack"] == "sound" else "color: #777777"] * len(line)
 
-    return table.style.format(precision=2).apply(look, axis=1).set_caption(without_marks(caption(study)))
+    return (
+        table.style.format(precision=2)
+        .apply(look, axis=1)
+        .set_caption(without_marks(caption(study)))
+    )
 
 
 def markdown(outcomes: Sequence[Outcome], study: Study) -> str:
@@ -100,7 +113,17 @@ def markdown(outcomes: Sequence[Outcome], study: Study) -> str:
     heads = [f"{column[1]} ({column[0]})" if column[0] else column[1] for column in table.columns]
     lines = []
     for name, values in zip(table.index, table.to_numpy(), strict=True):
-        cells = [value if isinstance(value, str) else "none" if value == np.inf else f"{value:.2f}" for value in values]
+        cells = [
+            value if isinstance(value, str) else "none" if value == np.inf else f"{value:.2f}"
+            for value in values
+        ]
         lines.append([f"**{escaped(name)}**", *cells])
-    checks = "Checks: " + "; ".join(f"*{name}*: {expected}" for name, (expected, _) in CHECKS.items()) + "."
-    return "\n".join([f"**{caption(study)}**", "", *grid(["defence", *heads], lines), "", checks]) + "\n"
+    checks = (
+        "Checks: "
+        + "; ".join(f"*{name}*: {expected}" for name, (expected, _) in CHECKS.items())
+        + "."
+    )
+    return (
+        "\n".join([f"**{caption(study)}**", "", *grid(["defence", *heads], lines), "", checks])
+        + "\n"
+    )

@@ -27,19 +27,37 @@ FINITE = 200.0  # dB: PSNR of equal images, so that means exist
 
 def _paper_curves() -> Curves:
     numbers = pd.concat([published(*PAPERS[number]).query("table == @number") for number in PAPERS])
-    numbers = numbers.drop_duplicates(["method", "metric", "eps", "steps"]).sort_values(["eps", "steps"])
-    full, sweep = numbers[numbers["steps"] == 40], numbers[numbers["steps"] != 40].assign(metric=OVER_STEPS)
+    numbers = numbers.drop_duplicates(["method", "metric", "eps", "steps"]).sort_values(
+        ["eps", "steps"]
+    )
+    full, sweep = (
+        numbers[numbers["steps"] == 40],
+        numbers[numbers["steps"] != 40].assign(metric=OVER_STEPS),
+    )
     groups = pd.concat([full, sweep]).groupby(["metric", "method"])
     values = {which: group["value"].to_numpy() for which, group in groups}
     eps = np.array(EPS)
-    regions = {"S": eps <= 3e-4, "M": (eps >= 5e-4) & (eps <= 5e-3), "L": (eps >= 1e-2) & (eps <= 0.3)}
-    return Curves(lambda metric, method: values[metric, method], regions | {"C6": (eps >= 1e-3) & (eps <= 3e-2)})
+    regions = {
+        "S": eps <= 3e-4,
+        "M": (eps >= 5e-4) & (eps <= 5e-3),
+        "L": (eps >= 1e-2) & (eps <= 0.3),
+    }
+    return Curves(
+        lambda metric, method: values[metric, method],
+        regions | {"C6": (eps >= 1e-3) & (eps <= 3e-2)},
+    )
 
 
 def on_what() -> str:
     """On which networks and images the paper's own outcomes are judged, for captions."""
-    where = {number: f"{NAMES[network]} on {NAMES[data]}" for number, (network, data) in PAPERS.items()}
-    others = [f"{claim}: {where[number]}" for claim, number in ROBUST_CLAIMS.items() if PAPERS[number] != PAPER]
+    where = {
+        number: f"{NAMES[network]} on {NAMES[data]}" for number, (network, data) in PAPERS.items()
+    }
+    others = [
+        f"{claim}: {where[number]}"
+        for claim, number in ROBUST_CLAIMS.items()
+        if PAPERS[number] != PAPER
+    ]
     return f"{where[1]} ({', '.join(others)})"
 
 
@@ -92,11 +110,18 @@ def judge(evaluation: Evaluation, *names: str, resamples: int = RESAMPLES) -> pd
     means = cache(lambda metric, method: images(metric, method).mean(axis=1))
     resampled = cache(lambda metric, method: images(metric, method) @ weights / number)
     attacked = means("accuracy", "attacked")
-    small, large = attacked >= SMALL_SHARE * attacked[0] - ROUNDING, attacked <= LARGE_ACCURACY + ROUNDING
+    small, large = (
+        attacked >= SMALL_SHARE * attacked[0] - ROUNDING,
+        attacked <= LARGE_ACCURACY + ROUNDING,
+    )
     regions = {"S": small, "M": ~small & ~large, "L": large, "C6": ~small & ~large}
-    samples = [Curves(lambda *which, b=b: resampled(*which)[:, b], regions, eps) for b in range(resamples)]
+    samples = [
+        Curves(lambda *which, b=b: resampled(*which)[:, b], regions, eps) for b in range(resamples)
+    ]
     paper = _paper_curves()
-    return pd.DataFrame([_row(claim, Curves(means, regions, eps), samples, paper) for claim in names or CLAIMS])
+    return pd.DataFrame(
+        [_row(claim, Curves(means, regions, eps), samples, paper) for claim in names or CLAIMS]
+    )
 
 
 def _row(claim: str, measured: Curves, samples: list[Curves], paper: Curves) -> dict[str, Any]:

@@ -99,10 +99,16 @@ def apart(ours: float, theirs: float, metric: str, images: int | None) -> Cell:
     return Cell(text, tone=int(np.sign(difference)) * tone)
 
 
-def _block(metric: str, method: str, lines: dict[str, np.ndarray], images: int, mean: bool) -> Block:
+def _block(
+    metric: str, method: str, lines: dict[str, np.ndarray], images: int, mean: bool
+) -> Block:
     shares = metric == "accuracy"
     ours, theirs = lines[MEASURED], lines.get(PUBLISHED)
-    made = {MEASURED: [share(value, images) if shares else Cell(number(value, metric)) for value in ours]}
+    made = {
+        MEASURED: [
+            share(value, images) if shares else Cell(number(value, metric)) for value in ours
+        ]
+    }
     for source in (PUBLISHED, ENVELOPE, ITSELF):
         if source in lines and not (source == ENVELOPE and np.array_equal(lines[source], ours)):
             made[source] = [Cell(number(value, metric)) for value in lines[source]]
@@ -114,16 +120,22 @@ def _block(metric: str, method: str, lines: dict[str, np.ndarray], images: int, 
         made[DIFFERENCE] = [apart(*pair, metric, images if shares else None) for pair in pairs]
         if mean:
             # a mean over ε has no interval, so no colour either
-            made[DIFFERENCE].append(apart(float(ours.mean()), float(theirs.mean()), metric, None)._replace(tone=0))
+            made[DIFFERENCE].append(
+                apart(float(ours.mean()), float(theirs.mean()), metric, None)._replace(tone=0)
+            )
     order = (MEASURED, PUBLISHED, DIFFERENCE, ENVELOPE, ITSELF)
     return Block(metric, method, [Line(source, made[source]) for source in order if source in made])
 
 
 def _grid(table: pd.DataFrame, images: int, heads: list[str], mean: bool) -> Grid:
     found: dict[tuple[str, str], dict[str, np.ndarray]] = {}
-    for (metric, method, source), values in zip(table.index, table.to_numpy(dtype=float), strict=True):
+    for (metric, method, source), values in zip(
+        table.index, table.to_numpy(dtype=float), strict=True
+    ):
         found.setdefault((metric, method), {})[source] = values
-    blocks = [_block(metric, method, lines, images, mean) for (metric, method), lines in found.items()]
+    blocks = [
+        _block(metric, method, lines, images, mean) for (metric, method), lines in found.items()
+    ]
     return Grid(heads, blocks)
 
 
@@ -141,7 +153,9 @@ def against_published_over_steps(rows: pd.DataFrame, eps: float) -> Grid:
     """As `against_published`, over the number n of PGD's steps at one ε."""
     table = over_steps(rows, eps)
     table.index = pd.MultiIndex.from_tuples([("accuracy", *index) for index in table.index])
-    return _grid(table, int(rows["n"].iloc[0]), [f"n = {steps}" for steps in table.columns], mean=False)
+    return _grid(
+        table, int(rows["n"].iloc[0]), [f"n = {steps}" for steps in table.columns], mean=False
+    )
 
 
 class Defence(NamedTuple):
@@ -172,7 +186,9 @@ def both_attackers(rows: pd.DataFrame) -> tuple[list[str], list[Defence]]:
     for method in rows["method"].unique():
         cells = []
         for eps in strengths:
-            seeming, kept = (float(accuracy[method, attack, eps]) for attack in ("oblivious", WORST))
+            seeming, kept = (
+                float(accuracy[method, attack, eps]) for attack in ("oblivious", WORST)
+            )
             cells += [
                 share(seeming, images),
                 share(kept, images)._replace(tone=apart(kept, seeming, "accuracy", images).tone),

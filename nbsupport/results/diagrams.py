@@ -15,7 +15,9 @@ from .plots import canvas, show_image
 ARROW: Any = {"arrowstyle": "-|>", "color": "#555555", "lw": 1.1, "shrinkA": 0, "shrinkB": 0}
 
 
-def kernel_mosaic(kernels: Float[Tensor, "taps h w"], pixels: int = 4) -> Float[Tensor, "height width"]:
+def kernel_mosaic(
+    kernels: Float[Tensor, "taps h w"], pixels: int = 4
+) -> Float[Tensor, "height width"]:
     """The green kernels of `pixels` × `pixels` evenly spaced pixels, side by side."""
     size = round((kernels.shape[0] / 3) ** 0.5)
     rows, columns = (torch.linspace(0, side - 1, pixels).long() for side in kernels.shape[-2:])
@@ -35,7 +37,12 @@ def _box(axes: Axes, text: str) -> None:
 def _arrow(figure: Figure, start: Axes, end: Axes, label: str = "") -> None:
     # a box is narrower than its axes, an image fills them
     near, far = (1.02 if start.images else 0.68), (-0.02 if end.images else 0.32)
-    ends: Any = {"xyA": (near, 0.5), "xyB": (far, 0.5), "coordsA": "axes fraction", "coordsB": "axes fraction"}
+    ends: Any = {
+        "xyA": (near, 0.5),
+        "xyB": (far, 0.5),
+        "coordsA": "axes fraction",
+        "coordsB": "axes fraction",
+    }
     figure.add_artist(ConnectionPatch(axesA=start, axesB=end, **ends, **ARROW))
     if label:
         place: Any = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": "center"}
@@ -78,7 +85,10 @@ def draw_architectures(
         ):
             start = put(row, 0, image, f"({'ab'[row]}) attacked Î")
             _box(axes[row, 1], name)
-            predicted, end = put(row, 2, middle, title, **options), put(row, 3, output, "denoised Ĩ")
+            predicted, end = (
+                put(row, 2, middle, title, **options),
+                put(row, 3, output, "denoised Ĩ"),
+            )
             _arrow(figure, start, axes[row, 1])
             _arrow(figure, axes[row, 1], predicted)
             _arrow(figure, predicted, end, "+ Î" if row == 0 else "⊗ Î")
@@ -92,11 +102,15 @@ def draw_architectures(
             _box(axes[row, 1], f"φ_{name}")
             predicted = put(row, 2, kernel_mosaic(own[0]), f"φ_{name}(Î)", **taps)
             filtered = put(row, 3, getattr(parts, name)[0], f"Ĩ_{name}")
-            uncertainty = put(row, 4, own[1], f"U_{name}", cmap="viridis", vmin=limits[0], vmax=limits[1])
+            uncertainty = put(
+                row, 4, own[1], f"U_{name}", cmap="viridis", vmin=limits[0], vmax=limits[1]
+            )
             _arrow(figure, start, axes[row, 1])
             _arrow(figure, axes[row, 1], predicted)
             _arrow(figure, predicted, filtered, "⊗ Î")
             _arrow(figure, uncertainty, weight, "C" if row == 2 else "")
         _arrow(figure, weight, fused)
-        axes[3, 6].text(0.5, 0.9, "Ĩ = W ⊙ Ĩ_sl\n+ (1 − W) ⊙ Ĩ_m", ha="center", va="top", fontsize=9)
+        axes[3, 6].text(
+            0.5, 0.9, "Ĩ = W ⊙ Ĩ_sl\n+ (1 − W) ⊙ Ĩ_m", ha="center", va="top", fontsize=9
+        )
     return figure

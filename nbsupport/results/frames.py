@@ -61,7 +61,9 @@ def frames(evaluation: Evaluation, image: int) -> Frames:
     test, eps = evaluation.artefacts.images("test"), evaluation.study.eps
     rows = [panels(evaluation, image, strength) for strength in eps]
     return Frames(
-        pixels=np.concatenate([np.concatenate([painted(panel.picture) for panel in row], axis=1) for row in rows]),
+        pixels=np.concatenate(
+            [np.concatenate([painted(panel.picture) for panel in row], axis=1) for row in rows]
+        ),
         size=evaluation.study.image_size,
         image=image,
         truth=str(test.classes[test.labels[image]]),

@@ -37,8 +37,12 @@ def find(names: list[str]) -> list[Path]:
     for stem in stems:
         if not any(path.stem.startswith(stem) for path in every):
             there = ", ".join(path.stem for path in every)
-            raise FileNotFoundError(f"no notebook in {NOTEBOOKS} begins with {stem!r}; there are: {there}")
-    return [path for path in every if not stems or any(path.stem.startswith(stem) for stem in stems)]
+            raise FileNotFoundError(
+                f"no notebook in {NOTEBOOKS} begins with {stem!r}; there are: {there}"
+            )
+    return [
+        path for path in every if not stems or any(path.stem.startswith(stem) for stem in stems)
+    ]
 
 
 class _Watched(ExecutePreprocessor):
@@ -48,8 +52,12 @@ class _Watched(ExecutePreprocessor):
         super().__init__(**options)
         self.bar, self.share = bar, ""
 
-    def process_message(self, msg: dict[str, Any], cell: NotebookNode, cell_index: int) -> NotebookNode | None:
-        state = msg["content"].get("data", {}).get("state", {}) if msg["msg_type"] == "comm_msg" else {}
+    def process_message(
+        self, msg: dict[str, Any], cell: NotebookNode, cell_index: int
+    ) -> NotebookNode | None:
+        state = (
+            msg["content"].get("data", {}).get("state", {}) if msg["msg_type"] == "comm_msg" else {}
+        )
         text = unescape(str(state.get("value", ""))).replace("\u2007", " ").strip()  # tqdm's spaces
         if text.endswith("%"):
             self.share = text
@@ -118,12 +126,20 @@ def _inspect(notebook: NotebookNode, name: str) -> None:
             raise NotebookError(f"{name}: cell {number} was not executed")
         for output in cell.get("outputs", ()):
             if output["output_type"] == "error":
-                raise NotebookError(f"{name}: cell {number} failed: {output['ename']}: {output['evalue']}")
-    states = notebook.metadata.get("widgets", {}).get("application/vnd.jupyter.widget-state+json", {}).get("state", {})
+                raise NotebookError(
+                    f"{name}: cell {number} failed: {output['ename']}: {output['evalue']}"
+                )
+    states = (
+        notebook.metadata.get("widgets", {})
+        .get("application/vnd.jupyter.widget-state+json", {})
+        .get("state", {})
+    )
     for widget in states.values():
         for output in widget["state"].get("outputs", ()):
             if output["output_type"] == "error":
-                raise NotebookError(f"{name}: an error hides in a widget: {output['ename']}: {output['evalue']}")
+                raise NotebookError(
+                    f"{name}: an error hides in a widget: {output['ename']}: {output['evalue']}"
+                )
 
 
 def run(names: list[str], study: str, scale: str, **choices: str) -> Path:
@@ -139,8 +155,12 @@ def run(names: list[str], study: str, scale: str, **choices: str) -> Path:
     for path in paths:
         start = time.monotonic()
         notebook = execute(path, study, scale, **choices)
-        page, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": path.stem, "path": str(path.parent)}})
-        page = page.replace("../figures/", "../../figures/").replace("../nbsupport/", "../../nbsupport/")
+        page, _ = exporter.from_notebook_node(
+            notebook, {"metadata": {"name": path.stem, "path": str(path.parent)}}
+        )
+        page = page.replace("../figures/", "../../figures/").replace(
+            "../nbsupport/", "../../nbsupport/"
+        )
         for other in find([]):  # as a page where it is one, too
             there = other in paths or (folder / f"{other.stem}.html").exists()
             link = f"{other.stem}.html" if there else f"../../notebooks/{other.name}"

@@ -41,8 +41,12 @@ def before_after(evaluation: Evaluation, method: str, image: int, eps: float) ->
     """One test image clean, attacked and denoised, with the classifier's word for each."""
     artefacts = evaluation.artefacts
     attacked, classes = artefacts.attacked("test"), artefacts.images("test").classes
-    hat = attacked.pick(torch.tensor([evaluation.study.eps.index(eps)]), torch.tensor([image])).to(artefacts.device)
-    three = torch.cat([attacked.images[image : image + 1].to(hat), hat, artefacts.denoiser(method)(hat)])
+    hat = attacked.pick(torch.tensor([evaluation.study.eps.index(eps)]), torch.tensor([image])).to(
+        artefacts.device
+    )
+    three = torch.cat(
+        [attacked.images[image : image + 1].to(hat), hat, artefacts.denoiser(method)(hat)]
+    )
     words = predicted_classes(artefacts.classifier(), three, classes)
     clean, attacked_image, denoised = three.cpu()
     return draw_before_after(clean, attacked_image, denoised, words, eps, method)
@@ -55,22 +59,35 @@ def both_attackers(evaluation: Evaluation, method: str, image: int, eps: float) 
     Each attacked image is shown before and after the denoiser, with the classifier's word for it.
     """
     artefacts, study = evaluation.artefacts, evaluation.study
-    test, classifier, denoiser = artefacts.images("test"), artefacts.classifier(), artefacts.denoiser(method)
-    clean, label = (part[image : image + 1].to(artefacts.device) for part in (test.images, test.labels))
+    test, classifier, denoiser = (
+        artefacts.images("test"),
+        artefacts.classifier(),
+        artefacts.denoiser(method),
+    )
+    clean, label = (
+        part[image : image + 1].to(artefacts.device) for part in (test.images, test.labels)
+    )
     panels: list[Any] = []
-    for name, network in {"does not know": classifier, "knows": chain(denoiser, classifier)}.items():
+    for name, network in {
+        "does not know": classifier,
+        "knows": chain(denoiser, classifier),
+    }.items():
         hat = pgd(network, clean, label, eps, steps=study.steps, seed=study.seed)
         for title, shown in {name: hat, "filtered": denoiser(hat)}.items():
             (word,) = predicted_classes(classifier, shown, test.classes)
             panels.append((shown[0].cpu(), f"{title}\n“{word}”"))
     (word,) = predicted_classes(classifier, clean, test.classes)
-    return draw_parts([{"label": f"ε = {short(eps)}", "panels": [(clean[0].cpu(), f"clean\n“{word}”"), *panels]}])
+    return draw_parts(
+        [{"label": f"ε = {short(eps)}", "panels": [(clean[0].cpu(), f"clean\n“{word}”"), *panels]}]
+    )
 
 
 def architectures(evaluation: Evaluation, image: int, eps: float) -> Figure:
     """Fig. 1 for one attacked test image."""
     artefacts = evaluation.artefacts
-    additive, filtering, pa_filter = (artefacts.denoiser(n) for n in ("Add(L_img)", "Filt(L_img)", "PA-Filt(L_img)"))
+    additive, filtering, pa_filter = (
+        artefacts.denoiser(n) for n in ("Add(L_img)", "Filt(L_img)", "PA-Filt(L_img)")
+    )
     assert isinstance(additive, Additive)
     assert isinstance(filtering, FilteringDenoiser)
     assert isinstance(pa_filter, PAFilter)
@@ -108,7 +125,10 @@ def panels(evaluation: Evaluation, image: int, eps: float) -> list[Panel]:
     """
     artefacts = evaluation.artefacts
     attacked, classes = artefacts.attacked("test"), artefacts.images("test").classes
-    pa_filter, clean = artefacts.denoiser("PA-Filt(L_img)"), attacked.images[image].to(artefacts.device)
+    pa_filter, clean = (
+        artefacts.denoiser("PA-Filt(L_img)"),
+        attacked.images[image].to(artefacts.device),
+    )
     assert isinstance(pa_filter, PAFilter)
     hat = attacked.at(eps)[image : image + 1].to(artefacts.device)
     made = pa_filter.parts(hat)
@@ -118,7 +138,9 @@ def panels(evaluation: Evaluation, image: int, eps: float) -> list[Panel]:
     notes = [f"{-10 * float(error.log10()):.1f} dB" if error > 0 else "" for error in errors]
     names = ("clean I", "attacked Î", "Ĩ_sl", "Ĩ_m", "Ĩ")
     found = [Panel(*each) for each in zip(names, images.cpu(), words, notes, strict=True)]
-    found.insert(4, Panel("W", made.weight[0, 0].cpu(), None, f"mean {float(made.weight.mean()):.2f}"))
+    found.insert(
+        4, Panel("W", made.weight[0, 0].cpu(), None, f"mean {float(made.weight.mean()):.2f}")
+    )
     return found
 
 
@@ -136,7 +158,11 @@ def parts(evaluation: Evaluation, image: int, strengths: Sequence[float]) -> Fig
 
 @torch.no_grad()
 def kernels(
-    evaluation: Evaluation, method: str, image: int, strengths: Sequence[float], pixels: Mapping[str, tuple[int, int]]
+    evaluation: Evaluation,
+    method: str,
+    image: int,
+    strengths: Sequence[float],
+    pixels: Mapping[str, tuple[int, int]],
 ) -> Figure:
     """Fig. 4: the kernels of `method` at some pixels of one test image, under each strength.
 

@@ -22,7 +22,9 @@ Map = Float[Tensor, "h w"]
 
 
 @contextmanager
-def canvas(rows: int, columns: int, size: tuple[float, float], **options: Any) -> Iterator[tuple[Figure, np.ndarray]]:
+def canvas(
+    rows: int, columns: int, size: tuple[float, float], **options: Any
+) -> Iterator[tuple[Figure, np.ndarray]]:
     """A figure that no global list of figures knows, so that nothing is shown twice or kept."""
     with sheet():
         figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, **options)
@@ -35,7 +37,9 @@ def canvas(rows: int, columns: int, size: tuple[float, float], **options: Any) -
 def show_image(axes: Axes, image: Image | Map, title: str = "", /, **options: Any) -> Any:
     """One image or map without ticks; grey maps may bring `cmap`, `vmin` and `vmax`."""
     pixels = image.detach().cpu().numpy()
-    shown = axes.imshow(pixels.transpose(1, 2, 0).clip(0, 1) if pixels.ndim == 3 else pixels, **options)
+    shown = axes.imshow(
+        pixels.transpose(1, 2, 0).clip(0, 1) if pixels.ndim == 3 else pixels, **options
+    )
     axes.set_title(title)
     axes.set(xticks=[], yticks=[])
     axes.grid(False)
@@ -57,7 +61,11 @@ def eps_axis(axes: Axes, strengths: Sequence[float] = EPS) -> None:
 
 
 def draw_curves(
-    rows: pd.DataFrame, *, attack: str = "pgd", metrics: Sequence[str] | None = None, title: str = ""
+    rows: pd.DataFrame,
+    *,
+    attack: str = "pgd",
+    metrics: Sequence[str] | None = None,
+    title: str = "",
 ) -> Figure:
     """A panel per metric with one curve over ε per method; the simple baselines are grey and dashed.
 
@@ -74,7 +82,10 @@ def draw_curves(
     """
     names = {"accuracy": "accuracy", "psnr": "PSNR (dB)", "ssim": "SSIM"}
     chosen = list(metrics or dict.fromkeys(rows["metric"]))
-    with canvas(1, len(chosen), (6.6 if len(chosen) == 1 else 5.2 * len(chosen), 3.8)) as (figure, axes):
+    with canvas(1, len(chosen), (6.6 if len(chosen) == 1 else 5.2 * len(chosen), 3.8)) as (
+        figure,
+        axes,
+    ):
         for axis, metric in zip(axes[0], chosen, strict=True):
             part = rows[(rows["metric"] == metric) & (rows["attack"] == attack)]
             methods = list(dict.fromkeys(part["method"]))
@@ -101,7 +112,12 @@ def draw_strip(images: Sequence[Image], titles: Sequence[str], title: str = "") 
 
 
 def draw_before_after(
-    clean: Image, attacked: Image, denoised: Image, predictions: Sequence[str], eps: float, name: str
+    clean: Image,
+    attacked: Image,
+    denoised: Image,
+    predictions: Sequence[str],
+    eps: float,
+    name: str,
 ) -> Figure:
     """Clean, attacked, perturbation and denoised image, with what the classifier sees in each.
 
@@ -120,13 +136,18 @@ def draw_before_after(
         show_image(axes[0, 0], clean, f"clean\n“{predictions[0]}”")
         show_image(axes[0, 1], attacked, f"attacked, ε = {short(eps)}\n“{predictions[1]}”")
         delta, limit = (attacked - clean).mean(dim=0), max(eps, 1e-6)
-        show_image(axes[0, 2], delta, "perturbation\n−ε … ε", cmap="RdBu_r", vmin=-limit, vmax=limit)
+        show_image(
+            axes[0, 2], delta, "perturbation\n−ε … ε", cmap="RdBu_r", vmin=-limit, vmax=limit
+        )
         show_image(axes[0, 3], denoised, f"{name}\n“{predictions[2]}”")
     return figure
 
 
 def draw_uncertainty(
-    images: Sequence[Image], maps: Sequence[Map], eps: Sequence[float], means: Float[np.ndarray, "strengths n"]
+    images: Sequence[Image],
+    maps: Sequence[Map],
+    eps: Sequence[float],
+    means: Float[np.ndarray, "strengths n"],
 ) -> Figure:
     """Fig. 2: one image over ε above its uncertainty maps, and mean uncertainty over the test set.
 
@@ -139,15 +160,25 @@ def draw_uncertainty(
     means
         Per strength and test image the mean of its map.
     """
-    limits: Any = {"vmin": min(float(m.min()) for m in maps), "vmax": max(float(m.max()) for m in maps)}
+    limits: Any = {
+        "vmin": min(float(m.min()) for m in maps),
+        "vmax": max(float(m.max()) for m in maps),
+    }
     columns = len(images)
-    mosaic: Any = [[f"image {column}" for column in range(columns)], [f"map {column}" for column in range(columns)]]
+    mosaic: Any = [
+        [f"image {column}" for column in range(columns)],
+        [f"map {column}" for column in range(columns)],
+    ]
     with sheet():
         figure, axes = plt.subplot_mosaic(
-            [*mosaic, ["means"] * columns], figsize=(0.95 * columns + 0.6, 4.6), height_ratios=(1, 1, 1.9)
+            [*mosaic, ["means"] * columns],
+            figsize=(0.95 * columns + 0.6, 4.6),
+            height_ratios=(1, 1, 1.9),
         )
         plt.close(figure)
-        for column, (image, uncertainty, strength) in enumerate(zip(images, maps, eps, strict=True)):
+        for column, (image, uncertainty, strength) in enumerate(
+            zip(images, maps, eps, strict=True)
+        ):
             show_image(axes[f"image {column}"], image, short(strength))
             shown = show_image(axes[f"map {column}"], uncertainty, cmap="viridis", **limits)
         maps_axes = [axes[f"map {column}"] for column in range(columns)]
@@ -186,7 +217,8 @@ def draw_maps(image: Image, maps: Mapping[str, Map], limits: tuple[float, float]
 
 
 def draw_kernels(
-    views: Mapping[str, tuple[Image, Float[Tensor, "taps h w"]]], pixels: Mapping[str, tuple[int, int]]
+    views: Mapping[str, tuple[Image, Float[Tensor, "taps h w"]]],
+    pixels: Mapping[str, tuple[int, int]],
 ) -> Figure:
     """Fig. 4: images with marked pixels, and beside each mark the three kernels of that pixel.
 
@@ -204,21 +236,34 @@ def draw_kernels(
     """
     lines = [(title, view, mark) for title, view in views.items() for mark in pixels.items()]
     with canvas(len(lines), 4, (7.2, 1.95 * len(lines))) as (figure, axes):
-        for line, (title, (image, kernels), (colour, (row, column))) in zip(axes, lines, strict=True):
+        for line, (title, (image, kernels), (colour, (row, column))) in zip(
+            axes, lines, strict=True
+        ):
             height, width = image.shape[-2:]
             if not (0 <= row < height and 0 <= column < width):
-                raise IndexError(f"pixel ({row}, {column}) is outside of the {height} × {width} image")
+                raise IndexError(
+                    f"pixel ({row}, {column}) is outside of the {height} × {width} image"
+                )
             show_image(line[0], image, f"{title}\npixel ({row}, {column})")
             line[0].plot(column, row, "s", ms=7, mfc="none", mec=colour, mew=2)
             size = round((kernels.shape[0] / 3) ** 0.5)
             for channel, axis in enumerate(line[1:]):
                 kernel = kernels.view(3, size, size, height, width)[channel, :, :, row, column]
-                shown = show_image(axis, kernel, ["red", "green", "blue"][channel], cmap="RdBu_r", vmin=-1.2, vmax=1.2)
+                shown = show_image(
+                    axis,
+                    kernel,
+                    ["red", "green", "blue"][channel],
+                    cmap="RdBu_r",
+                    vmin=-1.2,
+                    vmax=1.2,
+                )
         figure.colorbar(shown, ax=axes[:, -1], shrink=0.9, label="weight of a tap", extend="both")
     return figure
 
 
-def draw_bands(eps: Sequence[float], curves: Mapping[str, Float[np.ndarray, "strengths n"]], label: str) -> Figure:
+def draw_bands(
+    eps: Sequence[float], curves: Mapping[str, Float[np.ndarray, "strengths n"]], label: str
+) -> Figure:
     """Per-image values over ε: the median and the middle 95 % of the images, for each method."""
     with canvas(1, 1, (6.2, 3.2)) as (figure, axes):
         _bands(axes[0, 0], eps, curves, label)

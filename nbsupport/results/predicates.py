@@ -38,24 +38,36 @@ class Curves:
 
     def mean(self, method: str, region: str) -> float:
         """Mean accuracy over a region; NaN where the region is empty."""
-        return float(np.mean(self[method][self.regions[region]])) if self.regions[region].any() else float("nan")
+        return (
+            float(np.mean(self[method][self.regions[region]]))
+            if self.regions[region].any()
+            else float("nan")
+        )
 
 
 Verdict = tuple[bool, str]
 
 
 def _filt_beats_add(c: Curves) -> Verdict:
-    wins = {loss: int((c[f"Filt({loss})"] > c[f"Add({loss})"]).sum()) for loss in ("L_img", "L_sem")}
+    wins = {
+        loss: int((c[f"Filt({loss})"] > c[f"Add({loss})"]).sum()) for loss in ("L_img", "L_sem")
+    }
     total = len(c["attacked"])
-    return min(wins.values()) >= 8, ", ".join(f"{loss}: {won} of {total}" for loss, won in wins.items())
+    return min(wins.values()) >= 8, ", ".join(
+        f"{loss}: {won} of {total}" for loss, won in wins.items()
+    )
 
 
 def _raises_clean(c: Curves) -> Verdict:
-    return bool(c["Filt(L_img)"][0] > c["attacked"][0]), f"{c['attacked'][0]:.3f} → {c['Filt(L_img)'][0]:.3f}"
+    return bool(
+        c["Filt(L_img)"][0] > c["attacked"][0]
+    ), f"{c['attacked'][0]:.3f} → {c['Filt(L_img)'][0]:.3f}"
 
 
 def _image_or_semantic(c: Curves) -> Verdict:
-    gains = {region: c.mean("Filt(L_img)", region) - c.mean("Filt(L_sem)", region) for region in "SML"}
+    gains = {
+        region: c.mean("Filt(L_img)", region) - c.mean("Filt(L_sem)", region) for region in "SML"
+    }
     text = ", ".join(f"{region}: {gain:+.3f}" for region, gain in gains.items())
     return gains["S"] > ROUNDING and gains["L"] > ROUNDING and gains["M"] < -ROUNDING, text
 
@@ -66,7 +78,9 @@ def _filt_has_quality(c: Curves) -> Verdict:
         for loss in ("L_img", "L_sem")
         for metric in ("psnr", "ssim")
     }
-    return min(wins.values()) == len(c["attacked"]), ", ".join(f"{name}: {won}" for name, won in wins.items())
+    return min(wins.values()) == len(c["attacked"]), ", ".join(
+        f"{name}: {won}" for name, won in wins.items()
+    )
 
 
 def _filt_img_has_best_quality(c: Curves) -> Verdict:
@@ -74,7 +88,9 @@ def _filt_img_has_best_quality(c: Curves) -> Verdict:
     for metric in ("psnr", "ssim"):
         others = np.max([c[metric, method] for method in FOUR[:3]], axis=0)
         wins[metric] = int((c[metric, "Filt(L_img)"] > others).sum())
-    return min(wins.values()) == len(c["attacked"]), ", ".join(f"{name}: {won}" for name, won in wins.items())
+    return min(wins.values()) == len(c["attacked"]), ", ".join(
+        f"{name}: {won}" for name, won in wins.items()
+    )
 
 
 def _strong_wins_the_middle(c: Curves) -> Verdict:
@@ -103,7 +119,9 @@ def _fused_beats_parts(c: Curves) -> Verdict:
     fused, parts = c["PA-Filt(L_img)"], [c[f"PA-Filt(L_img)_{part}"] for part in ("sl", "m")]
     best = np.max(parts, axis=0)
     means = f"mean {fused.mean():.3f}; sl {parts[0].mean():.3f}, m {parts[1].mean():.3f}, the better {best.mean():.3f}"
-    return bool((fused >= best).all()), f"in {int((fused >= best).sum())} of {len(best)} columns; {means}"
+    return bool(
+        (fused >= best).all()
+    ), f"in {int((fused >= best).sum())} of {len(best)} columns; {means}"
 
 
 def _parts_on_clean(c: Curves) -> Verdict:
@@ -126,7 +144,11 @@ def _filt_helps_adv(c: Curves) -> Verdict:
     gain = c["Filt+Adv"] - c["Adv"]
     strong = np.isin(c.eps, STRONG_EPS)
     text = f"at the three strong ε {_range(gain[strong])}, elsewhere {_range(gain[~strong])}"
-    return bool(strong.sum() == 3 and (gain[strong] > 0).all() and (gain[~strong] >= -0.011 - ROUNDING).all()), text
+    return bool(
+        strong.sum() == 3
+        and (gain[strong] > 0).all()
+        and (gain[~strong] >= -0.011 - ROUNDING).all()
+    ), text
 
 
 def _whatever_the_steps(c: Curves) -> Verdict:
@@ -136,7 +158,10 @@ def _whatever_the_steps(c: Curves) -> Verdict:
 
 def _gains(c: Curves, network: str, above: float) -> Verdict:
     where = np.array(c.eps) > above
-    gains = {f"{name}+{network}": (c[f"{name}+{network}"] - c[network])[where] for name in ("Add", "Filt")}
+    gains = {
+        f"{name}+{network}": (c[f"{name}+{network}"] - c[network])[where]
+        for name in ("Add", "Filt")
+    }
     text = ", ".join(f"{name} {_range(gain)}" for name, gain in gains.items())
     return all(len(gain) and (gain > 0).all() for gain in gains.values()), text
 
@@ -152,7 +177,9 @@ def _denoising_helps_fd(c: Curves) -> Verdict:
 def _attack_bites(c: Curves) -> Verdict:
     attacked = c["attacked"]
     rises = int((np.diff(attacked) > 0).sum())
-    return bool(rises == 0 and attacked[-1] == 0), f"rises {rises} times, ends at {attacked[-1]:.3f}"
+    return bool(
+        rises == 0 and attacked[-1] == 0
+    ), f"rises {rises} times, ends at {attacked[-1]:.3f}"
 
 
 def _range(values: np.ndarray) -> str:
@@ -162,21 +189,39 @@ def _range(values: np.ndarray) -> str:
 CLAIMS: dict[str, tuple[str, Callable[[Curves], Verdict]]] = {
     "C1": ("Filt beats Add under the same loss in at least 8 columns", _filt_beats_add),
     "C2": ("Filt(L_img) raises clean accuracy", _raises_clean),
-    "C3": ("for Filt, L_img beats L_sem on average over S and over L, and loses over M", _image_or_semantic),
-    "C4": ("Filt has the higher PSNR and SSIM than Add under the same loss, in all columns", _filt_has_quality),
-    "C5": ("Filt(L_img) has the best PSNR and SSIM of the four, in all columns", _filt_img_has_best_quality),
-    "C6": ("Filt(L_img*) beats the other four on the middle strengths, and not on S", _strong_wins_the_middle),
+    "C3": (
+        "for Filt, L_img beats L_sem on average over S and over L, and loses over M",
+        _image_or_semantic,
+    ),
+    "C4": (
+        "Filt has the higher PSNR and SSIM than Add under the same loss, in all columns",
+        _filt_has_quality,
+    ),
+    "C5": (
+        "Filt(L_img) has the best PSNR and SSIM of the four, in all columns",
+        _filt_img_has_best_quality,
+    ),
+    "C6": (
+        "Filt(L_img*) beats the other four on the middle strengths, and not on S",
+        _strong_wins_the_middle,
+    ),
     "C7": ("the best head is head_3 or head_4 in all columns", _late_heads_win),
     "C8": ("head_4 is within .02 of Filt(L_img*) in all columns", _head_4_is_strong),
     "C9": ("PA-Filt beats Filt in all columns of M", _fused_beats_filt),
     "C10": ("PA-Filt is at least as good as both of its parts in all columns", _fused_beats_parts),
     "C11": ("on clean images sl is better than no denoiser, and m is worse", _parts_on_clean),
-    "C12": ("|Spearman correlation of mean uncertainty and ε| of an image is at least .9", _uncertainty_follows_eps),
+    "C12": (
+        "|Spearman correlation of mean uncertainty and ε| of an image is at least .9",
+        _uncertainty_follows_eps,
+    ),
     "C13": (
         "kernels of sl are at least 5 times as far from the identity at 0.1 as at 1e-4",
         _kernels_leave_the_identity,
     ),
-    "C14": ("Filt+Adv gains on Adv at 0.1, 0.3 and 0.5 and loses at most .011 elsewhere", _filt_helps_adv),
+    "C14": (
+        "Filt+Adv gains on Adv at 0.1, 0.3 and 0.5 and loses at most .011 elsewhere",
+        _filt_helps_adv,
+    ),
     "C15": ("Filt+Adv gains on Adv for every number n of steps at ε = 0.3", _whatever_the_steps),
     "C16": ("Add+FPD and Filt+FPD beat FPD in all columns above 0.05", _denoising_helps_fpd),
     "C17": ("Add+FD and Filt+FD beat FD at 0.3 and 0.5", _denoising_helps_fd),

@@ -48,7 +48,9 @@ class Story:
     @property
     def question(self) -> str:
         """The paragraph that asks it."""
-        return next((text for text in self.opening.split("\n\n") if text.startswith("**Question.**")), "")
+        return next(
+            (text for text in self.opening.split("\n\n") if text.startswith("**Question.**")), ""
+        )
 
 
 def told(path: Path) -> Story:
@@ -73,7 +75,9 @@ def told(path: Path) -> Story:
             above[name] = heading.lstrip("# "), body
     _, _, opening = notebook.cells[0].source.partition("\n")
     # its own figures follow anyway, and a caption belongs to the picture that is not there
-    opening = PICTURE.sub(lambda found: "" if found[2] or Path(found[1]).stem in above else found[0], opening).strip()
+    opening = PICTURE.sub(
+        lambda found: "" if found[2] or Path(found[1]).stem in above else found[0], opening
+    ).strip()
     words = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
     conclusion = "\n\n".join(word for word in words if word.startswith(CONCLUDING))
     return Story(path.stem, title(notebook), named[1], opening, above, conclusion)

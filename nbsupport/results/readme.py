@@ -32,22 +32,35 @@ def oblivious(rows: pd.DataFrame) -> str:
         mark = ""
         if data != part["study"].iloc[0]:
             mark, bare = " ‡", means["attacked", PUBLISHED]
-            apart.append(f"Table {number}: {NAMES[network]} on {NAMES[data]}, where no filter has {bare:.3f}")
+            apart.append(
+                f"Table {number}: {NAMES[network]} on {NAMES[data]}, where no filter has {bare:.3f}"
+            )
         for index, values in table.iterrows():
             method, source = cast(tuple[str, str], index)
             if source in (MEASURED, PUBLISHED) and (method, source) not in seen:
                 seen.add((method, source))
                 name = "no filter" if method == "attacked" else escaped(method)
-                shown = [*(f"{values[column]:.2f}" for column in COLUMNS), f"{means[method, source]:.3f}"]
-                lines.append([f"**{name}**", source, *shown] if source == MEASURED else ["", source + mark, *shown])
+                shown = [
+                    *(f"{values[column]:.2f}" for column in COLUMNS),
+                    f"{means[method, source]:.3f}",
+                ]
+                lines.append(
+                    [f"**{name}**", source, *shown]
+                    if source == MEASURED
+                    else ["", source + mark, *shown]
+                )
     study = rows.iloc[0]["study"]
-    links = ", ".join(f"[Table {number}](figures/{study}/table{number}.md)" for number in rows["table"].unique())
+    links = ", ".join(
+        f"[Table {number}](figures/{study}/table{number}.md)" for number in rows["table"].unique()
+    )
     under = (
         f"*Accuracy on {rows.iloc[0]['n']} test images of `{study}`, by ε and as the mean over 13 ε, when the attacker "
         f"does not know the filter; seed {rows.iloc[0]['seed']}. All columns, with what was measured and what was "
         f"published: {links}.{' ‡ Published for other images, ' + '; '.join(apart) + '.' if apart else ''}*"
     )
-    return "\n".join([*grid(["", "", *(f"ε = {column}" for column in COLUMNS), "mean"], lines), "", under])
+    return "\n".join(
+        [*grid(["", "", *(f"ε = {column}" for column in COLUMNS), "mean"], lines), "", under]
+    )
 
 
 def knowing(rows: pd.DataFrame) -> str:
@@ -61,11 +74,19 @@ def knowing(rows: pd.DataFrame) -> str:
     accuracy = rows[(rows["metric"] == "accuracy") & (rows["eps"] > 0)]
     strengths = [eps for eps in sorted(accuracy["eps"].unique()) if eps <= 0.1]
     values = accuracy.set_index(["method", "attack", "eps"])["value"]
-    broken = rows[rows["metric"].str.startswith("check: ") & (rows["value"] == 0)]["method"].unique()
-    heads = [f"{who}, ε = {short(eps)}" for eps in strengths for who in ("does not know it", "knows it")]
+    broken = rows[rows["metric"].str.startswith("check: ") & (rows["value"] == 0)][
+        "method"
+    ].unique()
+    heads = [
+        f"{who}, ε = {short(eps)}" for eps in strengths for who in ("does not know it", "knows it")
+    ]
     lines = []
     for method in rows["method"].unique():
-        cells = [f"{values[method, attack, eps]:.2f}" for eps in strengths for attack in ("oblivious", WORST)]
+        cells = [
+            f"{values[method, attack, eps]:.2f}"
+            for eps in strengths
+            for attack in ("oblivious", WORST)
+        ]
         name = "no filter" if method == "attacked" else escaped(method)
         lines.append([name + (" †" if method in broken else ""), *cells])
     first = rows.iloc[0]
@@ -93,7 +114,10 @@ def block(study: str, figures: Path = REPOSITORY / "figures") -> str:
 
 def marks(study: str) -> tuple[str, str]:
     """Between which lines a study's results stand."""
-    return f"<!-- results of {study}: python -m nbsupport.results.readme -->", f"<!-- end of results of {study} -->"
+    return (
+        f"<!-- results of {study}: python -m nbsupport.results.readme -->",
+        f"<!-- end of results of {study} -->",
+    )
 
 
 def updated(page: str, study: str, text: str) -> str:

@@ -63,7 +63,9 @@ def parts(found: dict[str, list[Result]], stories: list[Story]) -> list[Part]:
             notebook = result.record["notebook"]
             if notebook not in by_name or result.name not in by_name[notebook].above:
                 path = result.place / f"{result.name}.json"
-                raise ValueError(f"{path}: expected a notebook that saves {result.name}, got {notebook!r}")
+                raise ValueError(
+                    f"{path}: expected a notebook that saves {result.name}, got {notebook!r}"
+                )
         own = {result.name: result for result in results}
         chapters = [
             Chapter(story, there, story.name not in seen, story.study == study)
@@ -71,8 +73,12 @@ def parts(found: dict[str, list[Result]], stories: list[Story]) -> list[Part]:
             if (there := [own[name] for name in story.above if name in own])
         ]
         seen |= {chapter.story.name for chapter in chapters}
-        lacking = {story.name: [name for name in story.above if name not in own] for story in stories}
-        made.append(Part(study, own, chapters, {story: names for story, names in lacking.items() if names}))
+        lacking = {
+            story.name: [name for name in story.above if name not in own] for story in stories
+        }
+        made.append(
+            Part(study, own, chapters, {story: names for story, names in lacking.items() if names})
+        )
     return made
 
 
@@ -83,7 +89,11 @@ def data_uri(path: Path) -> str:
 
 def finder(part: Part, all_parts: list[Part]) -> Callable[[str], str | None]:
     """From what a notebook links to, to an anchor: in its own study if possible; a picture only of its own study."""
-    notebooks = {chapter.story.name: other.name for other in (*reversed(all_parts), part) for chapter in other.chapters}
+    notebooks = {
+        chapter.story.name: other.name
+        for other in (*reversed(all_parts), part)
+        for chapter in other.chapters
+    }
 
     def find(url: str) -> str | None:
         path = Path(url)
@@ -104,7 +114,9 @@ def content(result: Result) -> dict[str, Any]:
     if picture:
         return {"kind": "figure", "source": data_uri(picture)}
     if not table:
-        raise ValueError(f"{result.place / result.name}.json: expected a picture or a table beside it, there is none")
+        raise ValueError(
+            f"{result.place / result.name}.json: expected a picture or a table beside it, there is none"
+        )
     rows = pd.read_csv(table)
     if "claim" in rows:
         return {"kind": "claims", "rows": rows.to_dict("records")}
@@ -113,7 +125,13 @@ def content(result: Result) -> dict[str, Any]:
         return {"kind": "words", "text": text}
     if rows["table"].iloc[0] == "adaptive":
         strengths, defences = both_attackers(rows)
-        return {"kind": "adaptive", "strengths": strengths, "defences": defences, "n": rows["n"].iloc[0], "text": text}
+        return {
+            "kind": "adaptive",
+            "strengths": strengths,
+            "defences": defences,
+            "n": rows["n"].iloc[0],
+            "text": text,
+        }
     grids = {"": against_published(rows)}
     for eps in swept(rows):
         title = f"The same over the number n of PGD’s steps, at ε = {short(eps)}"
@@ -127,9 +145,16 @@ def claims(all_parts: list[Part]) -> list[dict[str, Any]]:
     told_of: dict[Any, dict[Any, Any]] = {}
     for part in all_parts:
         tables = [file for result in part.results.values() if (file := result.file("csv"))]
-        judged = [row for table in tables if "claim" in (rows := pd.read_csv(table)) for row in rows.to_dict("records")]
+        judged = [
+            row
+            for table in tables
+            if "claim" in (rows := pd.read_csv(table))
+            for row in rows.to_dict("records")
+        ]
         for row in judged:
-            told_of.setdefault(row["claim"], {**row, "here": {}})["here"][part.name] = row["outcome"]
+            told_of.setdefault(row["claim"], {**row, "here": {}})["here"][part.name] = row[
+                "outcome"
+            ]
     return sorted(told_of.values(), key=lambda claim: int(claim["claim"][1:]))
 
 
@@ -153,7 +178,10 @@ def build(figures: Path, notebooks: list[Path]) -> str:
     stories = [told(path) for path in notebooks]
     all_parts = parts(studies(figures), stories)
     citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text(encoding="utf-8"))
-    html, css, js = (files(__package__).joinpath(f"report.{kind}").read_text("utf-8") for kind in ("html", "css", "js"))
+    html, css, js = (
+        files(__package__).joinpath(f"report.{kind}").read_text("utf-8")
+        for kind in ("html", "css", "js")
+    )
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -161,7 +189,11 @@ def build(figures: Path, notebooks: list[Path]) -> str:
     page = environment.from_string(html).render(
         parts=all_parts,
         stories={story.name: story for story in stories},
-        told_in={chapter.story.name: part.name for part in reversed(all_parts) for chapter in part.chapters},
+        told_in={
+            chapter.story.name: part.name
+            for part in reversed(all_parts)
+            for chapter in part.chapters
+        },
         first=stories[0],
         claims=claims(all_parts),
         papers=on_what(),

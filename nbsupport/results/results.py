@@ -43,7 +43,9 @@ def results(place: Path) -> list[Result]:
     ValueError
         If the record of one is missing, cannot be read, or is of no study; the message names the file.
     """
-    names = sorted({path.stem for path in place.iterdir() if path.is_file() and not path.name.startswith(".")})
+    names = sorted(
+        {path.stem for path in place.iterdir() if path.is_file() and not path.name.startswith(".")}
+    )
     return [_result(place, name) for name in names]
 
 
@@ -52,14 +54,17 @@ def _result(place: Path, name: str) -> Result:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         said: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in record["study"].items()
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in record["study"].items()
         }
         return Result(name, place, record, Study.named(**said))
     except FileNotFoundError:
         reason = "it is missing"
     except (OSError, ValueError, TypeError, KeyError) as error:
         reason = f"{type(error).__name__}: {error}"
-    raise ValueError(f"{path}: expected the record of where {name} comes from, but {reason}; run its notebook again")
+    raise ValueError(
+        f"{path}: expected the record of where {name} comes from, but {reason}; run its notebook again"
+    )
 
 
 def studies(root: Path) -> dict[str, list[Result]]:
@@ -72,8 +77,13 @@ def studies(root: Path) -> dict[str, list[Result]]:
     ValueError
         As for `results`.
     """
-    places = sorted((path for path in root.glob("*") if path.is_dir()), key=lambda path: (path.name == "digits", path))
+    places = sorted(
+        (path for path in root.glob("*") if path.is_dir()),
+        key=lambda path: (path.name == "digits", path),
+    )
     found = {place.name: own for place in places if (own := results(place))}
     if not found:
-        raise FileNotFoundError(f"there are no results in {root}; make them: python -m nbsupport run, or make study")
+        raise FileNotFoundError(
+            f"there are no results in {root}; make them: python -m nbsupport run, or make study"
+        )
     return found

@@ -22,7 +22,16 @@ from .frames import Frames
 from .style import sheet
 from .tables import markdown, subject, without_marks
 
-LIBRARIES = ("torch", "torchvision", "foolbox", "numpy", "scikit-learn", "scikit-image", "torchmetrics", "nbsupport")
+LIBRARIES = (
+    "torch",
+    "torchvision",
+    "foolbox",
+    "numpy",
+    "scikit-learn",
+    "scikit-image",
+    "torchmetrics",
+    "nbsupport",
+)
 FORMATS: dict[str, Any] = {"svg": {"Date": None}, "png": {}}
 """Of figures, with what is written into the file: no date, so that the same figure is the same file."""
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -35,7 +44,9 @@ def folder(study: str) -> Path:
 
 def _git(*arguments: str) -> str | None:
     try:
-        done = subprocess.run(["git", "-C", str(REPOSITORY), *arguments], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            ["git", "-C", str(REPOSITORY), *arguments], capture_output=True, text=True, check=True
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()
@@ -78,9 +89,15 @@ def provenance(
         "scale": study.scale,
         "seed": study.seed,
         "images": images or study.test_images,
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else f"{os.cpu_count()} CPUs",
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
-        "specifications": [*(evaluation.specification(method) for method in methods), *specifications],
+        "device": torch.cuda.get_device_name()
+        if device.type == "cuda"
+        else f"{os.cpu_count()} CPUs",
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in LIBRARIES},
+        "specifications": [
+            *(evaluation.specification(method) for method in methods),
+            *specifications,
+        ],
     }
 
 
@@ -128,12 +145,16 @@ def save(
         with sheet():
             content.text(0, -0.01, source, va="top", fontsize=7, color="#6b6b6b")
             for format, metadata in FORMATS.items():
-                draw = partial(content.savefig, format=format, metadata=metadata, bbox_inches="tight")
+                draw = partial(
+                    content.savefig, format=format, metadata=metadata, bbox_inches="tight"
+                )
                 write_atomically(path.with_suffix(f".{format}"), draw)
     elif isinstance(content, Frames):
         path = place / f"{name}.png"
         found["frames"] = content.index()
-        write_atomically(path, partial(Image.fromarray(content.pixels).save, format="png", optimize=True))
+        write_atomically(
+            path, partial(Image.fromarray(content.pixels).save, format="png", optimize=True)
+        )
     else:
         path = place / f"{name}.csv"
         write_atomically(path, lambda file: content.to_csv(file, index=False))
@@ -141,7 +162,9 @@ def save(
             text = markdown(content, study, evaluation.failures(tuple(dict.fromkeys(methods))))
         if text is not None:
             page = text
-            write_atomically(place / f"{name}.md", lambda file: file.write_text(page, encoding="utf-8"))
+            write_atomically(
+                place / f"{name}.md", lambda file: file.write_text(page, encoding="utf-8")
+            )
     record = json.dumps(found, indent=1, ensure_ascii=False) + "\n"
     write_atomically(place / f"{name}.json", lambda file: file.write_text(record, encoding="utf-8"))
     return path

@@ -23,9 +23,22 @@ def draw_differences(rows: pd.DataFrame) -> Figure:
         for axis, (method, other) in zip(axes[0], pairs, strict=True):
             part = single[(single["method"] == method) & (single["other"] == other)]
             eps, colour = part["eps"].to_numpy(float), COLOURS[method]
-            axis.fill_between(eps, part["low"].to_numpy(float), part["high"].to_numpy(float), color=colour, alpha=0.2)
-            axis.plot(eps, np.array([text.split() for text in part["per_seed"]], dtype=float), color=colour, lw=0.6)
-            axis.plot(eps, part["value"].to_numpy(float), color=colour, marker=MARKERS[method], lw=1.8)
+            axis.fill_between(
+                eps,
+                part["low"].to_numpy(float),
+                part["high"].to_numpy(float),
+                color=colour,
+                alpha=0.2,
+            )
+            axis.plot(
+                eps,
+                np.array([text.split() for text in part["per_seed"]], dtype=float),
+                color=colour,
+                lw=0.6,
+            )
+            axis.plot(
+                eps, part["value"].to_numpy(float), color=colour, marker=MARKERS[method], lw=1.8
+            )
             axis.axhline(0, color="#444444", lw=0.8)
             axis.set_title(f"{method}\nminus {other}")
             eps_axis(axis)
@@ -33,5 +46,7 @@ def draw_differences(rows: pd.DataFrame) -> Figure:
             axis.tick_params(axis="x", labelsize=7)
         axes[0, 0].set_ylabel("difference of accuracy")
         seeds, number = ", ".join(single["seeds"].iloc[0].split()), single["n"].iloc[0]
-        figure.suptitle(f"denoisers from the seeds {seeds}; 95 % intervals over trainings and {number} test images")
+        figure.suptitle(
+            f"denoisers from the seeds {seeds}; 95 % intervals over trainings and {number} test images"
+        )
     return figure

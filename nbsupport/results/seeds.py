@@ -31,7 +31,8 @@ def trainings(evaluation: Evaluation, seeds: Sequence[int] = SEEDS) -> list[Eval
     """The study with its denoisers trained anew from each seed, on the same attacks on the same classifier."""
     artefacts = evaluation.artefacts
     studies = [
-        replace(evaluation.study, denoiser_seed=None if seed == evaluation.study.seed else seed) for seed in seeds
+        replace(evaluation.study, denoiser_seed=None if seed == evaluation.study.seed else seed)
+        for seed in seeds
     ]
     return [Evaluation(Artefacts(study, artefacts.store, artefacts.own)) for study in studies]
 
@@ -49,7 +50,9 @@ def interval(differences: Float[np.ndarray, "seeds n"]) -> tuple[float, float, f
     variances = np.array([part.var(ddof=1) / len(part) for part in parts])
     if not variances.any():
         return mean, mean, mean
-    freedom = variances.sum() ** 2 / sum(v**2 / (len(part) - 1) for v, part in zip(variances, parts, strict=True))
+    freedom = variances.sum() ** 2 / sum(
+        v**2 / (len(part) - 1) for v, part in zip(variances, parts, strict=True)
+    )
     reach = float(student.ppf(0.975, freedom) * variances.sum() ** 0.5)
     return mean, mean - reach, mean + reach
 
@@ -71,10 +74,17 @@ def compare(evaluations: Sequence[Evaluation]) -> pd.DataFrame:
         sound = [each for each in evaluations if not any(each.failure(method) for method in pair)]
         if not sound:
             continue
-        ours, theirs = (np.stack([each.measurement(m).correct() for each in sound]).astype(float) for m in pair)
+        ours, theirs = (
+            np.stack([each.measurement(m).correct() for each in sound]).astype(float) for m in pair
+        )
         difference, study = ours - theirs, sound[0].study
-        columns = {MEAN: difference.mean(axis=1)} | {eps: difference[:, i] for i, eps in enumerate(study.eps)}
-        seeds = [study.seed if each.study.denoiser_seed is None else each.study.denoiser_seed for each in sound]
+        columns = {MEAN: difference.mean(axis=1)} | {
+            eps: difference[:, i] for i, eps in enumerate(study.eps)
+        }
+        seeds = [
+            study.seed if each.study.denoiser_seed is None else each.study.denoiser_seed
+            for each in sound
+        ]
         for eps, values in columns.items():
             mean, low, high = interval(values)
             rows.append(
@@ -123,7 +133,17 @@ def markdown(rows: pd.DataFrame, study: Study) -> str:
     lines = [[f"**{escaped(str(name))}**", *map(str, table.loc[name])] for name in table.index]
     every = []
     for eps, part in single.groupby("eps", sort=False):
-        bands = [f"{low:+.3f} … {high:+.3f}" for low, high in zip(part["low"], part["high"], strict=True)]
+        bands = [
+            f"{low:+.3f} … {high:+.3f}" for low, high in zip(part["low"], part["high"], strict=True)
+        ]
         every.append([short(float(str(eps))), *bands])
-    parts = (grid(["", *table.columns], lines), grid(["ε", *(escaped(str(name)) for name in table.index)], every))
-    return "\n".join([f"**{caption(study)}**", "", *parts[0], "", "The interval at each ε:", "", *parts[1]]) + "\n"
+    parts = (
+        grid(["", *table.columns], lines),
+        grid(["ε", *(escaped(str(name)) for name in table.index)], every),
+    )
+    return (
+        "\n".join(
+            [f"**{caption(study)}**", "", *parts[0], "", "The interval at each ε:", "", *parts[1]]
+        )
+        + "\n"
+    )

@@ -33,7 +33,9 @@ MARKERS = {
 }  # fmt: skip
 """One marker per method, so that curves are told apart in grey print and whatever colours one sees."""
 
-DASHES = dict(zip(BASELINES, ((4, 2), (1, 1), (3, 1, 1, 1), (5, 1, 1, 1, 1, 1), (1, 3)), strict=True))
+DASHES = dict(
+    zip(BASELINES, ((4, 2), (1, 1), (3, 1, 1, 1), (5, 1, 1, 1, 1, 1), (1, 3)), strict=True)
+)
 
 
 def sheet() -> AbstractContextManager[None]:

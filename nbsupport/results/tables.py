@@ -12,7 +12,10 @@ from ..study import Study
 PAPER = ("resnet50", "neurips2017dev")
 """The classifier and the data set of the published numbers that stand beside Tables 1 to 5 where there are none
 for the study's own data set."""
-PAPERS = dict.fromkeys(range(1, 6), PAPER) | {6: ("resnet50", "svhn"), 7: ("resnext101", "neurips2017dev")}
+PAPERS = dict.fromkeys(range(1, 6), PAPER) | {
+    6: ("resnet50", "svhn"),
+    7: ("resnext101", "neurips2017dev"),
+}
 NAMES = {
     "resnet50": "ResNet-50", "vgg16": "VGG-16", "resnext101": "ResNeXt-101",
     "neurips2017dev": "NeurIPS-2017DEV", "svhn": "SVHN", "cifar10": "CIFAR-10",
@@ -47,8 +50,16 @@ def compared(rows: pd.DataFrame) -> tuple[str, str]:
     """The classifier and the data set whose published numbers stand beside a table: the nearest that the paper has."""
     number, classifier, data = (rows[column].iloc[0] for column in ("table", "classifier", "study"))
     numbers = published()
-    there = set(numbers.loc[numbers["table"] == number, ["threat_model", "dataset"]].itertuples(index=False, name=None))
-    return next(pair for pair in ((classifier, data), (PAPERS[number][0], data), PAPERS[number]) if pair in there)
+    there = set(
+        numbers.loc[numbers["table"] == number, ["threat_model", "dataset"]].itertuples(
+            index=False, name=None
+        )
+    )
+    return next(
+        pair
+        for pair in ((classifier, data), (PAPERS[number][0], data), PAPERS[number])
+        if pair in there
+    )
 
 
 def short(eps: float) -> str:
@@ -67,7 +78,9 @@ def _with_published(rows: pd.DataFrame, over: str, **wanted: object) -> pd.DataF
     names = ["metric", "method", "source"]
     table = pd.concat([part[[*names, over, "value"]] for part in (ours, theirs)])
     table = table.pivot(index=names, columns=over, values="value")
-    lines = itertools.product(rows["metric"].unique(), rows["method"].unique(), (*SOURCES.values(), PUBLISHED))
+    lines = itertools.product(
+        rows["metric"].unique(), rows["method"].unique(), (*SOURCES.values(), PUBLISHED)
+    )
     return table.loc[[line for line in lines if line in table.index]]
 
 
@@ -107,7 +120,9 @@ def styled(rows: pd.DataFrame, study: Study) -> Styler:
     """`beside` with its caption, for a notebook: measured rows bold, published ones grey."""
     table = beside(rows)
     looks = {MEASURED: "font-weight: bold", WORST: "", ITSELF: "", PUBLISHED: "color: #777777"}
-    numbers = table.style.format(precision=3).apply(lambda line: [looks[line.name[2]]] * len(line), axis=1)
+    numbers = table.style.format(precision=3).apply(
+        lambda line: [looks[line.name[2]]] * len(line), axis=1
+    )
     return numbers.set_caption(without_marks(caption(rows, study)))
 
 
@@ -121,11 +136,17 @@ def caption(rows: pd.DataFrame, study: Study) -> str:
     """What a table shows, with everything needed to read its numbers."""
     number = int(rows["table"].iloc[0])
     few = f", on the first {study.own_images} of them" if study.own_images else ""
-    own = f" *{ITSELF.capitalize()}*: the envelope where PGD attacks this network itself{few}." if number > 4 else ""
+    own = (
+        f" *{ITSELF.capitalize()}*: the envelope where PGD attacks this network itself{few}."
+        if number > 4
+        else ""
+    )
     network, data = compared(rows)
     others = {"other images": data != study.name, "another network": network != study.classifier}
     apart = " and ".join(other for other, true in others.items() if true)
-    known = "does not have this table for" if study.name in set(published()["dataset"]) else "has no"
+    known = (
+        "does not have this table for" if study.name in set(published()["dataset"]) else "has no"
+    )
     lacking = f", since the paper {known} `{study.name}`" if data != study.name else ""
     return (
         f"Table {number}. {SUBJECTS[number]}: {subject(study)}, PGD(n = {study.steps}, ε) by an attacker who "
@@ -150,12 +171,19 @@ def markdown(rows: pd.DataFrame, study: Study, failures: list[str]) -> str:
 
 
 def _markdown(table: pd.DataFrame) -> list[str]:
-    head = [*("" if name == "source" else str(name) for name in table.index.names), *map(str, table.columns)]
+    head = [
+        *("" if name == "source" else str(name) for name in table.index.names),
+        *map(str, table.columns),
+    ]
     lines = []
     for (*metric, method, source), values in zip(table.index, table.to_numpy(), strict=True):
         digits = 2 if metric == ["psnr"] else 3
-        numbers = ["" if pd.isna(v) else "∞" if v == float("inf") else f"{v:.{digits}f}" for v in values]
-        lines.append([*metric, f"**{escaped(method)}**" if source == MEASURED else "", source, *numbers])
+        numbers = [
+            "" if pd.isna(v) else "∞" if v == float("inf") else f"{v:.{digits}f}" for v in values
+        ]
+        lines.append(
+            [*metric, f"**{escaped(method)}**" if source == MEASURED else "", source, *numbers]
+        )
     return grid(head, lines)
 
 

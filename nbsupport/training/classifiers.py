@@ -102,7 +102,11 @@ def training(name: str, study: Study) -> dict[str, Any]:
         "rel_step": study.adversarial_rel_step,
         "epochs": study.adversarial_epochs,
         "phases": [phase for phase, _ in _phases(name)],
-    } | ({"learning_rates": list(FPD_LEARNING_RATES), "clip_norm": FPD_CLIP_NORM} if name == "FPD" else {})
+    } | (
+        {"learning_rates": list(FPD_LEARNING_RATES), "clip_norm": FPD_CLIP_NORM}
+        if name == "FPD"
+        else {}
+    )
 
 
 def _augmented(images: Images, generator: torch.Generator, how: str) -> Images:
@@ -114,12 +118,17 @@ def _cropped(images: Images, generator: torch.Generator) -> Images:
     number, _, height, width = images.shape
     most = max(height, width) // 8
     padded = F.pad(images, (most, most, most, most), mode="replicate")
-    top, left = (torch.randint(2 * most + 1, (number, 1, 1), generator=generator).to(images.device) for _ in range(2))
+    top, left = (
+        torch.randint(2 * most + 1, (number, 1, 1), generator=generator).to(images.device)
+        for _ in range(2)
+    )
     rows = top + torch.arange(height, device=images.device)[:, None]
     columns = left + torch.arange(width, device=images.device)
     mirrored = (torch.rand(number, 1, 1, generator=generator) < 0.5).to(images.device)
     columns = torch.where(mirrored, columns.flip(-1), columns)
-    picked = padded.permute(0, 2, 3, 1)[torch.arange(number, device=images.device)[:, None, None], rows, columns]
+    picked = padded.permute(0, 2, 3, 1)[
+        torch.arange(number, device=images.device)[:, None, None], rows, columns
+    ]
     return picked.permute(0, 3, 1, 2)
 
 
@@ -133,7 +142,9 @@ def _shifted(images: Images, generator: torch.Generator) -> Images:
 Loss = Callable[[Classifier, Images, Labels, torch.Generator, Study], Tensor]
 
 
-def _plain(classifier: Classifier, images: Images, labels: Labels, generator: torch.Generator, study: Study) -> Tensor:
+def _plain(
+    classifier: Classifier, images: Images, labels: Labels, generator: torch.Generator, study: Study
+) -> Tensor:
     return F.cross_entropy(classifier(images), labels)
 
 
@@ -143,9 +154,15 @@ def _attacked(
     """PGD on the classifier as it is now, in evaluation mode, from another start each time."""
     modes = [(module, module.training) for module in classifier.modules()]
     seed = int(torch.randint(2**31, (), generator=generator))
-    options: dict[str, Any] = {"steps": study.adversarial_steps, "rel_step": study.adversarial_rel_step, "seed": seed}
+    options: dict[str, Any] = {
+        "steps": study.adversarial_steps,
+        "rel_step": study.adversarial_rel_step,
+        "seed": seed,
+    }
     eps = torch.full((len(images),), study.adversarial_eps)
-    if isinstance(classifier, FeaturePyramidDecoder):  # at the full strength from the start it does not begin to learn
+    if isinstance(
+        classifier, FeaturePyramidDecoder
+    ):  # at the full strength from the start it does not begin to learn
         eps = eps * torch.rand(len(images), generator=generator)
     attacked = pgd(target(classifier.eval()), images, labels, eps.to(images), **options)
     for module, mode in modes:
@@ -153,11 +170,17 @@ def _attacked(
     return attacked
 
 
-def _madry(classifier: Classifier, images: Images, labels: Labels, generator: torch.Generator, study: Study) -> Tensor:
-    return F.cross_entropy(classifier(_attacked(classifier, images, labels, generator, study)), labels)
+def _madry(
+    classifier: Classifier, images: Images, labels: Labels, generator: torch.Generator, study: Study
+) -> Tensor:
+    return F.cross_entropy(
+        classifier(_attacked(classifier, images, labels, generator, study)), labels
+    )
 
 
-def _fpd_loss(classifier: Classifier, images: Images, clean: Images, labels: Labels | None) -> Tensor:
+def _fpd_loss(
+    classifier: Classifier, images: Images, clean: Images, labels: Labels | None
+) -> Tensor:
     assert isinstance(classifier, FeaturePyramidDecoder)
     if labels is None:
         return F.mse_loss(classifier.restoration(images), clean)
@@ -170,21 +193,33 @@ def _noisy(images: Images, generator: torch.Generator) -> Images:
     return (images + FPD_NOISE * noise).clamp(0, 1)
 
 
-def _restoring(classifier: Classifier, images: Images, labels: Labels, generator: torch.Generator, _: Study) -> Tensor:
+def _restoring(
+    classifier: Classifier, images: Images, labels: Labels, generator: torch.Generator, _: Study
+) -> Tensor:
     return _fpd_loss(classifier, _noisy(images, generator), images, None)
 
 
-def _joint(classifier: Classifier, images: Images, labels: Labels, generator: torch.Generator, _: Study) -> Tensor:
+def _joint(
+    classifier: Classifier, images: Images, labels: Labels, generator: torch.Generator, _: Study
+) -> Tensor:
     return _fpd_loss(classifier, _noisy(images, generator), images, labels)
 
 
-def _robust(classifier: Classifier, images: Images, labels: Labels, generator: torch.Generator, study: Study) -> Tensor:
-    return _fpd_loss(classifier, _attacked(classifier, images, labels, generator, study), images, labels)
+def _robust(
+    classifier: Classifier, images: Images, labels: Labels, generator: torch.Generator, study: Study
+) -> Tensor:
+    return _fpd_loss(
+        classifier, _attacked(classifier, images, labels, generator, study), images, labels
+    )
 
 
 def _phases(name: str) -> Iterator[tuple[str, Loss]]:
     if name == "FPD":
-        yield from {"restoration": _restoring, "restoration and labels": _joint, "adversarial": _robust}.items()
+        yield from {
+            "restoration": _restoring,
+            "restoration and labels": _joint,
+            "adversarial": _robust,
+        }.items()
     else:
         yield ("adversarial", _madry) if KINDS[name].adversarial else ("plain", _plain)
 
@@ -213,7 +248,9 @@ def train(
 
         def batch_loss(batch: Tensor, generator: torch.Generator, loss: Loss = loss) -> Tensor:
             part, truth = images[batch].to(device), labels[batch].to(device)
-            return loss(classifier, _augmented(part, generator, study.augmentation), truth, generator, study)
+            return loss(
+                classifier, _augmented(part, generator, study.augmentation), truth, generator, study
+            )
 
         history[phase] = fit(
             classifier, batch_loss, examples=len(labels),

@@ -37,15 +37,27 @@ def budget(name: str, study: Study) -> dict[str, Any]:
         }
         return {"epochs": epochs, "learning_rate": rate, "against": attack}
     if recipe.literal:
-        return {"epochs": study.fusion_epochs, "learning_rate": study.learning_rate, "literal": True}
+        return {
+            "epochs": study.fusion_epochs,
+            "learning_rate": study.learning_rate,
+            "literal": True,
+        }
     if recipe.base:
         balanced = {"fusion": study.fusion} if study.fusion != "mean" else {}
-        return {"epochs": study.fusion_epochs, "learning_rate": study.fusion_learning_rate} | balanced
+        return {
+            "epochs": study.fusion_epochs,
+            "learning_rate": study.fusion_learning_rate,
+        } | balanced
     return {"epochs": study.epochs, "learning_rate": study.learning_rate}
 
 
 def train(
-    name: str, denoiser: Denoiser, classifier: Classifier, attacked: AttackedSet, study: Study, scratch: Path
+    name: str,
+    denoiser: Denoiser,
+    classifier: Classifier,
+    attacked: AttackedSet,
+    study: Study,
+    scratch: Path,
 ) -> dict[str, Any]:
     """Train the denoiser of a recipe in place; go on from `scratch` after an interruption.
 
@@ -71,7 +83,9 @@ def train(
     """
     recipe = RECIPES[name]
     if (recipe.strong_only or name == "Y-Net") and not set(STRONG_EPS) <= set(study.eps):
-        raise ValueError(f"{name} learns from ε = {STRONG_EPS}, but the study's strengths are {study.eps}")
+        raise ValueError(
+            f"{name} learns from ε = {STRONG_EPS}, but the study's strengths are {study.eps}"
+        )
     if isinstance(denoiser, PAFilter) and not recipe.knowing:
         denoiser.ynet.requires_grad_(False)
     loss = (_knowing if recipe.knowing else _oblivious)(name, denoiser, classifier, attacked, study)
@@ -85,17 +99,23 @@ def train(
     return {"loss": history, "precision": used} | health(denoiser.eval(), attacked)
 
 
-def _oblivious(name: str, denoiser: Denoiser, classifier: Classifier, attacked: AttackedSet, study: Study) -> Loss:
+def _oblivious(
+    name: str, denoiser: Denoiser, classifier: Classifier, attacked: AttackedSet, study: Study
+) -> Loss:
     recipe, device = RECIPES[name], next(denoiser.parameters()).device
     balanced = study.fusion == "balanced" and recipe.base == "Y-Net" and not recipe.literal
     objective = _balanced(denoiser, classifier, attacked) if balanced else recipe.objective
-    strengths = [study.eps.index(eps) for eps in (STRONG_EPS if recipe.strong_only else study.attacked_eps)]
+    strengths = [
+        study.eps.index(eps) for eps in (STRONG_EPS if recipe.strong_only else study.attacked_eps)
+    ]
 
     def loss(batch: Tensor, generator: torch.Generator) -> Tensor:
         # Every image comes once per strength and epoch; who has fewer strengths sees each more often.
         numbers, slots = batch % len(attacked.images), batch // len(attacked.images)
         rows = torch.tensor(strengths)[slots % len(strengths)]
-        clean, images = (x.to(device) for x in (attacked.images[numbers], attacked.pick(rows, numbers)))
+        clean, images = (
+            x.to(device) for x in (attacked.images[numbers], attacked.pick(rows, numbers))
+        )
         return objective(denoiser, classifier, images, clean, torch.tensor(study.eps)[rows])
 
     return loss
@@ -109,14 +129,18 @@ def _balanced(denoiser: Denoiser, classifier: Classifier, attacked: AttackedSet)
     start = torch.stack([fusion_loss(classifier, denoiser(attacked.at(eps, number).to(device)), clean)
                          for eps in attacked.eps])  # fmt: skip
 
-    def objective(denoiser: Denoiser, classifier: Classifier, images: Tensor, clean: Tensor, eps: Tensor) -> Tensor:
+    def objective(
+        denoiser: Denoiser, classifier: Classifier, images: Tensor, clean: Tensor, eps: Tensor
+    ) -> Tensor:
         rows = (eps[:, None] == strengths).float().argmax(dim=1)
         return fusion_loss(classifier, denoiser(images), clean, 1 / start[rows.to(device)])
 
     return objective
 
 
-def _knowing(name: str, denoiser: Denoiser, classifier: Classifier, attacked: AttackedSet, study: Study) -> Loss:
+def _knowing(
+    name: str, denoiser: Denoiser, classifier: Classifier, attacked: AttackedSet, study: Study
+) -> Loss:
     """Against PGD through denoiser and classifier as they are now, with a strength of its own for each image."""
     chain, device = nn.Sequential(denoiser, classifier), next(denoiser.parameters()).device
 
@@ -124,7 +148,10 @@ def _knowing(name: str, denoiser: Denoiser, classifier: Classifier, attacked: At
         clean, labels = attacked.images[batch].to(device), attacked.labels[batch].to(device)
         eps = (study.adversarial_eps * torch.rand(len(batch), generator=generator)).to(device)
         seed = int(torch.randint(2**31, (), generator=generator))
-        options: dict[str, Any] = {"steps": study.adversarial_steps, "rel_step": study.adversarial_rel_step}
+        options: dict[str, Any] = {
+            "steps": study.adversarial_steps,
+            "rel_step": study.adversarial_rel_step,
+        }
         images = pgd(chain.eval(), clean, labels, eps, seed=seed, **options)
         return RECIPES[name].objective(denoiser.train(), classifier, images, clean, eps)
 
@@ -151,14 +178,20 @@ def health(denoiser: Denoiser, attacked: AttackedSet) -> dict[str, Any]:
 
 def _alive(denoiser: Denoiser, images: Tensor) -> dict[str, float]:
     found: dict[str, float] = {}
-    layers = {name: layer for name, layer in denoiser.named_modules() if isinstance(layer, OutputLayer)}
+    layers = {
+        name: layer for name, layer in denoiser.named_modules() if isinstance(layer, OutputLayer)
+    }
 
     def noting(name: str) -> Callable[[nn.Module, tuple[Tensor]], None]:
         return lambda layer, inputs: found.update({name: float((inputs[0] > 0).float().mean())})
 
     hooks = [layer.register_forward_pre_hook(noting(name)) for name, layer in layers.items()]
     outputs = range(1, HEADS + 1) if isinstance(denoiser, MultiHead) else ("sl", "m")
-    views = [View(denoiser, output) for output in outputs] if isinstance(denoiser, MultiHead | YNet) else [denoiser]
+    views = (
+        [View(denoiser, output) for output in outputs]
+        if isinstance(denoiser, MultiHead | YNet)
+        else [denoiser]
+    )
     for view in views:
         view(images)
     for hook in hooks:

@@ -25,7 +25,9 @@ def precision(wanted: str, device: torch.device) -> str:
 
 def autocast(wanted: str, device: torch.device) -> AbstractContextManager[None]:
     """Within it, layers calculate in that precision; weights stay in float32."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision(wanted, device) == "bfloat16")
+    return torch.autocast(
+        device.type, torch.bfloat16, enabled=precision(wanted, device) == "bfloat16"
+    )
 
 
 def halving(run: Callable[[int], Result], at_once: int) -> Result:

@@ -87,15 +87,24 @@ def fit(
             part.load_state_dict(saved[name])
     rank, processes = team()
     undisturbed = torch.random.fork_rng(range(torch.cuda.device_count()))
-    shown: dict[str, Any] = {"desc": label, "disable": rank > 0, "position": accelerator().process_index or None}
-    with tqdm(total=epochs * steps, initial=len(history) * steps, unit="batch", **shown) as bar, undisturbed:
+    shown: dict[str, Any] = {
+        "desc": label,
+        "disable": rank > 0,
+        "position": accelerator().process_index or None,
+    }
+    with (
+        tqdm(total=epochs * steps, initial=len(history) * steps, unit="batch", **shown) as bar,
+        undisturbed,
+    ):
         for epoch in range(len(history), epochs):
             generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
             torch.manual_seed(generator.initial_seed())  # dropout draws from the global state
             total = 0.0
             for batch in torch.randperm(examples, generator=generator).split(batch_size):
                 optimiser.zero_grad(set_to_none=True)
-                shares = processes if len(batch) >= processes else 1  # of too few, everybody takes all
+                shares = (
+                    processes if len(batch) >= processes else 1
+                )  # of too few, everybody takes all
                 mine = batch[rank % shares :: shares]
                 with autocast(precision, device):
                     value = loss(mine, generator) * (len(mine) * shares / len(batch))
@@ -111,11 +120,19 @@ def fit(
                 optimiser.step()
                 schedule.step()
                 bar.update()
-            mean = accelerator().reduce(torch.tensor(total), reduction="mean") if processes > 1 else total
+            mean = (
+                accelerator().reduce(torch.tensor(total), reduction="mean")
+                if processes > 1
+                else total
+            )
             history.append(float(mean) / examples)
             bar.set_postfix(loss=f"{history[-1]:.4f}")
             if rank == 0:
-                _write(checkpoint, {name: part.state_dict() for name, part in parts.items()} | {"history": history})
+                _write(
+                    checkpoint,
+                    {name: part.state_dict() for name, part in parts.items()}
+                    | {"history": history},
+                )
     trained.to(memory_format=torch.contiguous_format)
     return history
 
@@ -125,7 +142,9 @@ def _write(checkpoint: Path, state: dict[str, Any]) -> None:
     file = io.BytesIO()
     torch.save(state, file)
     content = file.getvalue()
-    write_atomically(checkpoint, lambda path: path.write_bytes(hashlib.sha256(content).digest() + content))
+    write_atomically(
+        checkpoint, lambda path: path.write_bytes(hashlib.sha256(content).digest() + content)
+    )
 
 
 def _read(checkpoint: Path) -> dict[str, Any]:
@@ -135,6 +154,8 @@ def _read(checkpoint: Path) -> dict[str, Any]:
     stored = checkpoint.read_bytes()
     checksum, content = stored[:32], stored[32:]
     if hashlib.sha256(content).digest() != checksum:
-        warnings.warn(f"{checkpoint}: damaged; starting this training again", CorruptArtefact, stacklevel=3)
+        warnings.warn(
+            f"{checkpoint}: damaged; starting this training again", CorruptArtefact, stacklevel=3
+        )
         return {}
     return torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")

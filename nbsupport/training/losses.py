@@ -14,7 +14,9 @@ def image_loss(denoised: Images, clean: Images) -> Float[Tensor, ""]:
     return F.l1_loss(denoised, clean)
 
 
-def semantic_loss(classifier: Classifier, denoised: Images, clean: Images, layer: str = "logits") -> Float[Tensor, ""]:
+def semantic_loss(
+    classifier: Classifier, denoised: Images, clean: Images, layer: str = "logits"
+) -> Float[Tensor, ""]:
     """L_sem = ‖φ_l(I) − φ_l(Ĩ)‖₁ (eq. 5), as a mean over all values.
 
     Parameters
@@ -44,5 +46,7 @@ def fusion_loss(
 
     The mean over the images; with `weights`, of one per image, that of the products.
     """
-    each = F.cross_entropy(classifier(fused), classifier(clean).detach().softmax(dim=1), reduction="none")
+    each = F.cross_entropy(
+        classifier(fused), classifier(clean).detach().softmax(dim=1), reduction="none"
+    )
     return each.mean() if weights is None else (each * weights).mean()

@@ -28,7 +28,9 @@ def cifar_resnet20():
     torch.manual_seed(0)
     classifier = build("resnet20", 10, 32).train()
     labels = torch.randint(10, (IMAGES,))
-    images = (torch.rand(10, 3, 32, 32)[labels] * 0.3 + 0.35 + 0.1 * torch.randn(IMAGES, 3, 32, 32)).clamp(0, 1)
+    images = (
+        torch.rand(10, 3, 32, 32)[labels] * 0.3 + 0.35 + 0.1 * torch.randn(IMAGES, 3, 32, 32)
+    ).clamp(0, 1)
     optimiser = torch.optim.Adam(classifier.parameters(), 3e-3)
     for _ in range(15):
         optimiser.zero_grad()

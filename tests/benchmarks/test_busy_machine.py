@@ -24,14 +24,21 @@ print(64 * 40 / (time.perf_counter() - start))
 def rate(spins):
     environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
     done = subprocess.run(
-        [sys.executable, "-c", RATE], env=environment | {"GOMP_SPINCOUNT": spins}, capture_output=True, check=True
+        [sys.executable, "-c", RATE],
+        env=environment | {"GOMP_SPINCOUNT": spins},
+        capture_output=True,
+        check=True,
     )
     return float(done.stdout)
 
 
 def medians():
-    rounds = [[rate(spins) for spins in SPINS] for _ in range(ROUNDS)]  # in turns: a machine's speed drifts
-    return dict(zip(SPINS, (sorted(rates)[ROUNDS // 2] for rates in zip(*rounds, strict=True)), strict=True))
+    rounds = [
+        [rate(spins) for spins in SPINS] for _ in range(ROUNDS)
+    ]  # in turns: a machine's speed drifts
+    return dict(
+        zip(SPINS, (sorted(rates)[ROUNDS // 2] for rates in zip(*rounds, strict=True)), strict=True)
+    )
 
 
 @pytest.mark.parametrize("way", ["ours"])
@@ -47,4 +54,6 @@ def test_waiting_threads(benchmark, way):
     print(f"\n{'GOMP_SPINCOUNT':>16} {'idle':>8} {'busy':>8}   image-steps/s, median of {ROUNDS}")
     for spins in SPINS:
         print(f"{spins:>16} {idle[spins]:8.0f} {busy[spins]:8.0f}")
-    print(f"2000: {idle['2000'] / idle['10000']:.0%} of 10000's rate idle, {busy['2000'] / busy['0']:.0%} of 0's busy")
+    print(
+        f"2000: {idle['2000'] / idle['10000']:.0%} of 10000's rate idle, {busy['2000'] / busy['0']:.0%} of 0's busy"
+    )

@@ -19,16 +19,24 @@ ADAM = 16  # bytes per weight in float32: itself, its gradient and Adam's two mo
 
 def saved(run, *networks):
     """Bytes of all that the backward pass needs beside the weights; what lies in one piece of memory once."""
-    known = {each.untyped_storage().data_ptr() for net in networks for each in (*net.parameters(), *net.buffers())}
+    known = {
+        each.untyped_storage().data_ptr()
+        for net in networks
+        for each in (*net.parameters(), *net.buffers())
+    }
     kept = {}
 
     def pack(tensor):
-        kept[tensor.untyped_storage().data_ptr()] = tensor  # kept, so that no other comes to lie in the same place
+        kept[tensor.untyped_storage().data_ptr()] = (
+            tensor  # kept, so that no other comes to lie in the same place
+        )
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         run()
-    return sum(tensor.untyped_storage().nbytes() for place, tensor in kept.items() if place not in known)
+    return sum(
+        tensor.untyped_storage().nbytes() for place, tensor in kept.items() if place not in known
+    )
 
 
 def grown(learn, number, *networks):
@@ -42,7 +50,9 @@ def grown(learn, number, *networks):
 def test_memory_at_the_papers_scale(benchmark, name, way):
     study, lines = Study.named(name, "paper"), []
     size, images = study.image_size, torch.rand(len(EPS), 3, study.image_size, study.image_size)
-    classifier = build(study.classifier, 10 if size == 32 else 1000, size).eval().requires_grad_(False)
+    classifier = (
+        build(study.classifier, 10 if size == 32 else 1000, size).eval().requires_grad_(False)
+    )
     attacked = prepare(classifier, images[:2])
 
     def learn(recipe, denoiser, times):
@@ -56,11 +66,17 @@ def test_memory_at_the_papers_scale(benchmark, name, way):
 
     def count():
         for recipe in NAMES:
-            denoiser = RECIPES[recipe].build(width=study.width, kernel_size=study.kernel_size).train()
+            denoiser = (
+                RECIPES[recipe].build(width=study.width, kernel_size=study.kernel_size).train()
+            )
             batch = grown(partial(learn, recipe, denoiser), study.batch_size, denoiser, classifier)
             weights = sum(parameter.numel() for parameter in denoiser.parameters()) * ADAM
-            lines.append(f"training {recipe}, batches of {study.batch_size}: {(batch + weights) / 1e9:.1f} GB")
-        lines.append(f"attacking {CHUNK['cuda']} images at once: {grown(attack, CHUNK['cuda'], attacked) / 1e9:.1f} GB")
+            lines.append(
+                f"training {recipe}, batches of {study.batch_size}: {(batch + weights) / 1e9:.1f} GB"
+            )
+        lines.append(
+            f"attacking {CHUNK['cuda']} images at once: {grown(attack, CHUNK['cuda'], attacked) / 1e9:.1f} GB"
+        )
 
     benchmark.group = f"memory at the paper's scale, {name}"
     benchmark.pedantic(count, rounds=1)

@@ -28,11 +28,16 @@ def bare(network, images, labels):
 def test_an_attack_beside_its_limit(benchmark, cifar_resnet20, way):
     classifier, images, labels = cifar_resnet20
     network = prepare(classifier, images[:2])
-    limits = {"bare forward + backward": network, "the same after torch.compile": torch.compile(network)}
+    limits = {
+        "bare forward + backward": network,
+        "the same after torch.compile": torch.compile(network),
+    }
     ours = partial(pgd, classifier, images, labels, 0.01, steps=STEPS)
     attack = partial(bare, limits[way], images, labels) if way in limits else ours
     benchmark.group = "pgd beside its limit, ResNet-20"
-    benchmark.pedantic(attack, rounds=3, warmup_rounds=1)  # compilation belongs to the warm-up, and takes a minute
+    benchmark.pedantic(
+        attack, rounds=3, warmup_rounds=1
+    )  # compilation belongs to the warm-up, and takes a minute
     print(f"\n{way}: {len(images) * STEPS / benchmark.stats.stats.median:.0f} image-steps/s")
 
 
@@ -48,7 +53,9 @@ def test_training(benchmark, cifar_resnet20, name, way, tmp_path):
 
     def loss(batch, generator=None):
         chosen = batch % BATCH
-        return RECIPES[name].objective(denoiser, classifier, attacked[chosen], clean[chosen], eps[chosen])
+        return RECIPES[name].objective(
+            denoiser, classifier, attacked[chosen], clean[chosen], eps[chosen]
+        )
 
     def ours():
         (tmp_path / "checkpoint.pt").unlink(missing_ok=True)
@@ -77,8 +84,13 @@ def test_disk_of_attacked_images(benchmark, way, tmp_path):
     specification = {"kind": "attacked", "name": "noise"}
     store = Store(tmp_path)
     benchmark.group = "disk of attacked images"
-    benchmark.pedantic(lambda: store.array(specification, shape, lambda block, rows: made[rows, block], ""), rounds=1)
-    size = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) / (shape[0] * shape[1])
+    benchmark.pedantic(
+        lambda: store.array(specification, shape, lambda block, rows: made[rows, block], ""),
+        rounds=1,
+    )
+    size = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) / (
+        shape[0] * shape[1]
+    )
     print(f"\n{size:.0f} bytes per attacked image, {size / (4 * 3 * 32 * 32):.2f} of raw float32")
 
 

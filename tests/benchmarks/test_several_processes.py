@@ -38,14 +38,21 @@ def test_two_processes_beside_one(benchmark, way, tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
 
     def seconds(*launcher):
-        command = [sys.executable, *launcher, str(tmp_path / "tables.py"), str(tmp_path / str(len(launcher)))]
+        command = [
+            sys.executable,
+            *launcher,
+            str(tmp_path / "tables.py"),
+            str(tmp_path / str(len(launcher))),
+        ]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
         (line,) = (line for line in done.stdout.splitlines() if line.startswith("seconds"))
         return [float(number) for number in line.split()[1:]]
 
     one = seconds()
     two = benchmark.pedantic(
-        seconds, args=("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"), rounds=1
+        seconds,
+        args=("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
+        rounds=1,
     )
     benchmark.group = "two processes beside one"
     for part, single, double in zip(("attacks", "all of Tables 1 to 4"), one, two, strict=True):

@@ -61,13 +61,27 @@ class Lab:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        self.token, self.url, self.log = secrets.token_hex(), f"http://127.0.0.1:{port}", root / "log"
+        self.token, self.url, self.log = (
+            secrets.token_hex(),
+            f"http://127.0.0.1:{port}",
+            root / "log",
+        )
         folders = {"JUPYTERLAB_SETTINGS_DIR": "settings", "JUPYTERLAB_WORKSPACES_DIR": "workspaces",
                    "JUPYTER_CONFIG_DIR": "config", "JUPYTER_RUNTIME_DIR": "runtime", "JUPYTER_DATA_DIR": "data",
                    "IPYTHONDIR": "ipython", "NBSUPPORT_HOME": "store", "NBSUPPORT_FIGURES": "saved"}  # fmt: skip
-        chosen = {"NBSUPPORT_STUDY": "digits", "NBSUPPORT_SCALE": "smoke", "JUPYTER_TOKEN": self.token}
-        chosen["PYTHONPATH"] = str(REPOSITORY)  # kernels import the package that stands beside these tests
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("NBSUPPORT", "JUPYTER"))}
+        chosen = {
+            "NBSUPPORT_STUDY": "digits",
+            "NBSUPPORT_SCALE": "smoke",
+            "JUPYTER_TOKEN": self.token,
+        }
+        chosen["PYTHONPATH"] = str(
+            REPOSITORY
+        )  # kernels import the package that stands beside these tests
+        inherited = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("NBSUPPORT", "JUPYTER"))
+        }
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}",
@@ -94,7 +108,9 @@ class Lab:
     def check(self) -> None:
         """Fail with the end of its log if the server is gone."""
         if self.process.poll() is not None:
-            pytest.fail(f"JupyterLab ended with {self.process.returncode}:\n{self.log.read_text()[-3000:]}")
+            pytest.fail(
+                f"JupyterLab ended with {self.process.returncode}:\n{self.log.read_text()[-3000:]}"
+            )
 
     def close(self) -> None:
         self.process.terminate()
@@ -120,9 +136,15 @@ class Opened:
 
     def run(self) -> None:
         """Run all cells, up to the first that fails."""
-        self.page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells'); }")
+        self.page.evaluate(
+            "() => { window.jupyterapp.commands.execute('notebook:run-all-cells'); }"
+        )
         executed = f"{CODE}.every((cell) => cell.model.executionCount !== null)"
-        self.until(f"{IDLE} && (window.kernel.failed || {executed})", "the end of the last cell", seconds=900)
+        self.until(
+            f"{IDLE} && (window.kernel.failed || {executed})",
+            "the end of the last cell",
+            seconds=900,
+        )
 
     def _console(self, message) -> None:
         if message.type == "error":
@@ -157,9 +179,16 @@ class Opened:
         control.focus()
         self.page.keyboard.press(key)
         if back_to:
-            self.until("await pixels(a) === b", f"{what} to bring the picture back", element, back_to)
+            self.until(
+                "await pixels(a) === b", f"{what} to bring the picture back", element, back_to
+            )
         else:
-            self.until("!['', b].includes(await pixels(a))", f"{what} to change the picture", element, before)
+            self.until(
+                "!['', b].includes(await pixels(a))",
+                f"{what} to change the picture",
+                element,
+                before,
+            )
         return before
 
     def outputs(self) -> list[dict]:

@@ -6,7 +6,9 @@ import re
 import pytest
 from lab import NOTEBOOKS, PANEL
 
-pytestmark = pytest.mark.parametrize("notebook", NOTEBOOKS[:1], ids=lambda path: path.stem, indirect=True)
+pytestmark = pytest.mark.parametrize(
+    "notebook", NOTEBOOKS[:1], ids=lambda path: path.stem, indirect=True
+)
 
 # What may grow and shrink with what it says.
 INNER = ":is(.nbs-words, .nbs-kernels, svg) *, option, small"
@@ -46,7 +48,9 @@ CONTRASTS = """(root) => {
 
 @pytest.fixture
 def explorer(notebook):
-    (number,) = (number for number, source in enumerate(notebook.sources) if "widgets.explore(" in source)
+    (number,) = (
+        number for number, source in enumerate(notebook.sources) if "widgets.explore(" in source
+    )
     root = notebook.show(number).locator(".nbs")
     root.evaluate("(root) => root.scrollIntoView({ block: 'end' })")
     yield root
@@ -69,20 +73,24 @@ def picture(explorer, name):
 
 def in_kernel(notebook, line):
     """Run a line on the explorer, which is there as `it`."""
-    code = (
-        f"from nbsupport import widgets\nit, = (w for w in widgets._all_widgets() if hasattr(w, 'exploration'))\n{line}"
-    )
+    code = f"from nbsupport import widgets\nit, = (w for w in widgets._all_widgets() if hasattr(w, 'exploration'))\n{line}"
     kernel = f"{PANEL}.sessionContext.session.kernel"
-    reply = notebook.page.evaluate(f"async (code) => (await {kernel}.requestExecute({{ code }}).done).content", code)
+    reply = notebook.page.evaluate(
+        f"async (code) => (await {kernel}.requestExecute({{ code }}).done).content", code
+    )
     assert reply["status"] == "ok"
 
 
 def test_thumbnails_are_chosen_with_the_keyboard(notebook, explorer):
     thumbnails = explorer.get_by_role("group", name="images").get_by_role("button")
-    first = notebook.press("Enter", thumbnails.last, picture(explorer, "clean"), "the last thumbnail")
+    first = notebook.press(
+        "Enter", thumbnails.last, picture(explorer, "clean"), "the last thumbnail"
+    )
     assert [each.get_attribute("aria-pressed") for each in thumbnails.all()][-1] == "true"
     notebook.shoot("explorer-image")
-    notebook.press("Space", thumbnails.first, picture(explorer, "clean"), "the first thumbnail", back_to=first)
+    notebook.press(
+        "Space", thumbnails.first, picture(explorer, "clean"), "the first thumbnail", back_to=first
+    )
 
 
 def test_the_strength_is_moved_with_the_keyboard(notebook, explorer, strength):
@@ -117,13 +125,21 @@ def test_tab_reaches_everything_in_order(notebook, explorer):
 
 
 def test_a_click_chooses_the_pixel_and_arrows_move_it(notebook, explorer):
-    heading, kernel = explorer.get_by_role("heading", name="kernels of pixel"), explorer.locator(".nbs-kernels canvas")
+    heading, kernel = (
+        explorer.get_by_role("heading", name="kernels of pixel"),
+        explorer.locator(".nbs-kernels canvas"),
+    )
     for name in ("clean", "attacked", "denoised"):
         canvas = picture(explorer, name)
         width, height = canvas.evaluate("(canvas) => [canvas.width, canvas.height]")
-        box, before = canvas.bounding_box(), (canvas.evaluate("pixels"), kernel.first.evaluate("pixels"))
+        box, before = (
+            canvas.bounding_box(),
+            (canvas.evaluate("pixels"), kernel.first.evaluate("pixels")),
+        )
         canvas.click(position={"x": box["width"] * 3.5 / width, "y": box["height"] * 0.5 / height})
-        notebook.until("a.textContent.endsWith('(0, 3)')", f"a click on {name}", heading.element_handle())
+        notebook.until(
+            "a.textContent.endsWith('(0, 3)')", f"a click on {name}", heading.element_handle()
+        )
         assert canvas.evaluate("pixels") != before[0]
         assert kernel.first.evaluate("pixels") != before[1]
         steps = {
@@ -134,10 +150,14 @@ def test_a_click_chooses_the_pixel_and_arrows_move_it(notebook, explorer):
         }  # up: at the edge
         for key, place in steps.items():
             notebook.page.keyboard.press(key)
-            notebook.until("a.textContent.endsWith(b)", f"{place} after {key}", heading.element_handle(), place)
+            notebook.until(
+                "a.textContent.endsWith(b)", f"{place} after {key}", heading.element_handle(), place
+            )
         notebook.shoot(f"explorer-pixel-{name}")
         in_kernel(notebook, "it.row = it.column = 16")
-        notebook.until("a.textContent.endsWith('(16, 16)')", "the first pixel", heading.element_handle())
+        notebook.until(
+            "a.textContent.endsWith('(16, 16)')", "the first pixel", heading.element_handle()
+        )
 
 
 def test_recomputing_says_that_it_is_busy_and_ends(notebook, explorer):
@@ -163,10 +183,15 @@ class Slow(dict):
         while not pathlib.Path({str(free)!r}).exists(): time.sleep(0.05)
         return super().__getitem__(key)
 """
-    in_kernel(notebook, slow + "kept, it.exploration.frames = it.exploration.frames, Slow(it.exploration.frames)")
+    in_kernel(
+        notebook,
+        slow + "kept, it.exploration.frames = it.exploration.frames, Slow(it.exploration.frames)",
+    )
     strength.focus()
     notebook.page.keyboard.press("ArrowLeft")
-    notebook.until("a.textContent.startsWith('waiting for the kernel')", "the explorer to say so", status)
+    notebook.until(
+        "a.textContent.startsWith('waiting for the kernel')", "the explorer to say so", status
+    )
     notebook.shoot("explorer-waiting")
     free.touch()
     notebook.until("a.textContent === ''", "the kernel's answer", status)
@@ -179,7 +204,9 @@ def test_an_error_is_seen_and_not_the_end(notebook, explorer, strength):
     in_kernel(notebook, "kept, it.exploration.frames = it.exploration.frames, {}")
     strength.focus()
     notebook.page.keyboard.press("ArrowLeft")
-    notebook.until("a.textContent.startsWith('KeyError')", "the error's message", alert.element_handle())
+    notebook.until(
+        "a.textContent.startsWith('KeyError')", "the error's message", alert.element_handle()
+    )
     notebook.shoot("explorer-error")
     in_kernel(notebook, "it.exploration.frames = kept")
     notebook.page.keyboard.press("ArrowRight")
@@ -213,7 +240,12 @@ def test_nothing_jumps_and_nothing_is_cut(notebook, explorer, strength, method):
             notebook.page.keyboard.press(key)
             eps = strength.get_attribute("aria-valuetext").partition(" ")[0]
             wanted = [name, f"at ε = {eps}"]
-            notebook.until("b.every((part) => a.textContent.includes(part))", f"{name} {wanted[1]}", plot, wanted)
+            notebook.until(
+                "b.every((part) => a.textContent.includes(part))",
+                f"{name} {wanted[1]}",
+                plot,
+                wanted,
+            )
             seen.setdefault("\n".join(explorer.evaluate(BOXES)), []).append((name, eps))
             assert explorer.evaluate(CUT) == []
     assert list(seen.values()) == [[*itertools.chain(*seen.values())]]
@@ -223,11 +255,17 @@ def test_nothing_jumps_and_nothing_is_cut(notebook, explorer, strength, method):
 @pytest.mark.parametrize("theme", ["Dark", "Light"])
 def test_it_can_be_read_in_both_themes(notebook, explorer, theme):
     in_kernel(notebook, "it.message = 'What went wrong'")
-    change = "(theme) => { window.jupyterapp.commands.execute('apputils:change-theme', { theme }); }"
+    change = (
+        "(theme) => { window.jupyterapp.commands.execute('apputils:change-theme', { theme }); }"
+    )
     notebook.page.evaluate(change, f"JupyterLab {theme}")
-    changed = "document.body.dataset.jpThemeName === b && !document.querySelector('#jupyterlab-splash')"
+    changed = (
+        "document.body.dataset.jpThemeName === b && !document.querySelector('#jupyterlab-splash')"
+    )
     alert = explorer.get_by_role("alert").element_handle()
-    notebook.until(f"{changed} && a.textContent", f"the theme {theme}", alert, f"JupyterLab {theme}")
+    notebook.until(
+        f"{changed} && a.textContent", f"the theme {theme}", alert, f"JupyterLab {theme}"
+    )
     notebook.shoot(f"explorer-{theme.lower()}")
     contrasts = explorer.evaluate(CONTRASTS)
     in_kernel(notebook, "it.message = ''")
