@@ -1,4 +1,4 @@
-# Everything from a bare clone: `make study`, `make lab`, `make test`.
+# Everything from a bare clone: `make lab`, `make study`, `make test`.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
@@ -10,19 +10,21 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # The notebooks are tested in this browser; named (make test CHROMIUM=/path/to/chromium), it must be there.
 CHROMIUM ?= $(firstword $(foreach name,chromium chromium-browser google-chrome,$(shell command -v $(name) 2>/dev/null)))
 NO_CHROMIUM := The notebooks were NOT tested in a browser: install Chromium (Debian: apt install chromium), or name one: make browser CHROMIUM=/path/to/chromium
+NBSUPPORT := $(BIN)/python -m nbsupport
 
-.PHONY: help install study robust seeds lab test browser bench report doctor links clean
+.PHONY: help install study robust seeds lab test test-all browser bench report figures doctor links clean
 help:
-	@echo "make study    run the core of the study on this machine: Tables 1-4, Figures 1-4 (notebooks 00-08)"
-	@echo "make robust   the second half: robust classifiers, the attacker who knows, another fusion (09-13, long)"
-	@echo "make seeds    the headline comparisons once more, over three trainings of every denoiser"
 	@echo "make lab      open JupyterLab on notebooks/00_start_here.ipynb"
-	@echo "make test     check everything: style, types, unit tests, every notebook, and again in a browser"
-	@echo "make browser  only the last: every notebook in JupyterLab in Chromium, with screenshots"
-	@echo "make bench    how fast, beside the usual ways of doing it"
-	@echo "make report   one web page of all results, which needs no network: build/report.html"
+	@echo "make study    the core of the study on this machine: Tables 1-4, Figures 1-4 (notebooks 00-08)"
+	@echo "make robust   the second half: robust classifiers, adaptive attacks, another fusion (09-13, hours)"
+	@echo "make seeds    the headline comparisons over three trainings of every denoiser (15, hours)"
+	@echo "make report   all results on one web page that needs no network: build/report.html"
 	@echo "make doctor   what is installed, what is there, what is missing"
-	@echo "make clean    remove the virtual environment and the pages (not the store)"
+	@echo "make test     check everything: style, types, unit tests, every notebook, and each in a browser"
+	@echo "make test-all the same with the larger browser matrices (widths, themes)"
+	@echo "make bench    speed and memory beside the usual ways"
+	@echo "make figures  for maintainers: run all notebooks and write figures/ and the README's table"
+	@echo "make clean    remove the virtual environment and build/ (not the store)"
 
 install: $(READY)
 $(READY): pyproject.toml constraints.txt
@@ -35,19 +37,27 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 study: $(READY)
-	@$(BIN)/python -m nbsupport run 00 01 02 03 04 05 06 07 08
-	@$(BIN)/python -m nbsupport report --tables 1 2 3 4
-	@$(BIN)/python -m nbsupport report --html
-	@echo; echo "Now walk through it: make lab. The second half, robust classifiers and the attacker who knows: make robust"
+	@$(NBSUPPORT) run 00 01 02 03 04 05 06 07 08
+	@$(NBSUPPORT) report
+	@$(NBSUPPORT) report --html
 
 robust: $(READY)
-	@$(BIN)/python -m nbsupport run 09 10 11 12 13
-	@$(BIN)/python -m nbsupport report --tables 5 6 7
-	@$(BIN)/python -m nbsupport report --html
+	@$(NBSUPPORT) run 09 10 11 12 13
+	@$(NBSUPPORT) report --html
 
 seeds: $(READY)
-	@$(BIN)/python -m nbsupport run 15
-	@$(BIN)/python -m nbsupport report --html
+	@$(NBSUPPORT) run 15
+	@$(NBSUPPORT) report --html
+
+report: $(READY)
+	@$(NBSUPPORT) report --html
+
+figures: $(READY)
+	NBSUPPORT_FIGURES="$(CURDIR)/figures" $(NBSUPPORT) run
+	@$(BIN)/python -m nbsupport.results.report
+
+doctor: $(READY)
+	@$(NBSUPPORT) doctor
 
 lab: $(READY)
 	@$(BIN)/python -m jupyterlab $(if $(filter 0,$(shell id -u)),--allow-root) --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb
@@ -59,22 +69,20 @@ test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
 	$(if $(CHROMIUM),@$(MAKE) --no-print-directory browser,@echo "$(NO_CHROMIUM)")
 
+test-all: MATRIX := matrix or not matrix
+test-all: export MATRIX
+test-all: test
+
+MATRIX ?= not matrix
 browser: $(READY)
 	@test -n "$(CHROMIUM)" || { echo "$(NO_CHROMIUM)"; exit 1; }
-	CHROMIUM="$(CHROMIUM)" $(BIN)/python -m pytest tests/browser -o addopts="-ra --strict-markers"
+	CHROMIUM="$(CHROMIUM)" $(BIN)/python -m pytest tests/browser -o addopts="-ra --strict-markers" -m "$(MATRIX)"
 
 bench: $(READY)
 	$(BIN)/python -m pytest tests/benchmarks -o addopts= --benchmark-only --benchmark-disable-gc -rP
 
-report: $(READY)
-	@$(BIN)/python -m nbsupport report --html
-
-doctor: $(READY)
-	@$(BIN)/python -m nbsupport doctor
-
 links: $(READY)
-	@$(BIN)/python -m nbsupport.results.navigation
-	@$(BIN)/python -m nbsupport.results.readme
+	@$(BIN)/python -m nbsupport.results.notebooks
 
 clean:
 	rm -rf .venv build

@@ -1,38 +1,67 @@
 """AdvFilter in notebooks: predictive filtering against adversarial attacks, measured.
 
-`study` says what is to be run, `artefacts` makes and keeps everything expensive, `evaluation`
-measures, `claims` judges, `plots`, `pictures`, `widgets` and `figures` show. CONTRIBUTING.md lists all
-modules; each imports only from those above it there. `defend` puts a trained denoiser before a
-classifier; `load_pretrained` gives those that come with the package.
+The public face: `load_pretrained`, `samples`, `wrap`, `defend`, `evaluate`, `explore`, and the wings
+`data`, `classifiers`, `denoisers`, `attacks`, `training`, `experiments`, `interactive`, `results`, each of
+which imports only from those before it. All of them are imported when they are first used.
 """
 
-import ctypes
+import importlib
 import os
-import platform
+from typing import Any
 
-# OpenMP's threads spin while they wait for each other, which starves every other process on the same cores. They
-# give up soon here: `make bench` compares this with sleeping at once and with spinning longer. Read when torch loads.
+# OpenMP's threads spin while they wait for each other, which starves every other process on the same
+# cores. Here they give up soon (`make bench` compares). PyTorch reads this when it is loaded.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
-# The C library asks the system for every large tensor anew, and the system fills its pages with zeros first,
-# which took half of an attack's time on photographs. So it keeps a gigabyte of what is freed (M_MMAP_MAX: no
-# mappings of their own; M_TRIM_THRESHOLD: from when on memory goes back).
-if platform.libc_ver()[0] == "glibc":
-    ctypes.CDLL(None).mallopt(-4, 0)
-    ctypes.CDLL(None).mallopt(-1, 2**30)
-
-import torch
-
 __version__ = "0.1.0"
+__all__ = ["defend", "evaluate", "explore", "load_pretrained", "samples", "setup", "wrap"]
 
-# Small weights and gradients become denormal numbers, on which a CPU is several times slower.
-torch.set_flush_denormal(True)
-# Attacks and their evaluation compare perturbations of 1e-4, which TF32's ten bits would swallow.
-torch.backends.cuda.matmul.allow_tf32 = False
-torch.backends.cudnn.allow_tf32 = False
+_PUBLIC = {
+    "defend": "denoisers.defended",
+    "evaluate": "experiments.evaluation",
+    "explore": "interactive.explorer",
+    "load_pretrained": "denoisers.pretrained",
+    "samples": "denoisers.pretrained",
+    "wrap": "classifiers.custom",
+}
+_WINGS = [
+    "data",
+    "classifiers",
+    "denoisers",
+    "attacks",
+    "training",
+    "experiments",
+    "interactive",
+    "results",
+]
 
-from .denoisers.defended import defend  # noqa: E402  (it imports all of the above)
-from .denoisers.pretrained import load_pretrained  # noqa: E402
 
-__all__ = ["defend", "load_pretrained"]
+def __getattr__(name: str) -> Any:
+    if name in _WINGS:
+        return importlib.import_module(f"{__name__}.{name}")
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC, *_WINGS])
+
+
+def setup() -> None:
+    """Tune this process for the study: the command line, notebooks and workers call it once.
+
+    On Linux the C library keeps a gigabyte of freed memory for the next tensors, which halves the time of
+    attacks on photographs. Denormal numbers count as zero, since they slow a CPU several times.
+    """
+    import ctypes
+    import platform
+
+    import torch
+
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: large blocks get no mappings of their own,
+        libc.mallopt(-1, 2**30)  # M_TRIM_THRESHOLD: and are given back from a gigabyte on
+    torch.set_flush_denormal(True)

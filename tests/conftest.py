@@ -8,22 +8,22 @@ hook.__enter__()
 
 import pytest  # noqa: E402
 
-from nbsupport.experiments.artifacts import Artefacts  # noqa: E402
+from nbsupport.experiments.artifacts import Experiment  # noqa: E402
 from nbsupport.experiments.store import Store  # noqa: E402
 from nbsupport.study import Study  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
-def _own_home(tmp_path, monkeypatch):
+def _isolate(tmp_path, monkeypatch):
     monkeypatch.setenv("NBSUPPORT_HOME", str(tmp_path / "home"))
     for name in ("STUDY", "SCALE", "CLASSIFIER", "DATA", "IMAGE_SIZE", "FIGURES"):
         monkeypatch.delenv(f"NBSUPPORT_{name}", raising=False)
 
 
 @pytest.fixture(scope="session")
-def artefacts(tmp_path_factory):
-    """The artefacts of the smallest study, made once for all tests."""
-    return Artefacts(Study.named("digits", "smoke"), Store(tmp_path_factory.mktemp("store")))
+def experiment(tmp_path_factory):
+    """The smallest study, whose artifacts are made once for all tests."""
+    return Experiment(Study.named("digits", "smoke"), Store(tmp_path_factory.mktemp("store")))
 
 
 @pytest.fixture

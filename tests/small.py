@@ -1,15 +1,13 @@
-"""A study of a linear classifier and 24 tiny images, of which everything can be said in closed form."""
+"""A study of a linear classifier and 24 tiny images, whose results have closed forms."""
 
 import numpy as np
 import torch
 from torch import nn
 
-from nbsupport.attacks.pgd import AttackedSet, ratios
 from nbsupport.classifiers.models import Classifier
-from nbsupport.data.benchmarks import Split
+from nbsupport.data.images import Split
 from nbsupport.experiments.adaptive_evaluation import Outcome
-from nbsupport.experiments.artifacts import Artefacts
-from nbsupport.experiments.evaluation import Evaluation
+from nbsupport.experiments.artifacts import Experiment
 from nbsupport.experiments.store import Store
 from nbsupport.study import Study
 
@@ -17,7 +15,7 @@ CLASSES, SIDE, NUMBER = 4, 8, 24
 
 
 def linear(seed=0, classes=CLASSES, side=SIDE, scale=10.0):
-    """A linear classifier, of which every image's distance to other classes is known."""
+    """A linear classifier: every image's distance to every class has a closed form."""
     generator = torch.Generator().manual_seed(seed)
     layer = nn.Linear(3 * side**2, classes)
     layer.weight.data = scale * torch.randn(layer.weight.shape, generator=generator) / side
@@ -31,15 +29,13 @@ def gaps(classifier, images, labels):
     logits = flat @ layer.weight.T.double() + layer.bias.double()
     weights = 2 * layer.weight.double()  # of images in [0, 1]
     others = [[k for k in range(len(weights)) if k != y] for y in labels.tolist()]
-    behind = torch.stack(
-        [logits[i, y] - logits[i, others[i]] for i, y in enumerate(labels.tolist())]
-    )
-    steps = torch.stack([weights[others[i]] - weights[y] for i, y in enumerate(labels.tolist())])
-    return behind, steps
+    pairs = list(zip(range(len(flat)), labels.tolist(), others, strict=True))
+    behind = torch.stack([logits[i, y] - logits[i, rest] for i, y, rest in pairs])
+    return behind, torch.stack([weights[rest] - weights[y] for _, y, rest in pairs])
 
 
 def radii(classifier, images, labels, norm):
-    """Per image the smallest perturbation that deceives, where no border of [0, 1] is near; ``norm`` is dual."""
+    """Per image the norm of the smallest perturbation that succeeds, far from the borders of [0, 1]; ``norm`` is dual."""
     behind, steps = gaps(classifier, images, labels)
     return (behind / steps.norm(p=norm, dim=2)).amin(dim=1).clamp(min=0)
 
@@ -47,12 +43,8 @@ def radii(classifier, images, labels, norm):
 def pictures(number=NUMBER, seed=1):
     """Grayish, away from the borders of [0, 1]; each leans towards one class of `linear`, more or less so."""
     generator = torch.Generator().manual_seed(seed)
-    patterns = (
-        linear()
-        .network[1]
-        .weight.sign()
-        .view(CLASSES, 3, SIDE, SIDE)[torch.arange(number) % CLASSES]
-    )
+    signs = linear().network[1].weight.sign().view(CLASSES, 3, SIDE, SIDE)
+    patterns = signs[torch.arange(number) % CLASSES]
     lean = 0.02 + 0.1 * torch.rand(number, 1, 1, 1, generator=generator)
     return 0.5 + lean * patterns * torch.rand(patterns.shape, generator=generator)
 
@@ -63,16 +55,13 @@ STUDY = Study.named(
 )  # fmt: skip
 
 
-class SmallArtefacts(Artefacts):
-    """Artefacts of which only the denoisers named at the start exist."""
+class SmallExperiment(Experiment):
+    """Experiment in which only the denoisers given at the start exist, and nothing is trained."""
 
     def __init__(self, home, study=STUDY, classifier=None, **denoisers):
         super().__init__(study, Store(home))
-        self.device = torch.device("cpu")
-        self.victim, self.denoisers = (
-            classifier or linear(),
-            {"attacked": nn.Identity(), **denoisers},
-        )
+        self.device, self.victim = torch.device("cpu"), classifier or linear()
+        self.denoisers = {"attacked": nn.Identity(), **denoisers}
         images = pictures(study.test_images)
         labels = self.victim.unchecked(images).argmax(dim=1)
         labels[0] = (labels[0] + 1) % CLASSES  # one is wrong from the beginning
@@ -84,30 +73,14 @@ class SmallArtefacts(Artefacts):
     def classifier_specification(self, name="standard"):
         return {"kind": "classifier", "name": name}
 
-    def _classifier(self, name="standard"):
+    def classifier(self, name="standard"):
         return linear(1) if name == "second" else self.victim
-
-    def attacked_specification(self, split, steps=None, eps=None, classifier="standard"):
-        return {"kind": "attacked", "name": f"{steps}-{eps}-{classifier}"}
-
-    def _attacked(self, split, steps=None, eps=None, classifier="standard"):
-        strengths, part = eps or self.study.attacked_eps, self.split
-        victim = linear(1) if classifier == "second" else linear()
-        made = ratios(victim, part.images, part.labels, strengths, steps=steps or self.study.steps)
-        return AttackedSet(part.images, part.labels, made, (0.0, *strengths))
 
     def specification(self, method):
         return {"name": method}
 
-    def failure(self, method):
-        return None
-
     def denoiser(self, method):
         return self.denoisers[method]
-
-
-def evaluation(home, **options):
-    return Evaluation(SmallArtefacts(home, **options))
 
 
 EPS, IMAGES = (0.0, 0.03, 0.1, 0.5), 100
@@ -119,21 +92,15 @@ def rows(*counts, of=IMAGES):
 
 
 def outcome(**changes):
-    """An outcome of which every check says that it is sound, with `changes`; ``robust`` is merged."""
-    knowing = {
-        "PGD": rows(90, 60, 30, 5),
-        "AutoAttack": rows(90, 62, 29, 5),
-        "Square": rows(90, 80, 50, 20),
-    }
-    other = {"oblivious": rows(90, 85, 60, 40), "transfer": rows(90, 88, 80, 60)}
-    unseen = {
-        "FGSM": rows(90, 86, 70, 50),
-        "Gaussian noise": rows(90, 90, 80, 70),
-        "uniform noise": rows(90, 90, 81, 71),
-    }
+    """An outcome that passes every sanity check, with `changes`; ``robust`` is merged."""
+    robust = {
+        "PGD": rows(90, 60, 30, 5), "AutoAttack": rows(90, 62, 29, 5), "Square": rows(90, 80, 50, 20),
+        "oblivious": rows(90, 85, 60, 40), "transfer": rows(90, 88, 80, 60), "FGSM": rows(90, 86, 70, 50),
+        "Gaussian noise": rows(90, 90, 80, 70), "uniform noise": rows(90, 90, 81, 71),
+    }  # fmt: skip
     margins = np.linspace(-3, -1, IMAGES) + np.array([0.0, 2.0, 3.0, 3.1])[:, None]
     given = dict(
-        method="Filt(L_img*)", eps=EPS, robust=knowing | other | unseen | changes.pop("robust", {}),
+        method="Filt(L_img*)", eps=EPS, robust=robust | changes.pop("robust", {}),
         envelope=rows(90, 84, 60, 40),
         norms={"L2-PGD": np.full(IMAGES, np.inf), "DeepFool": np.linspace(0, 2, IMAGES), "C&W": np.ones(IMAGES)},
         steps=(0, 10, 40, 400), trace=rows(90, 50, 40, 39), margins=margins, trace_eps=0.1, zero_gradients=0.0,

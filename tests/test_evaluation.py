@@ -8,34 +8,38 @@ import pandas as pd
 import pytest
 import skimage.metrics
 import torch
+from small import SmallExperiment, linear, pictures, radii
 from torch import nn
 
-import nbsupport.experiments.artifacts
-import nbsupport.experiments.evaluation
 from nbsupport.attacks.pgd import AttackedSet, pgd
-from nbsupport.classifiers.models import Classifier, predicted_classes
-from nbsupport.denoisers.baselines import BASELINES, Baseline
-from nbsupport.denoisers.models import (
-    Additive,
-    Denoiser,
-    Filtering,
-    MultiHead,
-    PAFilter,
-    View,
-    YNet,
-)
-from nbsupport.experiments.artifacts import Artefacts
-from nbsupport.experiments.evaluation import Evaluation, envelope
-from nbsupport.experiments.measurement import measure, quality
-from nbsupport.experiments.methods import LITERAL, TABLES
+from nbsupport.classifiers.feature_pyramid import attack_target
+from nbsupport.classifiers.models import Classifier
+from nbsupport.denoisers.baselines import Baseline
+from nbsupport.denoisers.models import Additive, Denoiser, Filtering, MultiHead, PAFilter, View
+from nbsupport.experiments import artifacts, evaluation
+from nbsupport.experiments.artifacts import Experiment
+from nbsupport.experiments.evaluation import (
+    COLUMNS,
+    CONSTANT,
+    attack_itself,
+    evaluate,
+    failure,
+    failures,
+    measure,
+    measure_images,
+    measurement_specification,
+    quality,
+    strength_at_half,
+    table,
+    worst_case,
+)  # fmt: skip
+from nbsupport.experiments.methods import AS_PUBLISHED, TABLES
 from nbsupport.experiments.store import Store
-from nbsupport.results.tables import PAPERS, caption, published
 from nbsupport.study import Study
 
 EPS, NUMBER, SIZE, CLASSES = (0.0, 0.01, 0.3), 4, (17, 12), 5
-FUSED, REASON = "PA-Filt(L_img)", "its W is the same everywhere"
+FUSED, ROBUST = "PA-Filt(L_img)", ("Adv", "FPD", "FD")
 METRICS = dict.fromkeys(TABLES, ("accuracy",)) | {2: ("psnr", "ssim")}
-ROBUST = ("Adv", "FPD", "FD")
 
 every_table = pytest.mark.parametrize("number", TABLES)
 
@@ -68,25 +72,20 @@ def attacked():
 @pytest.fixture(scope="module")
 def filtering():
     filtering = disturbed(Filtering)
-    filtering.output.bias[
-        3
-    ] = -2  # a negative entry larger than all others, which does not count as uncertainty
+    filtering.output.bias[3] = -2  # larger than all others, but negative: no uncertainty
     return filtering
 
 
 @pytest.fixture(scope="module")
 def measured(classifier, attacked, filtering):
-    return measure(classifier, filtering, attacked)
+    return measure_images(classifier, filtering, attacked)
 
 
 def each(attacked):
     """Every (strength, image) with the clean and the attacked image, alone in their batches."""
     for row, image in np.ndindex(len(EPS), NUMBER):
-        yield (
-            (row, image),
-            attacked.images[image : image + 1],
-            attacked.at(EPS[row])[image : image + 1],
-        )
+        one = slice(image, image + 1)
+        yield (row, image), attacked.images[one], attacked.at(EPS[row])[one]
 
 
 def pixels(image):
@@ -96,544 +95,415 @@ def pixels(image):
 # -- one denoiser before one classifier ----------------------------------------------------------
 
 
-def test_one_number_per_strength_and_image(measured):
-    assert set(measured) == {
-        "predictions",
-        "psnr",
-        "ssim",
-        "change",
-        "uncertainty",
-        "kernel_distance",
-    }
-    assert all(values.shape == (len(EPS), NUMBER) for values in measured.values())
-
-
 def test_predictions_are_those_of_single_images(measured, attacked, classifier, filtering):
+    assert all(values.shape == (len(EPS), NUMBER) for values in measured.values())
     assert len(measured["predictions"].unique()) > 1
     for place, _, hat in each(attacked):
         assert measured["predictions"][place] == classifier(filtering(hat)).argmax()
 
 
-def test_psnr_is_that_of_scikit_image(measured, attacked, filtering):
+def test_psnr_and_ssim_are_those_of_scikit_image(measured, attacked, filtering):
+    # torchmetrics mirrors 5 pixels beyond the border and takes the mean over all pixels; scikit-image omits the
+    # 5 at the border, whose windows do not fit. Of images mirrored beforehand it omits the mirrored ones.
+    options = dict(gaussian_weights=True, sigma=1.5, use_sample_covariance=False, channel_axis=0)
+    border = ((0, 0), (5, 5), (5, 5))
     for place, clean, hat in each(attacked):
-        expected = skimage.metrics.peak_signal_noise_ratio(
-            pixels(clean), pixels(filtering(hat)), data_range=1
-        )
-        assert float(measured["psnr"][place]) == pytest.approx(expected, abs=1e-4)
+        both = pixels(clean), pixels(filtering(hat))
+        psnr = skimage.metrics.peak_signal_noise_ratio(*both, data_range=1)
+        assert float(measured["psnr"][place]) == pytest.approx(psnr, abs=1e-4)
+        mirrored = (np.pad(image, border, mode="reflect") for image in both)
+        ssim = skimage.metrics.structural_similarity(*mirrored, data_range=1, **options)
+        assert float(measured["ssim"][place]) == pytest.approx(ssim, abs=1e-5)
 
 
-def test_ssim_is_that_of_scikit_image(measured, attacked, filtering):
-    # torchmetrics mirrors 5 pixels beyond the border and takes the mean over all pixels; scikit-image leaves out
-    # the 5 at the border, whose windows do not fit in. Of images mirrored beforehand it leaves out what was added.
-    options = dict(
-        gaussian_weights=True, sigma=1.5, use_sample_covariance=False, channel_axis=0, data_range=1
-    )
-    for place, clean, hat in each(attacked):
-        two = (
-            np.pad(pixels(image), ((0, 0), (5, 5), (5, 5)), mode="reflect")
-            for image in (clean, filtering(hat))
-        )
-        expected = skimage.metrics.structural_similarity(*two, **options)
-        assert float(measured["ssim"][place]) == pytest.approx(expected, abs=1e-5)
-
-
-def test_change_is_the_mean_distance_from_the_attacked_image(measured, attacked, filtering):
+def test_change_uncertainty_and_kernel_distance_are_those_of_loops(measured, attacked, filtering):
+    identity = np.zeros((3, 3))
+    identity[1, 1] = 1
     for place, _, hat in each(attacked):
-        expected = np.abs(pixels(filtering(hat)) - pixels(hat)).mean()
-        assert float(measured["change"][place]) == pytest.approx(expected, rel=1e-5)
+        change = np.abs(pixels(filtering(hat)) - pixels(hat)).mean()
+        kernels = pixels(filtering.kernels(hat))
+        largest = np.mean([kernels[:, y, x].max() for y, x in np.ndindex(SIZE)])
+        square = kernels.reshape(3, 3, 3, *SIZE)
+        places = np.ndindex(3, *SIZE)
+        distance = np.mean([np.abs(square[c, :, :, y, x] - identity).sum() for c, y, x in places])
+        expected = {"change": change, "uncertainty": largest, "kernel_distance": distance}
+        found = {name: float(measured[name][place]) for name in expected}
+        assert found == pytest.approx(expected, rel=1e-5)
 
 
-def test_an_image_left_as_it_is_has_infinite_psnr_ssim_1_and_no_change(classifier, attacked):
-    untouched = measure(classifier, nn.Identity(), attacked)
+def test_an_unchanged_image_has_infinite_psnr_ssim_1_and_no_change(classifier, attacked):
+    untouched = measure_images(classifier, nn.Identity(), attacked)
     assert torch.isposinf(untouched["psnr"][0]).all()
     assert torch.isfinite(untouched["psnr"][1:]).all()
     torch.testing.assert_close(untouched["ssim"][0], torch.ones(NUMBER))
     assert not untouched["change"].any()
 
 
-def test_uncertainty_is_the_mean_over_pixels_of_the_largest_entry(measured, attacked, filtering):
-    for place, _, hat in each(attacked):
-        kernels = pixels(filtering.kernels(hat))
-        expected = np.mean([kernels[:, y, x].max() for y, x in np.ndindex(SIZE)])
-        assert float(measured["uncertainty"][place]) == pytest.approx(expected, rel=1e-5)
-
-
-def test_kernel_distance_is_the_mean_over_pixels_and_channels_of_the_absolute_differences(
-    measured, attacked, filtering
-):
-    identity = np.zeros((3, 3))
-    identity[1, 1] = 1
-    for place, _, hat in each(attacked):
-        kernels = pixels(filtering.kernels(hat)).reshape(3, 3, 3, *SIZE)
-        expected = np.mean(
-            [np.abs(kernels[c, :, :, y, x] - identity).sum() for c, y, x in np.ndindex(3, *SIZE)]
-        )
-        assert float(measured["kernel_distance"][place]) == pytest.approx(expected, rel=1e-5)
-
-
 def test_weight_is_the_mean_of_w(classifier, attacked):
     pa_filter = disturbed(PAFilter)
-    weights = measure(classifier, pa_filter, attacked)["weight"]
+    weights = measure_images(classifier, pa_filter, attacked)["weight"]
     assert weights.unique().numel() > 1
     for place, _, hat in each(attacked):
-        assert float(weights[place]) == pytest.approx(
-            pixels(pa_filter.parts(hat).weight).mean(), rel=1e-5
-        )
+        expected = pixels(pa_filter.parts(hat).weight).mean()
+        assert float(weights[place]) == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize(("kind", "output"), [(MultiHead, 2), (YNet, "m")])
-def test_a_view_is_measured_by_its_own_kernels(kind, output, classifier, attacked):
-    view = View(disturbed(kind), output)
-    measured = measure(classifier, view, attacked)
+def test_a_view_is_measured_by_its_kernels_and_an_additive_denoiser_has_none(classifier, attacked):
+    view = View(disturbed(MultiHead), 2)
+    uncertainty = measure_images(classifier, view, attacked)["uncertainty"]
     for place, _, hat in each(attacked):
-        expected = pixels(view.whole.kernels(hat, output)).max(axis=0).mean()
-        assert float(measured["uncertainty"][place]) == pytest.approx(expected, rel=1e-5)
+        expected = pixels(view.whole.kernels(hat, 2)).max(axis=0).mean()
+        assert float(uncertainty[place]) == pytest.approx(expected, rel=1e-5)
+    found = measure_images(classifier, disturbed(Additive), attacked)
+    assert set(found) == {"predictions", "psnr", "ssim", "change"}
 
 
-def test_an_additive_denoiser_has_nothing_extra(classifier, attacked):
-    assert set(measure(classifier, disturbed(Additive), attacked)) == {
-        "predictions",
-        "psnr",
-        "ssim",
-        "change",
-    }
-
-
-def test_predictions_in_words(classifier, attacked):
-    words = ("ant", "bee", "cat", "dog", "eel")
-    expected = [words[int(classifier(image[None]).argmax())] for image in attacked.images]
-    assert predicted_classes(classifier, attacked.images, words) == expected
-
-
-# -- the envelope --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("boolean", [True, False])
-def test_the_envelope_is_the_worst_of_this_and_all_weaker_attacks(boolean):
-    values = np.random.default_rng(0).random((6, 20))
-    per_image = values < 0.8 if boolean else values
-    worst = envelope(per_image)
-    assert worst.dtype == per_image.dtype
-    for row, image in np.ndindex(per_image.shape):
-        assert worst[row, image] == min(per_image[weaker, image] for weaker in range(row + 1))
-
-
-def test_8_bit_images_are_not_changed_by_rounding_to_8_bit_however_they_were_scaled():
-    pixels = torch.randint(
-        256, (2, 3, 21, 27), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
-    for scaled in (pixels.float() / 255, pixels.float() * (1 / 255)):
+def test_rounding_leaves_8_bit_images_equal_however_they_were_scaled():
+    generator = torch.Generator().manual_seed(0)
+    levels = torch.randint(256, (2, 3, 21, 27), dtype=torch.uint8, generator=generator).float()
+    for scaled in (levels / 255, levels * (1 / 255)):
         assert torch.isposinf(quality(Baseline("8-bit")(scaled), scaled)[0]).all()
         assert torch.isfinite(quality(scaled + 1e-5, scaled)[0]).all()
-
-
-def test_the_envelope_knows_infinity():
-    assert envelope(np.array([[np.inf], [3.0], [np.inf]])).tolist() == [[np.inf], [3.0], [3.0]]
-
-
-# -- the smoke study's tables --------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def evaluation(artefacts):
-    return Evaluation(artefacts)
-
-
-@pytest.fixture
-def counted(evaluation, monkeypatch):
-    """Whether or not the smallest study's fusion and classifiers learned anything, they count."""
-    monkeypatch.setattr(evaluation, "failure", lambda method: None)
-
-
-def one_n(evaluation, number):
-    """The rows of a table but for those over n."""
-    rows = evaluation.table(number)
-    return rows[rows["steps"] == evaluation.study.steps]
-
-
-@every_table
-def test_the_columns_of_a_table(number, evaluation):
-    columns = [
-        "table",
-        "study",
-        "classifier",
-        "method",
-        "attack",
-        "steps",
-        "eps",
-        "metric",
-        "value",
-        "n",
-        "seed",
-    ]
-    assert list(evaluation.table(number)) == columns
-
-
-@every_table
-def test_every_row_names_its_study(number, evaluation):
-    rows, study = one_n(evaluation, number), evaluation.study
-    same = {
-        "table": number,
-        "study": "digits",
-        "classifier": study.classifier,
-        "steps": study.steps,
-    }
-    same |= {"n": study.test_images, "seed": study.seed}
-    assert all((rows[column] == value).all() for column, value in same.items())
-
-
-@every_table
-def test_every_method_has_13_strengths_with_and_without_the_envelope(number, evaluation, counted):
-    rows = one_n(evaluation, number)
-    assert tuple(dict.fromkeys(rows["method"])) == TABLES[number]
-    series = rows.groupby(["method", "metric", "attack"])["eps"].agg(tuple)
-    assert set(series.index) == {
-        (method, metric, attack)
-        for method in TABLES[number]
-        for metric in METRICS[number]
-        for attack in ("pgd", "pgd-envelope", *["pgd-on-itself"] * (method in ROBUST))
-    }
-    assert set(series) == {evaluation.study.eps}
 
 
 def worst_so_far(per_image):
     return [[min(column[: row + 1]) for column in per_image.T] for row in range(len(per_image))]
 
 
-@every_table
-def test_values_are_means_over_images(number, evaluation, counted):
-    rows = dict(list(one_n(evaluation, number).groupby(["method", "metric", "attack"])["value"]))
-    for method in TABLES[number]:
-        measurement = evaluation.measurement(method)
-        for metric in METRICS[number]:
-            right = measurement.predictions == evaluation.artefacts.images("test").labels
-            per_image = (
-                (right if metric == "accuracy" else getattr(measurement, metric)).double().numpy()
-            )
-            expected = per_image.mean(axis=1), np.mean(worst_so_far(per_image), axis=1)
-            for attack, values in zip(("pgd", "pgd-envelope"), expected, strict=True):
-                np.testing.assert_allclose(rows[method, metric, attack], values, rtol=1e-6)
+def test_the_worst_case_is_that_of_this_and_all_weaker_attacks():
+    values = np.random.default_rng(0).random((6, 20))
+    for per_image in (values, values < 0.8):
+        worst = worst_case(per_image)
+        assert worst.dtype == per_image.dtype and worst.tolist() == worst_so_far(per_image)
+    assert worst_case(np.array([[np.inf], [3.0], [np.inf]])).tolist() == [[np.inf], [3.0], [3.0]]
 
 
-STACKS = dict.fromkeys(
-    ["attacked", "Filt(L_img)", "head_2", "PA-Filt(L_img)_m", "median 3x3"], "standard"
-)
-STACKS |= {"FD": "FD", "Add+Adv": "Adv", "Filt+FPD": "FPD", "PA-Filt+Adv": "Adv"}
-
-
-@pytest.mark.parametrize(("method", "classifier"), STACKS.items())
-def test_accuracy_is_that_of_the_stored_images_through_denoiser_and_classifier(
-    method, classifier, evaluation
-):
-    artefacts, attacked = evaluation.artefacts, evaluation.artefacts.attacked("test")
-    for row, eps in enumerate(attacked.eps):
-        classes = artefacts.classifier(classifier)(
-            artefacts.denoiser(method)(attacked.at(eps))
-        ).argmax(dim=1)
-        assert torch.equal(classes, evaluation.measurement(method).predictions[row])
-
-
-@every_table
-def test_the_envelope_is_never_above_the_plain_row(number, evaluation):
-    rows = one_n(evaluation, number).pivot(
-        index=["method", "metric", "eps"], columns="attack", values="value"
-    )
-    assert (rows["pgd-envelope"] <= rows["pgd"]).all()
-
-
-@every_table
-def test_methods_are_named_as_in_the_paper(number):
-    numbers = published(*PAPERS[number])
-    assert set(numbers.loc[numbers["table"] == number, "method"]) <= set(TABLES[number])
-    ours = {*(BASELINES if number < 5 else ()), *((LITERAL,) if number == 4 else ())}
-    assert set(TABLES[number]) - set(numbers["method"]) == ours
-
-
-@pytest.mark.parametrize("number", [0, 8, -1])
-def test_another_table_is_refused(number, evaluation):
-    with pytest.raises(
-        ValueError, match=rf"expected one of the tables 1, 2, 3, 4, 5, 6, 7, got {number}"
-    ):
-        evaluation.table(number)
-
-
-def test_methods_may_be_chosen(evaluation):
-    assert set(evaluation.table(1, "attacked", "8-bit")["method"]) == {"attacked", "8-bit"}
-
-
-def test_another_method_is_refused(evaluation):
-    with pytest.raises(
-        ValueError, match=r"no method named 'Filt'; there are: attacked, Add\(L_img\)"
-    ):
-        evaluation.measurement("Filt")
-
-
-# -- a training that failed ----------------------------------------------------------------------
+# -- any classifier, without a study -------------------------------------------------------------
 
 
 @pytest.fixture
-def failed(artefacts, monkeypatch):
-    monkeypatch.setattr(artefacts, "failure", {FUSED: REASON}.get)
+def two_classes():
+    """A linear classifier, images with one wrong label, and strengths between the images' radii."""
+    classifier, images = linear(classes=2), pictures()
+    labels = classifier(images).argmax(dim=1)
+    labels[0] = 1 - labels[0]
+    found = radii(classifier, images, labels, norm=1).sort().values
+    eps = (found[[6, 12, 18]] + found[[7, 13, 19]]) / 2
+    return classifier, images, labels, tuple(eps.tolist())
 
 
-def test_a_failed_training_leaves_no_row(evaluation, failed):
-    assert set(evaluation.table(4)["method"]) == set(TABLES[4]) - {FUSED}
+def lookup(frame, attack, metric):
+    chosen = frame[(frame["attack"] == attack) & (frame["metric"] == metric)]
+    return chosen.set_index("eps")["value"]
 
 
-def test_and_its_reason_is_told(evaluation, failed):
-    assert evaluation.failures(TABLES[4]) == [REASON]
-    assert evaluation.failures(TABLES[1]) == []
+class Inverted(nn.Module):
+    """A denoiser in whose presence the gray-box attack goes the wrong way."""
+
+    def forward(self, images):
+        return 1 - images
+
+
+def test_evaluate_gives_the_closed_form_of_a_linear_classifier(two_classes):
+    classifier, images, labels, eps = two_classes
+    frame = evaluate(classifier, None, images, labels, eps, adaptive=True, steps=100)
+    radius = radii(classifier, images, labels, norm=1)
+    accuracy = {strength: float((radius > strength).float().mean()) for strength in (0.0, *eps)}
+    assert 0 < accuracy[eps[-1]] < accuracy[0.0] < 1
+    for attack in ("pgd", "pgd-envelope", "adaptive"):
+        assert lookup(frame, attack, "accuracy").to_dict() == pytest.approx(accuracy)
+    # every pixel of an attacked image is ε away, so PSNR is −20 log ε; the worst case keeps the order
+    psnr = [np.inf, *(-20 * np.log10(eps))]
+    assert lookup(frame, "pgd", "psnr").tolist() == pytest.approx(psnr, abs=0.05)
+    assert list(frame) == ["attack", "metric", "n", "eps", "value"] and set(frame["n"]) == {24}
+
+
+def test_evaluate_gives_the_adaptive_attacker_the_whole_chain(two_classes):
+    classifier, images, _, eps = two_classes
+    labels = classifier(1 - images).argmax(dim=1)
+    frame = evaluate(classifier, Inverted().eval(), images, labels, eps, adaptive=True, steps=100)
+    radius = radii(classifier, 1 - images, labels, norm=1)
+    white_box = lookup(frame, "adaptive", "accuracy")
+    for strength in eps:
+        assert white_box[strength] == pytest.approx(float((radius > strength).float().mean()))
+    assert (white_box < lookup(frame, "pgd-envelope", "accuracy")).any()
+
+
+def test_evaluate_agrees_with_the_tables_of_a_study(experiment):
+    study, test = experiment.study, experiment.images("test")
+    networks = experiment.classifier(), experiment.denoiser("Filt(L_img)")
+    options = dict(steps=study.steps, seed=study.seed)
+    frame = evaluate(*networks, test.images, test.labels, study.attacked_eps, **options)
+    rows = pd.concat([table(experiment, number, "Filt(L_img)") for number in (1, 2)])
+    columns = ["attack", "metric", "eps", "value", "n"]
+    ours, theirs = (x[columns].sort_values(columns[:3], ignore_index=True) for x in (frame, rows))
+    pd.testing.assert_frame_equal(ours, theirs, atol=1e-3, check_dtype=False)
+
+
+def test_evaluate_takes_a_network_without_normalisation_and_one_strength():
+    layer = nn.Sequential(nn.Flatten(), nn.Linear(192, 4)).eval()
+    images = pictures()
+    labels = layer(images).argmax(dim=1)
+    assert set(evaluate(layer, None, images, labels, 0.1, steps=2)["eps"]) == {0.0, 0.1}
+
+
+@pytest.mark.usefixtures("no_shape_checker")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(images=pictures() * 255), r"\[0, 1\]"),
+        (dict(images=pictures()[:, :1]), "channels"),
+        (dict(labels=torch.zeros(23, dtype=torch.long)), "24 integer labels"),
+        (dict(labels=torch.full((24,), 4)), "labels from 0"),
+        (dict(classifier=nn.Sequential(linear(), nn.Softmax(dim=1)).eval()), "probabilities"),
+        (dict(classifier=linear().train()), "training mode"),
+        (dict(denoiser=nn.BatchNorm2d(3)), "training mode"),
+        (dict(eps=(0.1, -0.1)), "from 0 to 1"),
+        (dict(eps=(0.0,)), "above 0"),
+        (dict(steps=0), "step"),
+    ],
+)
+def test_evaluate_refuses(change, message):
+    given = dict(classifier=linear(), denoiser=None, images=pictures(), eps=0.1)
+    given |= dict(labels=torch.arange(24) % 4) | change
+    with pytest.raises(ValueError, match=message):
+        evaluate(**given)
+
+
+# -- the smoke study's tables --------------------------------------------------------------------
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """No training counts as failed, whatever the smallest study's networks learned."""
+    monkeypatch.setattr(evaluation, "failure", lambda experiment, method: None)
+
+
+@every_table
+def test_a_table_has_every_method_at_13_strengths_with_and_without_the_worst_case(
+    number, experiment, counted
+):
+    every, study = table(experiment, number), experiment.study
+    rows = every[every["steps"] == study.steps]
+    assert list(rows) == COLUMNS
+    same = {"table": number, "study": "digits", "classifier": study.classifier, "seed": study.seed}
+    assert all((rows[column] == value).all() for column, value in same.items())
+    assert tuple(dict.fromkeys(rows["method"])) == TABLES[number]
+    assert len(every) == len(rows) or number == 5
+    series = dict(list(rows.groupby(["method", "metric", "attack"])))
+    assert all(tuple(each["eps"]) == study.eps for each in series.values())
+    for method in TABLES[number]:
+        measurement = measure(experiment, method)
+        for metric in METRICS[number]:
+            right = measurement.predictions == experiment.images("test").labels
+            values = right if metric == "accuracy" else getattr(measurement, metric)
+            values = values.double().numpy()
+            for attack, per_image in (("pgd", values), ("pgd-envelope", worst_so_far(values))):
+                found = series.pop((method, metric, attack))
+                assert set(found["n"]) == {study.test_images}
+                np.testing.assert_allclose(found["value"], np.mean(per_image, axis=1), rtol=1e-6)
+    assert set(series) == {(m, "accuracy", "pgd-on-itself") for m in ROBUST if m in TABLES[number]}
+    for (method, *_), found in series.items():
+        values = np.mean(worst_so_far(attack_itself(experiment, method)), axis=1)
+        np.testing.assert_allclose(found["value"], values)
+
+
+STACKS = {"attacked": "standard", "head_2": "standard", "median 3x3": "standard", "FD": "FD"}
+STACKS |= {"Filt+FPD": "FPD", "PA-Filt+Adv": "Adv"}
+
+
+@pytest.mark.parametrize(("method", "name"), STACKS.items())
+def test_predictions_are_those_of_the_stored_images_through_the_defence(method, name, experiment):
+    attacked, classifier = experiment.attacked("test"), experiment.classifier(name)
+    for row, eps in enumerate(attacked.eps):
+        classes = classifier(experiment.denoiser(method)(attacked.at(eps))).argmax(dim=1)
+        assert torch.equal(classes, measure(experiment, method).predictions[row])
+
+
+def test_methods_may_be_chosen_and_unknown_tables_and_methods_are_refused(experiment):
+    assert set(table(experiment, 1, "attacked", "8-bit")["method"]) == {"attacked", "8-bit"}
+    with pytest.raises(ValueError, match="got 8"):
+        table(experiment, 8)
+    with pytest.raises(ValueError, match="no method named 'Filt'"):
+        measure(experiment, "Filt")
+
+
+def test_a_failed_training_has_no_row_and_a_reason(experiment, monkeypatch):
+    reasons = {FUSED: "constant"}
+    monkeypatch.setattr(evaluation, "failure", lambda experiment, method: reasons.get(method))
+    assert set(table(experiment, 4)["method"]) == set(TABLES[4]) - {FUSED}
+    assert failures(experiment, TABLES[4]) == ["constant"] and not failures(experiment, TABLES[1])
+
+
+# -- a constant W is a failed training -----------------------------------------------------------
+
+WEIGHTED = {name: name for name in (FUSED, AS_PUBLISHED, "PA-Filt(L_adv)")} | {"PA-Filt+Adv": FUSED}
+EVERY = {method for methods in TABLES.values() for method in methods}
+
+
+@pytest.mark.parametrize(
+    ("spread", "sound"),
+    [(0.0, False), (CONSTANT / 2, False), (float("nan"), False), (CONSTANT, True)],
+)
+def test_a_constant_weight_is_a_failure_of_pa_filt_alone(experiment, monkeypatch, spread, sound):
+    names = {"standard": np.zeros((13, 4))}  # all others are robust
+    itself = lambda experiment, name: names.get(name, np.ones((13, 4)))  # noqa: E731
+    monkeypatch.setattr(evaluation, "attack_itself", itself)
+    monkeypatch.setattr(experiment, "report", lambda method: {"weight_std": spread})
+    for method in EVERY:
+        reason = failure(experiment, method)
+        if method in WEIGHTED and not sound:
+            assert reason.startswith(f"{WEIGHTED[method]}: training failed. Its W is constant")
+        else:
+            assert reason is None
 
 
 # -- a classifier attacked itself ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["standard", *ROBUST])
-def test_own_robustness_is_that_of_images_which_attack_this_classifier(name, evaluation):
-    artefacts, study = evaluation.artefacts, evaluation.study
-    test, classifier = artefacts.images("test"), artefacts.classifier(name)
-    victim = classifier.unsquashed if name == "FPD" else classifier
-    own = evaluation.own(name)
-    assert own.shape == (len(study.eps), study.test_images)
-    for row in (0, 6, 12):
-        if row:
-            network = nn.Sequential(Victim(victim)).eval()
-            attacked = pgd(
-                network,
-                test.images,
-                test.labels,
-                study.eps[row],
-                steps=study.steps,
-                seed=study.seed,
-            )
-        else:
-            attacked = test.images
-        expected = (classifier(attacked).argmax(dim=1) == test.labels).numpy()
-        assert (own[row] != expected).sum() <= 1  # images are kept in half precision
-
-
-class Victim(nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, images):
-        return self.function(images)
-
-
-def test_the_row_of_own_robustness_is_its_envelope(evaluation, counted):
-    for number, name in {5: "Adv", 6: "FPD", 7: "FD"}.items():
-        rows = evaluation.table(number)
-        own = rows[rows["attack"] == "pgd-on-itself"]
-        assert set(own["method"]) == {name}
-        np.testing.assert_allclose(
-            own["value"], np.mean(worst_so_far(evaluation.own(name)), axis=1)
-        )
-
-
-def test_a_robust_classifier_may_be_attacked_on_fewer_images_than_all_others(
-    evaluation, monkeypatch
+def test_a_classifier_attacked_itself_withstands_the_images_that_a_fresh_attack_gives(
+    name, experiment
 ):
-    study, store = evaluation.study, evaluation.artefacts.store
-    fewer = Evaluation(Artefacts(replace(study, own_images=5), store))
-    assert (fewer.own("standard") == evaluation.own("standard")[:, :5]).all()
-    assert (
-        fewer.own("Adv") != evaluation.own("Adv")[:, :5]
-    ).sum() <= 1  # beside each other they are rounded otherwise
-    monkeypatch.setattr(
-        fewer, "failure", lambda method: None
-    )  # whatever the smallest study's classifier learned
-    rows = fewer.table(5, "Adv")
+    study, test = experiment.study, experiment.images("test")
+    classifier = experiment.classifier(name)
+    victim = attack_target(classifier)
+    options = dict(steps=study.steps, seed=study.seed)
+    found = attack_itself(experiment, name)
+    assert found.shape == (len(study.eps), study.test_images)
+    for row in (0, 6, 12):
+        attacked = test.images
+        if row:
+            attacked = pgd(victim, attacked, test.labels, study.eps[row], **options)
+        expected = (classifier(attacked).argmax(dim=1) == test.labels).numpy()
+        assert (found[row] != expected).sum() <= 1  # images are kept in half precision
+
+
+def test_a_robust_classifier_may_be_attacked_itself_on_fewer_images(experiment, counted):
+    study = experiment.study
+    fewer = Experiment(replace(study, self_attack_images=5), experiment.store)
+    assert (attack_itself(fewer, "standard") == attack_itself(experiment, "standard")[:, :5]).all()
+    # beside each other in a batch images are rounded differently
+    assert (attack_itself(fewer, "Adv") != attack_itself(experiment, "Adv")[:, :5]).sum() <= 1
+    rows = table(fewer, 5, "Adv")
     assert set(rows[rows["attack"] == "pgd-on-itself"]["n"]) == {5}
     assert set(rows[rows["attack"] != "pgd-on-itself"]["n"]) == {study.test_images}
-    assert "this network itself, on the first 5 of them." in caption(rows, fewer.study)
-    assert "of them" not in caption(rows, study)
-
-
-class Crafted(Evaluation):
-    """From (method, n, target) to which images are right, (strengths, images); asked for all else, it fails."""
-
-    def __init__(self, given, **changes):
-        strengths = {
-            "eps": (0.0, 0.1, 0.5),
-            "adversarial_eps": 0.3,
-        }  # of which the middle one was learned against
-        self.given, self.study = given, Study.named("digits", "smoke", **strengths | changes)
-        self.artefacts = SimpleNamespace(failure=lambda method: None)
-
-    def measurement(self, method, steps=None, eps=None, target="standard"):
-        correct = np.asarray(
-            self.given[method, steps, target] if steps is None else self.given[method, steps, eps]
-        )
-        return SimpleNamespace(correct=lambda: correct.astype(bool))
 
 
 def shares(*counts, of=10):
-    return [np.arange(of) < count for count in counts]
+    return np.array([np.arange(of) < count for count in counts])
 
 
-OWN = {
-    "standard": ("attacked", (10, 4, 0)),
-    "more robust": ("Adv", (6, 5, 0)),
-    "as robust": ("Adv", (10, 4, 0)),
-    "less robust": ("Adv", (10, 3, 0)),
-    "better on clean images only": ("Adv", (10, 2, 0)),
-    "better above the strength it learned against only": ("Adv", (10, 2, 2)),
-}
+@pytest.fixture
+def crafted(tmp_path, monkeypatch):
+    """From (method, n, victim or strengths) to which images are right: an experiment that has measured that."""
+
+    def craft(given, **changes):
+        def answer(experiment, method, steps=None, eps=None, victim="standard"):
+            return SimpleNamespace(correct=lambda: given[method, steps, eps or victim])
+
+        monkeypatch.setattr(evaluation, "measure", answer)
+        strengths = {"eps": (0.0, 0.1, 0.5), "adversarial_eps": 0.3}  # 0.1 was trained against
+        return SmallExperiment(tmp_path, Study.named("digits", "smoke", **strengths | changes))
+
+    return craft
 
 
-def own_of(case):
-    """Curves over three strengths, 0 being the clean one."""
-    standard, adv = (shares(*OWN[name][1]) for name in ("standard", case))
-    return Crafted({("attacked", None, "standard"): standard, ("Adv", None, "Adv"): adv})
-
-
-@pytest.mark.parametrize("method", ["Adv", "Filt+Adv", "PA-Filt+Adv"])
-@pytest.mark.parametrize("case", [*OWN][1:])
-def test_a_classifier_without_robustness_of_its_own_has_no_rows(case, method):
-    failure = own_of(case).failure(method)
-    if case == "more robust":
-        assert failure is None
-    else:
-        said = "Adv: training failed. This classifier is no more robust than the standard one"
-        assert failure.startswith(said)
-        left = OWN[case][1][1] / 10
-        assert f"(accuracy {left:.3f} against 0.400 at ε = 0.1), so it has no rows." in failure
+def curves(standard, adv):
+    """Images right at the three strengths, when PGD attacks the standard classifier and Adv themselves."""
+    return {("attacked", None, "standard"): shares(*standard), ("Adv", None, "Adv"): shares(*adv)}
 
 
 @pytest.mark.parametrize(
-    ("learned", "eps"), [(0.05, 0.1), (0.1, 0.1), (0.49, 0.1), (0.5, 0.5), (1.0, 0.5)]
+    ("adv", "robust"),
+    [
+        ((6, 5, 0), True),
+        ((10, 4, 0), False),
+        ((10, 2, 2), False),  # better above the strength it was trained against only
+        ((3, 5, 0), False),  # the worst case at ε' ≤ ε counts, not a clumsy attack
+    ],
 )
-def test_its_robustness_is_that_at_the_largest_strength_it_learned_against(learned, eps):
-    given = {
-        ("attacked", None, "standard"): shares(10, 4, 3),
-        ("Adv", None, "Adv"): shares(6, 3, 2),
-    }
-    assert f"at ε = {eps})" in Crafted(given, adversarial_eps=learned).failure("Adv")
+def test_a_classifier_without_robustness_has_no_rows_and_one_reason(crafted, adv, robust):
+    experiment = crafted(curves((10, 4, 0), adv))
+    reasons = failures(
+        experiment, ("attacked", "Filt(L_img)", "8-bit", "Adv", "Add+Adv", "Filt+Adv")
+    )
+    if robust:
+        assert reasons == []
+    else:
+        (reason,) = reasons
+        assert reason.startswith("Adv: training failed") and "ε = 0.1" in reason
+        assert f"{min(adv[:2]) / 10:.3f} against 0.400" in reason
 
 
-def test_its_robustness_is_that_of_the_envelope():
-    # after a clumsy attack at the middle strength, 5 of 10 are right again: nobody is as robust as that
-    given = {
-        ("attacked", None, "standard"): shares(10, 1, 1),
-        ("Adv", None, "Adv"): shares(1, 0, 5),
-    }
-    assert Crafted(given).failure("Adv") is not None
-
-
-@pytest.mark.parametrize("method", ["attacked", "Filt(L_img)", "8-bit", "PA-Filt(L_adv)"])
-def test_the_standard_classifier_need_not_be_robust(method):
-    assert Crafted({}).failure(method) is None
-
-
-def test_one_sentence_for_all_rows_of_a_classifier():
-    assert len(own_of("less robust").failures(("attacked", *TABLES[5][1:]))) == 1
+@pytest.mark.parametrize(("learned", "eps"), [(0.05, 0.1), (0.49, 0.1), (0.5, 0.5)])
+def test_robustness_counts_at_the_largest_strength_trained_against(crafted, learned, eps):
+    experiment = crafted(curves((10, 4, 3), (6, 3, 2)), adversarial_eps=learned)
+    assert f"at ε = {eps}," in failure(experiment, "Adv")
 
 
 # -- over the number of steps --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("counts", "half"),
-    [((8, 8, 5, 1), 2), ((8, 6, 3, 0), 2), ((8, 4, 0, 0), 1), ((8, 8, 8, 8), 1), ((8, 8, 8, 4), 3)],
+    ("counts", "half"), [((8, 8, 5, 1), 2), ((8, 4, 0, 0), 1), ((8, 8, 8, 8), 1)]
 )
-def test_half_eps_is_where_adv_is_nearest_to_half_of_its_clean_accuracy(counts, half):
+def test_the_strength_at_half_is_where_adv_has_half_of_its_clean_accuracy(crafted, counts, half):
     eps = (0.0, 0.1, 0.2, 0.5)
-    assert Crafted({("Adv", None, "standard"): shares(*counts)}, eps=eps).half_eps == eps[half]
+    experiment = crafted({("Adv", None, "standard"): shares(*counts)}, eps=eps)
+    assert strength_at_half(experiment) == eps[half]
 
 
-def test_a_curve_over_n_has_the_row_of_its_strength():
-    given = {("Adv", n, (0.2,)): shares(10, count) for n, count in ((3, 7), (5, 4))}
-    curve = Crafted(given, sweep_steps=(3, 5)).steps_curve("Adv", 0.2)
-    assert curve.tolist() == [row.tolist() for row in shares(7, 4)]
-
-
-def test_table_5_has_the_sweep_over_n(evaluation, counted):
-    rows, study = evaluation.table(5), evaluation.study
+def test_table_5_has_the_sweep_over_n_of_attacks_on_the_standard_classifier(experiment, counted):
+    rows, study, test = table(experiment, 5), experiment.study, experiment.images("test")
     over = rows[rows["steps"] != study.steps]
-    strengths = {study.sweep_eps, evaluation.half_eps}
-    assert len(over) == len(TABLES[5]) * len(study.sweep_steps) * len(strengths)
+    strengths = study.sweep_eps, strength_at_half(experiment)
     assert set(over["attack"]) == {"pgd"} and set(over["metric"]) == {"accuracy"}
-    assert set(zip(over["method"], over["steps"], over["eps"], strict=True)) == {
-        (method, steps, eps)
-        for method in TABLES[5]
-        for steps in study.sweep_steps
-        for eps in strengths
-    }
-
-
-@pytest.mark.parametrize(
-    ("method", "classifier"), [("attacked", "standard"), ("Adv", "Adv"), ("Filt+Adv", "Adv")]
-)
-def test_its_values_are_those_of_an_attack_with_n_steps_on_the_standard_classifier(
-    method, classifier, evaluation, counted
-):
-    artefacts, study = evaluation.artefacts, evaluation.study
-    rows, test, denoiser = evaluation.table(5), artefacts.images("test"), artefacts.denoiser(method)
+    places = [(m, n, eps) for m in TABLES[5] for n in study.sweep_steps for eps in set(strengths)]
+    values = over.set_index(["method", "steps", "eps"])["value"]
+    assert set(values.index) == set(places) and len(values) == len(places)
     for steps in study.sweep_steps:
-        attacked = pgd(
-            artefacts.classifier(),
-            test.images,
-            test.labels,
-            study.sweep_eps,
-            steps=steps,
-            seed=study.seed,
-        )
-        right = (
-            artefacts.classifier(classifier)(denoiser(attacked)).argmax(dim=1) == test.labels
-        ).double()
-        place = (
-            (rows["method"] == method) & (rows["steps"] == steps) & (rows["eps"] == study.sweep_eps)
-        )
-        assert abs(float(rows.loc[place, "value"].iloc[0] - right.mean())) < 1.5 / study.test_images
-
-
-@pytest.mark.parametrize("number", [1, 2, 3, 4, 6, 7])
-def test_no_other_table_has_it(number, evaluation, counted):
-    assert set(evaluation.table(number)["steps"]) == {evaluation.study.steps}
+        given = test.images, test.labels, study.sweep_eps
+        attacked = pgd(experiment.classifier(), *given, steps=steps, seed=study.seed)
+        for method, name in {"attacked": "standard", "Adv": "Adv", "Filt+Adv": "Adv"}.items():
+            denoised = experiment.denoiser(method)(attacked)
+            right = experiment.classifier(name)(denoised).argmax(dim=1) == test.labels
+            value = values[method, steps, study.sweep_eps]
+            assert abs(value - float(right.double().mean())) < 1.5 / study.test_images
 
 
 # -- stored once ---------------------------------------------------------------------------------
 
 
-def test_a_measurement_is_made_once_and_kept(evaluation):
-    assert evaluation.measurement("Filt(L_img)") is evaluation.measurement("Filt(L_img)")
-
-
-def test_a_second_session_calls_no_network(evaluation, monkeypatch):
-    tables = {number: evaluation.table(number) for number in TABLES}
+def test_a_second_session_calls_no_network(experiment, monkeypatch):
+    assert measure(experiment, "Filt(L_img)") is measure(experiment, "Filt(L_img)")
+    tables = {number: table(experiment, number) for number in TABLES}
 
     def never(*arguments):
-        raise AssertionError("this was measured before")
+        raise AssertionError("measured again")
 
     for kind in (Denoiser, Classifier):
         monkeypatch.setattr(kind, "forward", never)
-    monkeypatch.setattr(nbsupport.experiments.evaluation, "measure", never)
-    monkeypatch.setattr(nbsupport.experiments.artifacts, "ratios", never)
-    second = Evaluation(Artefacts(evaluation.study, Store(evaluation.artefacts.store.home)))
+    monkeypatch.setattr(evaluation, "measure_images", never)
+    monkeypatch.setattr(artifacts, "ratios", never)
+    second = Experiment(experiment.study, Store(experiment.store.home))
     for number, rows in tables.items():
-        pd.testing.assert_frame_equal(second.table(number), rows)
+        pd.testing.assert_frame_equal(table(second, number), rows)
 
 
-def test_a_measurement_depends_on_its_denoiser_and_on_the_test_images(evaluation):
-    specification = evaluation.specification("head_3")
-    assert specification["attacked"] == evaluation.artefacts.attacked_specification("test")
+def test_a_measurement_depends_on_denoiser_classifier_images_and_attack(experiment):
+    specification = measurement_specification(experiment, "head_3")
+    assert specification["attacked"] == experiment.attacked_specification("test")
+    assert specification["method"] == experiment.specification("head_3")
     assert specification["method"]["output"] == 3
-    assert specification["method"]["trained"] == evaluation.artefacts.denoiser_specification(
-        "Multi-head-Filt(L_img)"
-    )
-
-
-def test_it_depends_on_the_classifier_and_on_the_attack(evaluation):
-    kinds = [
-        ("Filt(L_img)",),
-        ("Filt+Adv",),
-        ("Filt+FD",),
-        ("Filt+FPD",),
-        ("Adv",),
-        ("Adv", 9),
-        ("Adv", 9, (0.1,)),
-    ]
-    kinds += [("Adv", None, None, "Adv"), ("attacked",), ("attacked", None, None, "second")]
-    folders = {Store("home").folder(evaluation.specification(*kind)) for kind in kinds}
+    kinds = [("Filt(L_img)",), ("Filt+Adv",), ("Filt+FD",), ("Adv",), ("Adv", 9), ("attacked",)]
+    kinds += [("Adv", 9, (0.1,)), ("Adv", None, None, "Adv"), ("attacked", None, None, "second")]
+    folders = {Store("home").folder(measurement_specification(experiment, *kind)) for kind in kinds}
     assert len(folders) == len(kinds)
+
+
+def test_a_measurement_with_other_weights_is_not_used(tmp_path):
+    first, second = (SmallExperiment(tmp_path, classifier=linear(seed)) for seed in (0, 5))
+    second.split = first.split
+    one, other = (measure(each, "attacked").predictions for each in (first, second))
+    assert not torch.equal(one, other)

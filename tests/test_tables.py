@@ -1,509 +1,366 @@
-"""The published numbers as printed, and the measured ones beside them."""
+"""The tables: every number stands where it belongs, beside the published one, in every rendering."""
 
-import re
+import itertools
 
 import numpy as np
 import pandas as pd
 import pytest
 from nbconvert.filters import markdown2html
+from small import EPS as STRENGTHS
+from small import SmallExperiment, outcome, rows
 
+from nbsupport.experiments import adaptive_evaluation
 from nbsupport.experiments.evaluation import COLUMNS
+from nbsupport.results import tables
 from nbsupport.results.tables import (
-    PAPERS,
-    beside,
+    adaptive_table,
     caption,
     compared,
-    markdown,
+    document,
+    headline,
     over_steps,
     published,
-    short,
+    style,
     styled,
     swept,
+    to_markdown,
+    to_text,
+    views,
+    wide_table,
+    wilson,
+    with_differences,
 )
-from nbsupport.study import EPS, Study
+from nbsupport.study import EPS, Study, short
 
 SWEPT, SWEEP = (0.3, 0.05), (10, 30, 50, 70, 90)
 STUDY = Study.named("digits", "smoke", seed=7)
-HEADS = [
-    "0",
-    "1e-4",
-    "3e-4",
-    "5e-4",
-    "1e-3",
-    "3e-3",
-    "5e-3",
-    "1e-2",
-    "3e-2",
-    "5e-2",
-    "1e-1",
-    "3e-1",
-    "5e-1",
-]
+HEADS = [short(eps) for eps in EPS]
 
 
 def tidy(*methods, table=1, metrics=("accuracy",), eps=EPS, seed=0):
-    """Rows as `Evaluation.table` makes them, with random values.
-
-    Robust classifiers of Tables 5 to 7 are attacked themselves, too; Table 5 goes over n at two strengths.
-    """
+    """Random rows in the form of `nbsupport.experiments.evaluation.table`; accuracies are shares of 24 images."""
     rng = np.random.default_rng(seed)
-    same = {
-        "table": table,
-        "study": "digits",
-        "classifier": "small_resnet",
-        "steps": 40,
-        "n": 24,
-        "seed": 7,
-    }
-    rows = [
-        same
-        | {
-            "method": method,
-            "attack": attack,
-            "eps": strength,
-            "metric": metric,
-            "value": float(rng.random()),
-        }
+    same = {"table": table, "study": "digits", "classifier": "small_resnet", "n": 24, "seed": 7}
+    attacks = {method: ["pgd", "pgd-envelope"] for method in methods}
+    if "Adv" in methods:
+        attacks["Adv"].append("pgd-on-itself")
+    places = [
+        {"method": method, "attack": attack, "eps": strength, "metric": metric, "steps": 40}
         for method in methods
         for metric in metrics
-        for attack in ("pgd", "pgd-envelope", *["pgd-on-itself"] * (method in ("Adv", "FPD", "FD")))
+        for attack in attacks[method]
         for strength in eps
     ]
     over = {"attack": "pgd", "metric": "accuracy"}
-    rows += [
-        same | over | {"method": method, "eps": strength, "steps": n, "value": rng.random()}
-        for method in methods
+    places += [
+        over | {"method": method, "eps": strength, "steps": n}
+        for method in methods * (table == 5)
         for strength in SWEPT
         for n in SWEEP
-        if table == 5
     ]
-    return pd.DataFrame(rows, columns=COLUMNS)
+    values = [same | place | {"value": rng.integers(25) / 24} for place in places]
+    return pd.DataFrame(values, columns=COLUMNS)
 
 
 def value(rows, **place):
     """The one value of the rows whose columns are as in `place`."""
-    for column, wanted in place.items():
-        rows = rows[rows[column] == wanted]
-    (found,) = rows["value"]
+    (found,) = rows[(rows[list(place)] == pd.Series(place)).all(axis=1)]["value"]
     return found
+
+
+def cells(text):
+    """The lines of the Markdown tables in a text, each a list of its cells."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line[1:-1].split(" | ")] for line in lines]
 
 
 # -- published -----------------------------------------------------------------------------------
 
 
-def test_all_701_numbers_are_there():
-    assert len(published()) == 701
-    assert list(published()) == [
-        "table",
-        "threat_model",
-        "dataset",
-        "method",
-        "metric",
-        "steps",
-        "eps",
-        "value",
-    ]
-    assert published()["value"].notna().all()
-
-
-def test_no_number_is_there_twice():
-    assert not published().drop(columns="value").duplicated().any()
+def test_all_701_numbers_of_the_paper_are_there_once():
+    numbers = published()
+    assert len(numbers) == 701 and numbers["value"].notna().all()
+    assert not numbers.drop(columns="value").duplicated().any()
 
 
 @pytest.mark.parametrize(
     ("table", "threat_model", "dataset", "method", "metric", "steps", "eps", "expected"),
     [
-        (1, "resnet50", "neurips2017dev", "attacked", "accuracy", 40, 1e-4, 0.866),
-        (1, "resnet50", "neurips2017dev", "Filt(L_img*)", "accuracy", 40, 3e-2, 0.298),
         (1, "vgg16", "neurips2017dev", "Filt(L_img)", "accuracy", 40, 0.3, 0.140),
         (1, "resnet50", "cifar10", "Add(L_sem)", "accuracy", 40, 5e-4, 0.87),
-        (1, "resnet50", "svhn", "Filt(L_sem)", "accuracy", 40, 0.1, 0.502),
         (2, "resnet50", "neurips2017dev", "Filt(L_img)", "psnr", 40, 0.5, 20.770),
-        (2, "resnet50", "neurips2017dev", "Add(L_sem)", "ssim", 40, 0.1, 0.692),
-        (3, "resnet50", "neurips2017dev", "attacked", "accuracy", 40, 1e-4, 0.886),
         (3, "resnet50", "neurips2017dev", "head_3", "accuracy", 40, 3e-4, 0.798),
-        (4, "resnet50", "neurips2017dev", "PA-Filt(L_img)", "accuracy", 40, 1e-3, 0.768),
         (4, "resnet50", "neurips2017dev", "PA-Filt(L_img)_m", "accuracy", 40, 0.3, 0.247),
-        (5, "resnet50", "neurips2017dev", "Filt+Adv", "accuracy", 40, 0.5, 0.341),
         (5, "resnet50", "neurips2017dev", "Adv", "accuracy", 90, 0.3, 0.178),
         (6, "resnet50", "svhn", "Add+FPD", "accuracy", 40, 0.5, 0.567),
         (7, "resnext101", "neurips2017dev", "Filt+FD", "accuracy", 40, 0.3, 0.692),
     ],
 )
 def test_numbers_are_as_printed(table, threat_model, dataset, method, metric, steps, eps, expected):
-    place = dict(
-        table=table, threat_model=threat_model, dataset=dataset, method=method, metric=metric
-    )
-    assert value(published(), **place, steps=steps, eps=eps) == expected
+    place = dict(table=table, threat_model=threat_model, dataset=dataset, method=method)
+    assert value(published(), **place, metric=metric, steps=steps, eps=eps) == expected
 
 
 @pytest.mark.parametrize(
-    ("classifier", "data", "tables"),
+    ("number", "classifier", "data", "expected"),
     [
-        ("vgg16", None, {1}),
-        (None, "svhn", {1, 6}),
-        ("resnet50", "neurips2017dev", {1, 2, 3, 4, 5}),
-        ("resnext101", "neurips2017dev", {7}),
-        ("vgg16", "svhn", set()),
+        (1, "resnet20", "cifar10", ("resnet50", "cifar10")),
+        (1, "vgg16", "neurips2017dev", ("vgg16", "neurips2017dev")),
+        (4, "vgg16", "neurips2017dev", ("resnet50", "neurips2017dev")),
+        (7, "resnet20", "cifar10", ("resnext101", "neurips2017dev")),
     ],
 )
-def test_one_classifier_and_one_data_set(classifier, data, tables):
-    numbers = published(classifier, data)
-    assert set(numbers["table"]) == tables
-    assert set(numbers["threat_model"]) <= (
-        {classifier} if classifier else {"resnet50", "vgg16", "resnext101"}
-    )
-    assert set(numbers["dataset"]) <= ({data} if data else {"neurips2017dev", "cifar10", "svhn"})
+def test_the_nearest_published_numbers_are_compared(number, classifier, data, expected):
+    assert compared(number, classifier, data) == expected
+    study = Study.named(data, "smoke", classifier=classifier, images_from="JPEG copies")
+    text = caption(f"table{number}", study)
+    assert f"{tables.NAMES[expected[0]]} on {tables.NAMES[expected[1]]}" in text
+    assert ("other images" in text) == (expected[1] != data)
+    assert ("another network" in text) == (expected[0] != classifier)
 
 
-def test_the_strengths_are_headed_as_in_the_paper():
-    assert [short(eps) for eps in EPS] == HEADS
+# -- wide tables ---------------------------------------------------------------------------------
 
 
-# -- measured beside published -------------------------------------------------------------------
-
-
-def test_a_line_per_method_and_source():
-    table = beside(tidy("attacked", "Filt(L_img)", "8-bit"))
-    assert table.index.names == ["metric", "method", "source"]
-    assert [line[1:] for line in table.index] == [
-        *(("attacked", source) for source in ("measured", "envelope", "published")),
-        *(("Filt(L_img)", source) for source in ("measured", "envelope", "published")),
-        *(("8-bit", source) for source in ("measured", "envelope")),
-    ]
-
-
-def test_a_column_per_strength():
-    table = beside(tidy("attacked"))
-    assert list(table.columns) == HEADS
-    assert table.columns.name == "ε"
-
-
-def test_metrics_follow_each_other():
-    table = beside(tidy("Add(L_img)", "Filt(L_img)", table=2, metrics=("psnr", "ssim")))
-    assert list(dict.fromkeys(line[:2] for line in table.index)) == [
-        (metric, method) for metric in ("psnr", "ssim") for method in ("Add(L_img)", "Filt(L_img)")
-    ]
-
-
-def test_the_order_is_that_of_the_rows():
-    table = beside(tidy("8-bit", "Filt(L_img)", "attacked"))
-    assert list(dict.fromkeys(table.index.get_level_values("method"))) == [
-        "8-bit",
-        "Filt(L_img)",
-        "attacked",
-    ]
-
-
-def test_every_number_stands_where_it_belongs():
-    rows = tidy("head_1", "head_4", table=3)
-    table = beside(rows)
-    for (_, method, source), line in table.iterrows():
-        for eps, number in zip(EPS, line, strict=True):
+def test_every_number_over_eps_stands_where_it_belongs():
+    rows = tidy("head_4", "attacked", "8-bit", table=3)
+    table = wide_table(rows)
+    assert list(table.columns) == [*HEADS, "mean"]
+    assert list(table.index.unique("method")) == ["head_4", "no filter", "8-bit"]
+    for (method, source), line in table.iterrows():
+        raw = "attacked" if method == "no filter" else method
+        for eps in EPS:
             if source == "published":
-                assert number == value(published(), table=3, method=method, eps=eps)
+                expected = value(published(*tables.PAPER), table=3, method=raw, eps=eps)
             else:
-                attack = {"measured": "pgd", "envelope": "pgd-envelope"}[source]
-                assert number == value(rows, method=method, attack=attack, eps=eps)
+                attack = {"measured": "pgd", "worst case": "pgd-envelope"}[source]
+                expected = value(rows, method=raw, attack=attack, eps=eps)
+            assert line[short(eps)] == expected
+        assert line["mean"] == pytest.approx(np.mean(line[HEADS]))
+    assert ("8-bit", "published") not in table.index
 
 
-def test_each_table_stands_beside_its_own():
-    attacked = [
-        beside(tidy("attacked", table=number)).loc[("accuracy", "attacked", "published"), "1e-4"]
-        for number in (1, 3)
-    ]
-    assert attacked == [0.866, 0.886]
+def test_table_2_has_both_metrics():
+    table = wide_table(tidy("Add(L_img)", "Filt(L_img)", table=2, metrics=("psnr", "ssim")))
+    assert list(table.index.unique("metric")) == ["PSNR (dB)", "SSIM"]
+    assert table.loc[("PSNR (dB)", "Filt(L_img)", "published"), "5e-1"] == 20.770
 
 
 def test_a_strength_that_the_paper_lacks_is_missing_there():
-    table = beside(tidy("attacked", eps=(0.0, 0.2)))
-    assert np.isnan(table.loc[("accuracy", "attacked", "published"), "2e-1"])
-    assert np.isnan(table.loc[("accuracy", "attacked", "measured"), "1e-1"])
+    table = wide_table(tidy("attacked", eps=(0.0, 0.2)))
+    assert np.isnan(table.loc[("no filter", "published"), "2e-1"])
+    assert np.isnan(table.loc[("no filter", "measured"), "1e-1"])
 
 
-@pytest.mark.parametrize(("number", "name"), [(5, "Adv"), (6, "FPD"), (7, "FD")])
-def test_a_robust_classifier_has_a_line_where_it_is_attacked_itself(number, name):
-    rows = tidy("attacked", name, f"Filt+{name}", table=number)
-    table = beside(rows)
-    sources = {
-        method: list(part.index.get_level_values("source"))
-        for method, part in table.groupby("method")
-    }
-    assert sources[name] == ["measured", "envelope", "attacked itself", "published"]
-    assert sources["attacked"] == sources[f"Filt+{name}"] == ["measured", "envelope", "published"]
-    for eps, number in zip(EPS, table.loc["accuracy", name, "attacked itself"], strict=True):
-        assert number == value(rows, method=name, attack="pgd-on-itself", eps=eps)
-
-
-@pytest.mark.parametrize(
-    ("number", "method", "head", "expected"),
-    [
-        (5, "Adv", "1e-1", 0.558),
-        (5, "PA-Filt+Adv", "5e-1", 0.345),
-        (6, "attacked", "0", 0.925),
-        (6, "Filt+FPD", "3e-1", 0.570),
-        (7, "attacked", "0", 0.935),
-        (7, "Add+FD", "5e-1", 0.266),
-    ],
-)
-def test_tables_6_and_7_stand_beside_svhn_and_resnext(number, method, head, expected):
-    assert (
-        beside(tidy(method, table=number)).loc[("accuracy", method, "published"), head] == expected
-    )
-
-
-def test_the_rows_over_n_are_not_among_those_over_eps():
-    rows = tidy("attacked", "Adv", table=5)
-    alone = rows[rows["steps"] == 40]
-    pd.testing.assert_frame_equal(beside(rows), beside(alone))
-
-
-# -- over n --------------------------------------------------------------------------------------
-
-
-def test_the_strengths_of_the_sweep_come_in_their_order():
-    assert swept(tidy("attacked", "Adv", table=5)) == [0.3, 0.05]
-
-
-@pytest.mark.parametrize("number", [1, 2, 3, 4, 6, 7])
-def test_no_other_table_was_swept(number):
-    assert swept(tidy("attacked", table=number)) == []
-
-
-def test_a_column_per_n_and_a_line_per_method_and_source():
-    table = over_steps(tidy("attacked", "Adv", "Filt+Adv", table=5), 0.3)
-    assert list(table.columns) == list(SWEEP)
-    assert table.columns.name == "n"
-    lines = [
-        (method, source)
-        for method in ("attacked", "Adv", "Filt+Adv")
-        for source in ("measured", "published")
-    ]
-    assert list(table.index) == lines
+def test_a_robust_classifier_has_a_line_where_it_is_attacked_itself():
+    rows = tidy("attacked", "Adv", "Filt+Adv", table=5)
+    table = wide_table(rows)
+    assert [*table.loc["Adv"].index] == ["measured", "worst case", "attacked itself", "published"]
+    assert [*table.loc["Filt+Adv"].index] == ["measured", "worst case", "published"]
+    for eps in EPS:
+        expected = value(rows, method="Adv", attack="pgd-on-itself", eps=eps)
+        assert table.loc[("Adv", "attacked itself"), short(eps)] == expected
 
 
 def test_every_number_over_n_stands_where_it_belongs():
     rows = tidy("attacked", "Adv", table=5)
-    for (method, source), line in over_steps(rows, 0.3).iterrows():
-        for steps, number in line.items():
-            numbers = (
-                published(*PAPERS[5]) if source == "published" else rows[rows["attack"] == "pgd"]
-            )
-            assert number == value(numbers, table=5, method=method, steps=steps, eps=0.3)
-
-
-def test_the_paper_went_over_n_at_3e_1_alone():
-    rows = tidy("attacked", "Adv", table=5)
-    table = over_steps(rows, 0.05)
-    assert list(table.index) == [("attacked", "measured"), ("Adv", "measured")]
-    assert list(table.loc["Adv", "measured"]) == [
-        value(rows, method="Adv", steps=n, eps=0.05) for n in SWEEP
-    ]
-
-
-def test_numbers_of_steps_that_the_paper_lacks_are_missing_there():
-    rows = tidy("Adv", table=5)
-    rows["steps"] = rows["steps"].replace({10: 11, 30: 31})
+    assert swept(rows) == [0.3, 0.05]
     table = over_steps(rows, 0.3)
-    assert list(table.columns) == [11, 31, 50, 70, 90]
-    assert table.loc["Adv", "published"].isna().tolist() == [True, True, False, False, False]
-    rows["steps"] = rows["steps"].replace({50: 51, 70: 71, 90: 91})
-    assert list(over_steps(rows, 0.3).index) == [("Adv", "measured")]
+    assert list(table.columns) == list(SWEEP)
+    for (method, source), line in table.iterrows():
+        numbers = (
+            published(*tables.PAPER) if source == "published" else rows[rows["attack"] == "pgd"]
+        )
+        raw = "attacked" if method == "no filter" else method
+        for steps, number in line.items():
+            assert number == value(numbers, table=5, method=raw, steps=steps, eps=0.3)
+    assert {source for _, source in over_steps(rows, 0.05).index} == {"measured"}
+    pd.testing.assert_frame_equal(wide_table(rows), wide_table(rows[rows["steps"] == 40]))
+
+
+def test_the_summary_shows_a_small_a_middle_and_a_large_strength(monkeypatch):
+    def rows(experiment, number):
+        found = tidy("attacked", *["Filt(L_img)"] * (number == 4), eps=(0.0, 0.01, 0.03, 0.1, 0.3))
+        shown = (found["method"] == "attacked") & (found["attack"] == "pgd")
+        found.loc[shown, "value"] = [0.9, 0.88, 0.7, 0.4, 0.02]
+        return found
+
+    monkeypatch.setattr(tables, "table", rows)
+    head, bare, filtered = tables.summarize(SmallExperiment.__new__(SmallExperiment)).splitlines()
+    assert head.split() == ["accuracy", "at", "ε", "=", "0", "3e-2", "1e-1", "3e-1"]
+    assert bare.split() == ["no", "filter", "0.900", "0.700", "0.400", "0.020"]
+    assert len(filtered.split()) == 1 + 4
+
+
+# -- the adaptive evaluation ---------------------------------------------------------------------
+
+SOUND = outcome(robust={"PGD": rows(90, 60, 31, 5), "AutoAttack": rows(90, 62, 29, 5)})
+BROKEN = outcome(method="8-bit", logits=False, zero_gradients=0.5)
+BARE = outcome(method="attacked", robust={"oblivious": rows(90, 84, 55, 30)})
+
+
+@pytest.fixture(scope="module")
+def adaptive(tmp_path_factory):
+    experiment = SmallExperiment(tmp_path_factory.mktemp("tables"), study=STUDY)
+    return adaptive_evaluation.rows(experiment, [BARE, SOUND, BROKEN])
+
+
+def test_every_number_of_the_adaptive_evaluation_stands_where_it_belongs(adaptive):
+    table = adaptive_table(adaptive, 0.1)
+    assert list(table.index) == ["no filter", "Filt(L_img*)", "8-bit"]
+    line, at = table.loc["Filt(L_img*)"], "accuracy at ε = 1e-1"
+    expected = {
+        ("", "clean"): 0.9,
+        (at, "gray-box"): 0.6,
+        (at, "PGD"): 0.31,
+        (at, "AutoAttack"): 0.29,
+        (at, "Square"): 0.5,
+        (at, "transfer"): 0.8,
+        (at, "worst case"): 0.29,
+        ("worst case at ε", "3e-2"): 0.6,
+        ("worst case at ε", "5e-1"): 0.05,
+        ("unseen, ε = 1e-1", "FGSM"): 0.7,
+        ("median L2 norm", "DeepFool"): 1.0,
+        ("median L2 norm", "L2-PGD"): np.inf,
+    }
+    assert {place: line[place] for place in expected} == expected
+    at_another = adaptive_table(adaptive, 0.03)["accuracy at ε = 3e-2", "PGD"]
+    assert at_another["Filt(L_img*)"] == 0.6
+
+
+def test_a_failed_check_makes_a_row_unreliable(adaptive):
+    table = adaptive_table(adaptive, 0.1)
+    assert list(table["", "attack"]) == ["sound", "sound", "unreliable: gradient, logits"]
+    page = style(table).to_html()
+    assert page.count("unreliable") > len(table.columns)  # a class of every cell
+
+
+def test_both_attackers_stand_beside_each_other(adaptive):
+    both = views(adaptive, STUDY)["Both attackers over ε"]
+    assert list(both.columns.unique(0)) == [f"ε = {short(eps)}" for eps in STRENGTHS]
+    for method, given in {"no filter": BARE, "Filt(L_img*)": SOUND, "8-bit": BROKEN}.items():
+        curves = np.stack([given.robust["oblivious"], given.worst()]).mean(axis=2).T
+        np.testing.assert_allclose(both.loc[method], curves.ravel())
+
+
+def test_the_headline_is_at_the_strength_that_leaves_half_without_a_filter(adaptive):
+    table = headline(adaptive.replace({"Filt(L_img*)": "Filt(L_img)", "8-bit": "JPEG 75"}))
+    assert list(table.columns) == ["clean", "gray-box, ε = 1e-1", "adaptive, ε = 1e-1"]
+    assert list(table.index) == ["no filter", "Filt(L_img)", "JPEG 75 †"]
+    assert list(table.loc["no filter"]) == [0.9, 0.55, 0.29]
 
 
 # -- captions ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "part",
-    [
-        "Table 4",
-        "`small_resnet` on `digits`",
-        "PGD(n = 4, ε)",
-        "an attacker who knows the classifier and not the denoiser",
-        "the same 24 test images for all ε",
-        "seed 7",
-        "scale smoke",
-        "the worst over all ε' ≤ ε",
-        "the paper's numbers for ResNet-50 on NeurIPS-2017DEV",
-    ],
-)
-def test_a_caption_says_how_to_read_the_numbers(part):
-    assert part in caption(tidy("attacked", table=4), STUDY)
+def test_every_caption_names_classifier_data_and_scale():
+    for name in tables.TEXTS["captions"]:
+        text = caption(name, STUDY)
+        assert "`small_resnet` on `digits`" in text and "scale smoke" in text
+        assert "{" not in text and text.endswith(".")
 
 
-@pytest.mark.parametrize(
-    ("number", "theirs"),
-    [
-        (1, "ResNet-50 on NeurIPS-2017DEV"),
-        (5, "ResNet-50 on NeurIPS-2017DEV"),
-        (6, "ResNet-50 on SVHN"),
-        (7, "ResNeXt-101 on NeurIPS-2017DEV"),
-    ],
-)
-def test_a_caption_names_the_papers_network_and_data(number, theirs):
-    text = caption(tidy("attacked", table=number), STUDY)
-    assert f"the paper's numbers for {theirs}, other images" in text
-    assert ("Attacked itself" in text) == (number > 4)
+# -- the renderer --------------------------------------------------------------------------------
+
+DIFFERENCES = pd.DataFrame(
+    [["Filt(L_img)", "Add(L_img)", eps, 0.02, 0.01, 0.03, "+0.0200 +0.0200", "0 1", "better"]
+     for eps in ("mean", "0.0", "0.1")],
+    columns=["method", "other", "eps", "value", "low", "high", "per_seed", "seeds", "outcome"],
+)  # fmt: skip
+CLAIMS = pd.DataFrame({"claim": ["C1"], "predicate": ["|x| of Filt(L_img*)"], "outcome": ["holds"]})
 
 
-@pytest.mark.parametrize(
-    ("number", "classifier", "data", "theirs"),
-    [
-        (1, "resnet20", "cifar10", "ResNet-50 on CIFAR-10, another network."),
-        (1, "resnet50", "cifar10", "ResNet-50 on CIFAR-10."),
-        (1, "resnet20", "svhn", "ResNet-50 on SVHN, another network."),
-        (
-            2,
-            "resnet20",
-            "cifar10",
-            "ResNet-50 on NeurIPS-2017DEV, other images and another network, since",
-        ),
-        (2, "resnet50", "cifar10", "ResNet-50 on NeurIPS-2017DEV, other images, since"),
-        (1, "vgg16", "neurips2017dev", "VGG-16 on NeurIPS-2017DEV."),
-        (4, "vgg16", "neurips2017dev", "ResNet-50 on NeurIPS-2017DEV, another network."),
-        (6, "resnet20", "svhn", "ResNet-50 on SVHN, another network."),
-        (
-            7,
-            "resnet20",
-            "cifar10",
-            "ResNeXt-101 on NeurIPS-2017DEV, other images and another network, since",
-        ),
-    ],
-)
-def test_the_nearest_published_numbers_stand_beside(number, classifier, data, theirs):
-    rows = tidy("attacked", table=number).assign(study=data, classifier=classifier)
-    study = Study.named(data, "smoke", classifier=classifier, images_from="JPEG copies")
-    text = caption(rows, study)
-    assert f"the paper's numbers for {theirs}" in text
-    assert f"`{classifier}` on `{data}` (JPEG copies), PGD" in text
-    network, name = compared(rows)
-    wanted = published(network, name).query(
-        "table == @number and method == 'attacked' and steps == 40"
-    )
-    metric = rows["metric"].iloc[0]
-    wanted = wanted[wanted["metric"] == metric]
-    if len(wanted):
-        shown = beside(rows).loc[(metric, "attacked", "published")]
-        assert shown.tolist() == pytest.approx(wanted.sort_values("eps")["value"].tolist())
-
-
-def test_tables_are_captioned_apart():
-    captions = {caption(tidy("attacked", table=number), STUDY)[8:] for number in range(1, 8)}
-    assert len(captions) == 7
-
-
-# -- markdown ------------------------------------------------------------------------------------
-
-
-def cells(text):
-    """The lines of the table in a markdown file, each a list of its cells."""
-    return [
-        [cell.strip() for cell in line[1:-1].split("|")]
-        for line in text.splitlines()
-        if line.startswith("|")
-    ]
-
-
-@pytest.mark.parametrize(
-    ("table", "metrics"), [(1, ("accuracy",)), (2, ("psnr", "ssim")), (4, ("accuracy",))]
-)
-def test_the_numbers_come_back_from_markdown(table, metrics):
-    rows = tidy("attacked", "Filt(L_img)", "8-bit", table=table, metrics=metrics)
-    head, _, *body = cells(markdown(rows, STUDY, []))
-    expected = beside(rows)
-    assert head[-13:] == list(expected.columns)
-    assert len(body) == len(expected)
-    for line, ((metric, _, source), numbers) in zip(body, expected.iterrows(), strict=True):
-        assert line[-14] == source
-        assert metric in line or len(metrics) == 1
-        assert [float(cell) for cell in line[-13:]] == pytest.approx(
-            list(numbers), abs=0.00501 if metric == "psnr" else 0.000501
-        )
-
-
-def test_the_numbers_over_n_come_back_from_markdown():
-    rows = tidy("attacked", "Adv", table=5)
-    first, *over = markdown(rows, STUDY, []).split(
-        "The same over the number n of PGD's steps, at ε = "
-    )
-    assert len(cells(first)) == 2 + len(beside(rows))
-    assert [part[:4] for part in over] == ["3e-1", "5e-2"]
-    for part, eps in zip(over, SWEPT, strict=True):
-        head, _, *body = cells(part)
-        assert head == ["method", "", *map(str, SWEEP)]
-        expected = over_steps(rows, eps)
-        assert [line[1] for line in body] == [source for _, source in expected.index]
-        numbers = [[float(cell) for cell in line[2:]] for line in body]
-        np.testing.assert_allclose(numbers, expected, atol=0.000501)
-
-
-def test_the_method_stands_once_in_front_of_its_sources():
-    body = cells(markdown(tidy("attacked", "8-bit"), STUDY, []))[2:]
-    assert [line[0] for line in body] == ["**attacked**", "", "", "**8-bit**", ""]
-
-
-def test_all_lines_are_equally_long():
-    assert len({len(line) for line in cells(markdown(tidy("attacked", "8-bit"), STUDY, []))}) == 1
-
-
-def test_infinity_is_shown():
-    rows = tidy("attacked", table=2, metrics=("psnr", "ssim"))
-    rows.loc[(rows["metric"] == "psnr") & (rows["eps"] == 0), "value"] = np.inf
-    psnr, ssim = (line for line in cells(markdown(rows, STUDY, [])) if line[2] == "measured")
-    assert psnr[3] == "∞"
-    assert "∞" not in [*psnr[4:], *ssim]
-
-
-def test_what_is_missing_is_blank():
-    measured, _, theirs = cells(markdown(tidy("attacked", eps=(0.0, 0.2)), STUDY, []))[2:]
-    column = 2 + [*HEADS[:11], "2e-1"].index("2e-1")
-    assert theirs[column] == ""
-    assert measured[column] != ""
-    assert measured[column - 1] == ""
-
-
-def test_the_caption_and_the_failures_stand_above():
-    rows = tidy("attacked", table=4)
-    text = markdown(rows, STUDY, ["PA-Filt(L_img): training failed."])
-    above = text[: text.index("|")]
-    assert caption(rows, STUDY) in above
-    assert "\n> PA-Filt(L_img): training failed.\n" in above
-
-
-@pytest.mark.parametrize(
-    "method", ["Filt(L_img*)", "Filt(L_img)", "PA-Filt(L_img)_sl", "head_4", "median 3x3"]
-)
-def test_method_names_read_on_a_web_page_as_they_are(method):
-    assert f"<strong>{method}</strong>" in markdown2html(markdown(tidy(method), STUDY, []))
-
-
-# -- in a notebook -------------------------------------------------------------------------------
-
-
-def styled_html():
-    rows = tidy("attacked", "Filt(L_img*)")
-    return rows, styled(rows, STUDY).to_html()
-
-
-def test_a_styled_table_shows_caption_methods_and_numbers():
-    rows, page = styled_html()
-    assert re.search(
-        r"<caption>Table 1\. .*knows the classifier and not the denoiser.*</caption>", page
-    )
-    assert "Filt(L_img*)" in page
-    assert f"{value(rows, method='attacked', attack='pgd', eps=0.1):.3f}" in page
-
-
-def test_its_caption_has_no_markdown_in_it():
-    caption_text = re.search("<caption>(.*)</caption>", styled_html()[1])[1]
-    assert not set(caption_text) & set("`*")
-
-
-def test_measured_numbers_are_bold_and_published_ones_grey():
-    page = styled(tidy("attacked"), STUDY).to_html()
-    rules = re.findall(r"([^}]*_row(\d)_col0\b[^{]*) {([^}]*)}", page.split("</style>")[0])
-    assert {line: " ".join(looks.split()) for _, line, looks in rules} == {
-        "0": "font-weight: bold;",
-        "2": "color: #777777;",
+@pytest.fixture(params=["table1", "table2", "table5", "adaptive", "seeds", "claims"])
+def any_rows(request, adaptive):
+    found = {
+        "table1": tidy("attacked", "Filt(L_img*)", "PA-Filt(L_img)_sl"),
+        "table2": tidy("Add(L_img)", "8-bit", table=2, metrics=("psnr", "ssim")),
+        "table5": tidy("attacked", "Adv", table=5),
     }
+    others = {"adaptive": adaptive, "seeds": DIFFERENCES, "claims": CLAIMS}
+    assert tables.kind((found | others)[request.param]) == request.param
+    return (found | others)[request.param]
+
+
+def test_all_tables_are_rendered_everywhere(any_rows):
+    """Every number of every table comes back from Markdown, and no line is too wide for a terminal."""
+    text = document(any_rows, STUDY, "The caption", ["The training failed."])
+    assert text.startswith("**The caption**\n\n> The training failed.\n\n")
+    body = [line for line in cells(text) if not set("".join(line)) <= set(":-|")]
+    for frame in views(any_rows, STUDY).values():
+        head, *lines = (body.pop(0) for _ in range(len(frame) + 1))
+        assert len({len(head), *map(len, lines)}) == 1
+        for line, values in zip(lines, frame.itertuples(index=False), strict=True):
+            for cell, number in zip(line[frame.index.nlevels :], values, strict=True):
+                if isinstance(number, str):
+                    assert cell.replace("\\", "") == number
+                elif np.isinf(number):
+                    assert cell == "∞"
+                elif np.isnan(number):
+                    assert cell == ""
+                else:
+                    assert float(cell) == pytest.approx(number, abs=0.00501)
+    assert max(map(len, to_text(any_rows, STUDY).splitlines())) <= 100
+    page = styled(any_rows, STUDY).to_html()
+    assert "<caption>" in page and not set(page.split("caption>")[1]) & set("`*")
+
+
+def test_names_read_on_a_web_page_as_they_are():
+    assert "|x| of Filt(L_img*)" in markdown2html(to_markdown(views(CLAIMS, STUDY)[""]))
+    assert "Filt(L_img*)" in markdown2html(to_markdown(wide_table(tidy("Filt(L_img*)"))))
+
+
+def test_psnr_has_two_digits_and_may_be_infinite():
+    table = tidy("attacked", table=2, metrics=("psnr", "ssim"))
+    table.loc[(table["metric"] == "psnr") & (table["eps"] == 0), "value"] = np.inf
+    lines = cells(to_markdown(wide_table(table)))
+    assert lines[2][:4] == ["PSNR (dB)", "no filter", "measured", "∞"]
+    assert len(lines[2][4].partition(".")[2]) == 2 and len(lines[-1][4].partition(".")[2]) == 3
+
+
+def test_html_is_escaped():
+    frame = pd.DataFrame({"a": ["<b>"]}, index=["x"])
+    assert "<b>" not in style(frame, "<i>").to_html() and "<i>" not in style(frame, "<i>").to_html()
+
+
+# -- differences ---------------------------------------------------------------------------------
+
+
+def closed_form(share, number, z=1.959963984540054):
+    centre = (share + z**2 / (2 * number)) / (1 + z**2 / number)
+    half = z / (1 + z**2 / number) * (share * (1 - share) / number + z**2 / (4 * number**2)) ** 0.5
+    return max(centre - half, 0), min(centre + half, 1)
+
+
+@pytest.mark.parametrize("images", [1, 32, 500])
+def test_wilsons_interval_is_that_of_the_closed_form(images):
+    for right in {0, 1, images // 3, images // 2, images - 1, images}:
+        expected = closed_form(right / images, images)
+        np.testing.assert_allclose(wilson(right / images, images), expected, atol=1e-9)
+    with pytest.raises(ValueError, match="share of 32"):
+        wilson(0.5123, 32)
+
+
+def test_differences_from_published_numbers_are_marked_outside_the_interval():
+    rows = tidy("attacked", "Filt(L_img)", "8-bit")
+    table = wide_table(rows)
+    shown, classes = with_differences(table, 24)
+    sources = ["measured", "95 % interval", "published", "difference", "worst case"]
+    assert list(shown.loc["no filter"].index) == sources
+    assert list(shown.loc["8-bit"].index) == ["measured", "95 % interval", "worst case"]
+    for method, head in itertools.product(("no filter", "Filt(L_img)"), HEADS):
+        share, paper = (table.loc[(method, source), head] for source in ("measured", "published"))
+        low, high = closed_form(share, 24)
+        assert shown.loc[(method, "95 % interval"), head] == f"{low:.3f}–{high:.3f}"
+        difference = float(shown.loc[(method, "difference"), head])
+        assert difference == pytest.approx(share - paper, abs=5e-4)
+        size, side = abs(share - paper), "below" if share < paper else "above"
+        tone = f"{side}{1 + (size >= 0.1) + (size >= 0.3)}"
+        inside = low - 5e-4 <= paper <= high + 5e-4
+        assert classes.loc[(method, "difference"), head] == ("" if inside else tone)
+    assert (classes["mean"] == "").all() and (classes.xs("measured", level=1) == "").all(axis=None)
+
+
+def test_every_interval_of_the_differences_over_seeds_is_shown():
+    every = views(DIFFERENCES, STUDY)["The interval at each ε"]["Filt(L_img) − Add(L_img)"]
+    assert every.to_dict() == {"0": "+0.010 … +0.030", "1e-1": "+0.010 … +0.030"}

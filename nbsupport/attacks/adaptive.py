@@ -1,8 +1,7 @@
-"""The attacker who knows the denoiser: every attack of the protocol on one defence, image by image.
+"""White-box attacks: the attacker knows denoiser and classifier and attacks both as one defence.
 
-A defence is a denoiser before a classifier, attacked as a whole. Where it has no useful gradient, or
-offers several, the attacker follows `surrogates` and is judged on the defence itself. Attacks at
-different ε know nothing of each other, so that `nbsupport.experiments.soundness` can tell whether they make sense.
+Where a denoiser has no useful gradient, or offers several, the attacks differentiate its
+`surrogates`; the defence itself decides whether they succeed.
 """
 
 from collections.abc import Callable
@@ -12,30 +11,29 @@ from typing import Any
 
 import foolbox
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
+from ..classifiers.feature_pyramid import attack_target
+from ..data.images import Images, Labels
 from ..denoisers.baselines import Baseline
 from ..denoisers.models import PAFilter, View
 from ..study import REL_STEP
-from ..training.classifiers import target
 from .pgd import margin, pgd, prepare
 
-Images = Float[Tensor, "b c h w"]
-Labels = Int[Tensor, "b"]
 Robust = Bool[Tensor, "b"]
+Attack = Callable[[Images, Labels], Images]
 
 LOSSES = ("cross-entropy", "margin")
-REL_STEPS = (0.25, REL_STEP, 0.01)
-"""Steps relative to ε; the middle one is Foolbox's, hence the paper's."""
+REL_STEPS = (0.25, REL_STEP, 0.01)  # relative to ε; the middle one is Foolbox's and the paper's
 RESTART_STEPS = 40
-AUTOATTACK = ["apgd-ce", "apgd-t", "fab-t"]
-"""Of AutoAttack's standard version those that follow gradients; Square, its fourth, stands alone here."""
+AUTOATTACK = ["apgd-ce", "apgd-t", "fab-t"]  # AutoAttack's standard attacks that use gradients
+L2_RADII = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 
 
 class StraightThrough(nn.Module):
-    """A denoiser without a gradient, with that of the identity in its place (BPDA, Athalye et al. 2018)."""
+    """A denoiser with the identity's gradient (BPDA, Athalye et al. 2018)."""
 
     def __init__(self, denoiser: nn.Module) -> None:
         super().__init__()
@@ -46,15 +44,15 @@ class StraightThrough(nn.Module):
 
 
 def chain(denoiser: nn.Module, classifier: nn.Module) -> nn.Sequential:
-    """Denoiser and classifier as one network, in evaluation mode; FPD before its tanh."""
-    return nn.Sequential(denoiser, target(classifier)).eval()
+    """Join denoiser and classifier (FPD before its tanh) as one network in evaluation mode."""
+    return nn.Sequential(denoiser, attack_target(classifier)).eval()
 
 
 def surrogates(denoiser: nn.Module) -> list[nn.Module]:
-    """What an attacker differentiates in the place of a denoiser.
+    """Return the denoisers that an attacker differentiates in place of `denoiser`.
 
-    Itself, unless it is a baseline without gradient (`StraightThrough`); for PA-Filt also both of its
-    parts, since an image that deceives a part may deceive their mixture where W hides the gradient.
+    PA-Filt has both branches as further surrogates: an image that fools a branch may fool their
+    mixture where W hides the gradient. Baselines without a useful gradient get `StraightThrough`.
     """
     if isinstance(denoiser, PAFilter):
         return [denoiser, View(denoiser.ynet, "sl").eval(), View(denoiser.ynet, "m").eval()]
@@ -65,18 +63,14 @@ def surrogates(denoiser: nn.Module) -> list[nn.Module]:
 
 @torch.no_grad()
 def withstands(defence: nn.Module, images: Images, labels: Labels) -> Robust:
-    """Which images the defence classifies correctly."""
+    """Return which images the defence classifies correctly."""
     return defence(images).argmax(dim=1) == labels
 
 
 def _survivors(
-    defence: nn.Module,
-    images: Images,
-    labels: Labels,
-    robust: Robust,
-    attack: Callable[[Images, Labels], Images],
+    defence: nn.Module, images: Images, labels: Labels, robust: Robust, attack: Attack
 ) -> Robust:
-    """Of the images that are robust so far, those that withstand one more attack; the others are not attacked."""
+    """Attack the images that are robust so far; return those that stay so."""
     left = robust.clone()
     if robust.any():
         left[robust] = withstands(defence, attack(images[robust], labels[robust]), labels[robust])
@@ -84,20 +78,13 @@ def _survivors(
 
 
 def pgd_through(
-    denoiser: nn.Module,
-    classifier: nn.Module,
-    images: Images,
-    labels: Labels,
-    eps: float,
-    *,
-    steps: int,
-    restarts: int,
-    seed: int = 0,
-) -> Robust:
-    """Which images withstand PGD through the whole defence, in the worst of all its variants.
+    denoiser: nn.Module, classifier: nn.Module, images: Images, labels: Labels, eps: float,
+    *, steps: int, restarts: int, seed: int = 0,
+) -> Robust:  # fmt: skip
+    """Return which images withstand every variant of PGD through the defence.
 
-    For every surrogate and loss: `restarts` starts with n = 40 for each size of step, then one with
-    n = `steps`. An image that one variant deceives is not attacked by the next.
+    For each surrogate and loss: `restarts` starts with n = 40 for each step size, then one start
+    with n = `steps`. An image that one variant fools is not attacked again.
     """
     defence = chain(denoiser, classifier)
     robust = withstands(defence, images, labels)
@@ -112,28 +99,20 @@ def pgd_through(
 
 
 def autoattack(
-    denoiser: nn.Module,
-    classifier: nn.Module,
-    images: Images,
-    labels: Labels,
-    eps: float,
-    *,
-    attacks: list[str],
-    iterations: int = 100,
-    queries: int = 5000,
-    seed: int = 0,
-) -> Robust:
-    """Which images withstand attacks of AutoAttack's standard version (Croce and Hein 2020)."""
+    denoiser: nn.Module, classifier: nn.Module, images: Images, labels: Labels, eps: float,
+    *, attacks: list[str], iterations: int = 100, queries: int = 5000, seed: int = 0,
+) -> Robust:  # fmt: skip
+    """Return which images withstand `attacks` of standard AutoAttack (Croce and Hein 2020)."""
 
     def attack(x: Images, y: Labels) -> Images:
         network = prepare(chain(surrogates(denoiser)[0], classifier), images[:2])
         classes = network(images[:1]).shape[1]
         ensemble = AutoAttack(network, eps=eps, seed=seed, device=images.device, version="standard")
         ensemble.attacks_to_run, ensemble.verbose = attacks, False
-        for part in (ensemble.apgd, ensemble.apgd_targeted, ensemble.fab):
-            part.n_iter = iterations
-        for part in (ensemble.apgd_targeted, ensemble.fab):
-            part.n_target_classes = min(part.n_target_classes, classes - 1)
+        for member in (ensemble.apgd, ensemble.apgd_targeted, ensemble.fab):
+            member.n_iter = iterations
+        for member in (ensemble.apgd_targeted, ensemble.fab):
+            member.n_target_classes = min(member.n_target_classes, classes - 1)
         ensemble.square.n_queries = queries
         with torch.random.fork_rng(range(torch.cuda.device_count())), torch.enable_grad():
             return ensemble.run_standard_evaluation(x, y)[0]
@@ -143,20 +122,12 @@ def autoattack(
 
 
 def over_steps(
-    denoiser: nn.Module,
-    classifier: nn.Module,
-    images: Images,
-    labels: Labels,
-    eps: float,
-    *,
-    steps: tuple[int, ...],
-) -> tuple[Bool[Tensor, "n b"], Float[Tensor, "n b"]]:
-    """PGD through the defence for several numbers of steps, from the same start.
+    denoiser: nn.Module, classifier: nn.Module, images: Images, labels: Labels, eps: float,
+    *, steps: tuple[int, ...],
+) -> tuple[Bool[Tensor, "n b"], Float[Tensor, "n b"]]:  # fmt: skip
+    """Attack with PGD for several numbers of steps; return which images withstand, and margins.
 
-    Returns
-    -------
-    Which images withstand, and the margin reached (`nbsupport.attacks.pgd.margin`); the first row is for
-    the clean images.
+    The first row is that of the clean images. All attacks maximise the `margin` from one start.
     """
     defence, network = chain(denoiser, classifier), chain(surrogates(denoiser)[0], classifier)
     tries = [images, *(pgd(network, images, labels, eps, steps=n, loss="margin") for n in steps)]
@@ -169,37 +140,28 @@ def over_steps(
 def zero_gradients(
     denoiser: nn.Module, classifier: nn.Module, images: Images, labels: Labels
 ) -> float:
-    """The share of images whose margin has no gradient at all through the defence."""
+    """Return the fraction of images whose margin has a zero gradient through the defence."""
     inputs = images.clone().requires_grad_(True)
     network = chain(surrogates(denoiser)[0], classifier)
     (gradient,) = torch.autograd.grad(margin(network(inputs), labels).sum(), inputs)
     return float((gradient.flatten(1) == 0).all(dim=1).float().mean())
 
 
-L2_RADII = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
-
-
 def minimal_norms(
     denoiser: nn.Module, classifier: nn.Module, images: Images, labels: Labels, *, steps: int = 100
 ) -> dict[str, Float[Tensor, "b"]]:
-    """For L2 attacks through the defence, the norm of the smallest perturbation found per image.
+    """Return, per L2 attack and image, the norm of the smallest perturbation found.
 
-    0 where the clean image is misclassified, infinite where nothing was found.
+    It is 0 for a misclassified clean image, infinite if none was found.
     """
     defence = chain(denoiser, classifier)
     network = prepare(chain(surrogates(denoiser)[0], classifier), images[:2])
-    model, criterion = (
-        foolbox.PyTorchModel(network, bounds=(0, 1)),
-        foolbox.criteria.Misclassification(labels),
-    )
+    model = foolbox.PyTorchModel(network, bounds=(0, 1))
+    criterion = foolbox.criteria.Misclassification(labels)
+    options: Any = dict(binary_search_steps=5, steps=steps, stepsize=0.01)
     attacks: dict[str, tuple[Any, Any]] = {
         "DeepFool": (foolbox.attacks.L2DeepFoolAttack(steps=min(steps, 50)), [None]),
-        "C&W": (
-            foolbox.attacks.L2CarliniWagnerAttack(
-                binary_search_steps=5, steps=steps, stepsize=0.01
-            ),
-            [None],
-        ),
+        "C&W": (foolbox.attacks.L2CarliniWagnerAttack(**options), [None]),
         "L2-PGD": (foolbox.attacks.L2PGD(steps=min(steps, 50)), L2_RADII),
     }
     norms, clean = {}, withstands(defence, images, labels)
@@ -208,7 +170,7 @@ def minimal_norms(
             torch.manual_seed(0)
             _, found, _ = attack(model, images, criterion, epsilons=list(radii))
         lengths = torch.stack([(x - images).flatten(1).norm(dim=1) for x in found])
-        deceived = torch.stack([~withstands(defence, x.clamp(0, 1), labels) for x in found])
-        best = lengths.masked_fill(~deceived, torch.inf).amin(dim=0)
+        fooled = torch.stack([~withstands(defence, x.clamp(0, 1), labels) for x in found])
+        best = lengths.masked_fill(~fooled, torch.inf).amin(dim=0)
         norms[name] = best.masked_fill(~clean, 0.0)
     return norms

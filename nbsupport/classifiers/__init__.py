@@ -1,1 +1,1 @@
-"""The classifiers under attack: built here, public, or the user's own."""
+"""The classifiers under attack: trained here, public, or custom."""

@@ -1,10 +1,11 @@
-"""FD, feature denoising (Xie et al. 2019): blocks x + BN(conv1×1(nonlocal(x))) between those of a residual network.
+"""FD, feature denoising (Xie et al. 2019): blocks x + BN(conv1×1(nonlocal(x))) in a ResNet.
 
-Also reads the weights which the authors published for tensorpack: R152-Denoise and X101-DenoiseAll.
+Also reads the authors' weights, R152-Denoise and X101-DenoiseAll, which tensorpack wrote.
 """
 
+import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,23 +14,41 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.models import ResNet
-from torchvision.models.resnet import Bottleneck
 
-from ..denoisers.weight_files import copy_weights
-from . import models as classifiers
+from . import models
 from .models import Classifier, SmallResNet
 
 Features = Float[Tensor, "b c h w"]
+Names = Mapping[str, str | Callable[[re.Match[str]], str]]
 
-PUBLISHED = {"resnet152_fd": ("stages", True), "resnext101_32x8d_fd": ("blocks", False)}
-"""The authors' two networks: where the blocks stand, and whether they embed."""
+AUTHORS_NETWORKS = {"resnet152_fd": ("stages", True), "resnext101_32x8d_fd": ("blocks", False)}
+"""Where the denoising blocks of the authors' two networks are, and whether they embed."""
+AUTHORS_NAMES = {
+    r"^(mean|std)$|.*num_batches_tracked$": "",
+    r"^network\.conv1\.": "conv0/",
+    r"^network\.bn1\.": "conv0/bn/",
+    r"^network\.fc\.": "linear/",
+    r"/downsample\.0\.": "/convshortcut/",
+    r"/downsample\.1\.": "/convshortcut/bn/",
+    r"/bn(\d)\.": r"/conv\1/bn/",
+    r"/norm\.": "/conv/bn/",
+    r"/conv(\d?)\.": r"/conv\1/",
+    r"/embeddings\.(\w+)\.": r"/embedding_\1/",
+    r"/bn/weight$": "/bn/gamma",
+    r"/bn/bias$": "/bn/beta",
+    r"/running_mean$": "/mean/EMA",
+    r"/running_var$": "/variance/EMA",
+    r"/weight$": "/W",
+    r"/bias$": "/b",
+}
+"""Patterns that turn our names of weights into the authors', one after the other."""
 
 
 def dot_product(x: Features) -> Features:
     """The sum over all positions j of (x_i · x_j) x_j, divided by h·w."""
     flat = x.flatten(2)
     channels, positions = flat.shape[1:]
-    # Of the two orders the cheaper one, so a large map never needs positions² numbers.
+    # the cheaper of the two orders, so that a large map never needs positions² numbers
     mixed = flat @ (flat.mT @ flat) if channels > positions else (flat @ flat.mT) @ flat
     return (mixed / positions).unflatten(2, x.shape[2:])
 
@@ -43,23 +62,17 @@ def embedded_gaussian(
 
 
 class DenoisingBlock(nn.Module):
-    """x + BN(conv1×1(nonlocal(x))), which starts as the identity: the batch norm's scale starts at 0.
+    """x + BN(conv1×1(nonlocal(x))), at first the identity: the batch norm's scale starts at 0.
 
-    Parameters
-    ----------
-    channels
-        Of x.
-    embedded
-        Whether with the embedded Gaussian, whose θ and φ have half as many channels, or the dot product.
+    `embedded`: an embedded Gaussian, θ and φ with half as many channels, instead of dot products.
     """
 
     def __init__(self, channels: int, *, embedded: bool) -> None:
         super().__init__()
         self.embeddings = nn.ModuleDict()
         for name in ("theta", "phi") if embedded else ():
-            embedding = nn.Conv2d(channels, channels // 2, 1, bias=False)
+            self.embeddings[name] = embedding = nn.Conv2d(channels, channels // 2, 1, bias=False)
             nn.init.normal_(embedding.weight, std=0.01)
-            self.embeddings[name] = embedding
         self.conv = nn.Conv2d(channels, channels, 1, bias=False)
         self.norm = nn.BatchNorm2d(channels)
         nn.init.zeros_(self.norm.weight)
@@ -73,199 +86,123 @@ class DenoisingBlock(nn.Module):
 
 
 def stages(network: nn.Module) -> list[nn.Sequential]:
-    """The stages of residual blocks, in order.
-
-    Raises
-    ------
-    TypeError
-        If the network is neither a ResNet of torchvision (ResNeXt included) nor a `SmallResNet`.
-    """
+    """The stages of a SmallResNet or of a ResNet of torchvision; `TypeError` for others."""
     if isinstance(network, SmallResNet):
         return list(network.stages)  # type: ignore[arg-type]
     if isinstance(network, ResNet):
         return [network.layer1, network.layer2, network.layer3, network.layer4]
-    raise TypeError(
-        f"stages: expected a ResNet of torchvision or a SmallResNet, got {type(network).__name__}"
-    )
+    raise TypeError(f"stages: expected a residual network, got {type(network).__name__}")
 
 
-def insert(network: nn.Module, *, after: str, embedded: bool) -> None:
-    """Insert denoising blocks into a network, in place; what it computes stays the same until they learn.
-
-    Weights under the network's own names must be loaded before: the positions in its stages shift.
-
-    Parameters
-    ----------
-    network
-        See `stages`.
-    after
-        ``"stages"``: after the last block of each stage; ``"blocks"``: after every residual block.
-    embedded
-        See `DenoisingBlock`.
-
-    Raises
-    ------
-    ValueError, TypeError
-        If `after` is something else, or `stages` refuses the network.
-    """
-    if after not in ("stages", "blocks"):
-        raise ValueError(f"insert: expected after='stages' or after='blocks', got {after!r}")
-    for stage in stages(network):
-        for position in range(len(stage), 0, -1) if after == "blocks" else (len(stage),):
-            stage.insert(position, DenoisingBlock(_channels(stage), embedded=embedded))
-
-
-def _channels(part: nn.Module) -> int:
+def channels(part: nn.Module) -> int:
     """How many channels come out of a stem or a stage."""
     return [layer.out_channels for layer in part.modules() if isinstance(layer, nn.Conv2d)][-1]
 
 
-def residual(name: str, ending: str, classes: int, image_size: int) -> Classifier:
-    """As `nbsupport.classifiers.models.build`, for a name with the ending of what is done to stages of residual blocks.
+def insert(network: nn.Module, *, after: str, embedded: bool) -> None:
+    """Insert denoising blocks after all ``"stages"`` or all ``"blocks"`` of a network, in place.
 
-    Raises
-    ------
-    ValueError
-        If the name has another ending, is unknown without it, or not that of a residual network.
+    The outputs stay the same until the blocks are trained. Positions in the stages shift, so load
+    the network's weights before.
     """
+    for stage in stages(network):
+        for position in range(len(stage), 0, -1) if after == "blocks" else (len(stage),):
+            stage.insert(position, DenoisingBlock(channels(stage), embedded=embedded))
+
+
+def build_residual(name: str, ending: str, classes: int, image_size: int) -> Classifier:
+    """Build the classifier `name` without its ending; `ValueError` if that is no residual network."""
     plain = name.removesuffix(ending)
-    classifier = classifiers.build(plain, classes, image_size) if plain != name else None
-    if classifier is None or not isinstance(classifier.network, (SmallResNet, ResNet)):
-        raise ValueError(
-            f"classifier: {ending[1:].upper()} changes the stages of a residual network, and {plain!r} is none; choose "
-            f"{', '.join(classifiers.SMALL_RESNETS)} or a ResNet of torchvision.models, or leave out its table"
-        )
+    classifier = models.build(plain, classes, image_size) if plain != name else None
+    if classifier is None or not isinstance(classifier.network, SmallResNet | ResNet):
+        needs = f"{ending[1:].upper()} needs a residual network"
+        hint = "choose a small_resnet or a ResNet of torchvision.models, or leave out its table"
+        raise ValueError(f"classifier: {needs}, got {plain!r}; {hint}")
     return classifier
 
 
 def build(name: str, classes: int, image_size: int) -> Classifier:
-    """An untrained classifier with feature denoising.
+    """Build an untrained classifier with feature denoising: a residual network's name and ``_fd``.
 
-    Parameters
-    ----------
-    name
-        Of a residual network (`residual`) with the ending ``_fd``: with dot products after each
-        stage, and after the stem of small ones. Those of `PUBLISHED` are the authors' instead, and pad like
-        TensorFlow, so that the published weights fit.
-    classes
-        Number of logits.
-    image_size
-        Height and width of the images; see `nbsupport.classifiers.models.build`.
-
-    Raises
-    ------
-    ValueError
-        If the name is unknown, or not that of a residual network.
+    Dot products follow each stage, and the stem of small networks. The authors' weights fit
+    `AUTHORS_NETWORKS`, which pad like TensorFlow. Raises `ValueError` for other networks.
     """
-    classifier = residual(name, "_fd", classes, image_size)
+    classifier = build_residual(name, "_fd", classes, image_size)
     network = classifier.network
-    if name in PUBLISHED:
-        after, embedded = PUBLISHED[name]
+    if name in AUTHORS_NETWORKS:
+        after, embedded = AUTHORS_NETWORKS[name]
         insert(network, after=after, embedded=embedded)
         pad_like_tensorflow(network)
-        return Classifier(network)  # its mean and std of 0.5 are the published x/127.5 − 1
+        return Classifier(network)  # its mean and std of 0.5 are the authors' x/127.5 − 1
     if isinstance(network, SmallResNet):
-        network.stem.append(DenoisingBlock(_channels(network.stem), embedded=False))
+        network.stem.append(DenoisingBlock(channels(network.stem), embedded=False))
     insert(network, after="stages", embedded=False)
     return classifier
 
 
 def pad_like_tensorflow(network: nn.Module) -> None:
-    """Let all layers of stride 2 pad as TensorFlow's ``SAME``: what is odd goes below and to the right."""
+    """Let layers of stride 2 pad as TensorFlow's ``SAME``: the odd pixel goes below and right."""
     for layer in network.modules():
-        if isinstance(layer, nn.MaxPool2d) or (
-            isinstance(layer, nn.Conv2d) and layer.stride != (1, 1)
-        ):
+        if isinstance(layer, nn.Conv2d | nn.MaxPool2d) and layer.stride not in (1, (1, 1)):
             layer.padding = 0 if isinstance(layer, nn.MaxPool2d) else (0, 0)
             layer.register_forward_pre_hook(_pad)
 
 
 def _pad(layer: nn.Conv2d | nn.MaxPool2d, inputs: tuple[Tensor]) -> Tensor:
-    kernel, stride = (
-        side if isinstance(side, int) else side[0] for side in (layer.kernel_size, layer.stride)
-    )
-    missing = [
-        max((-(-size // stride) - 1) * stride + kernel - size, 0) for size in inputs[0].shape[:1:-1]
-    ]
+    kernel, stride = (int(np.max(side)) for side in (layer.kernel_size, layer.stride))
+    missing = [max(kernel - (size % stride or stride), 0) for size in inputs[0].shape[:1:-1]]
     amounts = [amount for total in missing for amount in (total // 2, total - total // 2)]
     return F.pad(inputs[0], amounts, value=0.0 if isinstance(layer, nn.Conv2d) else -torch.inf)
 
 
-def load_published(classifier: Classifier, path: Path) -> None:
-    """Load weights which tensorpack wrote (``.npz``) into one of the networks of `PUBLISHED`, in place.
+def load_authors_weights(classifier: Classifier, path: Path) -> None:
+    """Load the authors' weights (``.npz``) into one of `AUTHORS_NETWORKS`, in place.
 
-    Their colours come as BGR; the first convolution is turned round instead, so images stay RGB.
-
-    Raises
-    ------
-    ValueError
-        If the file is not an ``.npz`` of arrays, or its names or shapes are not those of the
-        classifier, which is then left as it was.
+    They expect BGR; the first convolution is reversed instead, so images stay RGB. Raises
+    `ValueError` if the file has another form or does not fit; the classifier is unchanged then.
     """
     try:
         # opened here, because NumPy leaves a damaged file open
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            found = {name.removesuffix(":0"): torch.from_numpy(file[name]) for name in file.files}
+            arrays = {name.removesuffix(":0"): file[name] for name in file.files}
+        # TensorFlow's axes are height, width, in, out
+        found = {
+            name: torch.from_numpy(x.transpose(3, 2, 0, 1) if x.ndim == 4 else x.T)
+            for name, x in arrays.items()
+        }
     except (ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(
-            f"{path}: expected an .npz of arrays, as tensorpack writes it: {error}"
-        ) from error
+        raise ValueError(f"{path}: expected an .npz from tensorpack, got {error}") from error
     if "conv0/W" in found:
-        found["conv0/W"] = found["conv0/W"].flip(2)
-    layers = _tensorpack_layers(classifier.network)
-    copy_weights(
-        found, dict(item for layer in layers for item in _tensorpack_tensors(*layer)), path
-    )
+        found["conv0/W"] = found["conv0/W"].flip(1)
+    embedded = any(".theta." in name for name in classifier.state_dict())
+
+    def position(match: re.Match[str]) -> str:
+        group, block, denoising = int(match[1]) - 1, int(match[2]), bool(match[3])
+        if embedded:  # in the network with blocks after its stages, and only there
+            return f"group{group}_denoise/" if denoising else f"group{group}/block{block}/"
+        return f"group{group}/block{block // 2}/" + ("non_local/" if denoising else "")
+
+    positions: Names = {r"^network\.layer(\d)\.(\d+)\.(?=(conv\.|norm|embed)?)": position}
+    copy_weights(found, classifier, {**positions, **AUTHORS_NAMES}, path)
 
 
-def _tensorpack_layers(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The layers with weights and what tensorpack calls them."""
-    if not isinstance(network, ResNet):
-        raise ValueError(
-            f"load_published: expected one of {', '.join(PUBLISHED)}, got {type(network).__name__}"
-        )
-    yield from {"conv0": network.conv1, "conv0/bn": network.bn1, "linear": network.fc}.items()
-    for group, stage in enumerate(stages(network)):
-        block = -1
-        for module in stage:
-            if isinstance(module, DenoisingBlock):
-                # The authors embed in the network that denoises after stages, and only there.
-                name = (
-                    f"group{group}_denoise"
-                    if module.embeddings
-                    else f"group{group}/block{block}/non_local"
-                )
-                yield from (
-                    (f"{name}/embedding_{part}", layer) for part, layer in module.embeddings.items()
-                )
-                yield from {f"{name}/conv": module.conv, f"{name}/conv/bn": module.norm}.items()
-            elif isinstance(module, Bottleneck):
-                block += 1
-                name = f"group{group}/block{block}"
-                for number in (1, 2, 3):
-                    yield f"{name}/conv{number}", module.get_submodule(f"conv{number}")
-                    yield f"{name}/conv{number}/bn", module.get_submodule(f"bn{number}")
-                if module.downsample is not None:
-                    conv, norm = module.downsample.children()
-                    yield from {
-                        f"{name}/convshortcut": conv,
-                        f"{name}/convshortcut/bn": norm,
-                    }.items()
+def copy_weights(
+    found: Mapping[str, Tensor], classifier: Classifier, names: Names, path: Path
+) -> None:
+    """Copy a file's weights into a classifier once all names and shapes agree.
 
-
-def _tensorpack_tensors(name: str, layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """A layer's weights as tensorpack lays them out (height, width, in, out), sharing their memory."""
-    if isinstance(layer, nn.Conv2d):
-        yield f"{name}/W", layer.weight.permute(2, 3, 1, 0)
-    elif isinstance(layer, nn.Linear):
-        yield from {f"{name}/W": layer.weight.T, f"{name}/b": layer.bias}.items()
-    elif (
-        isinstance(layer, nn.BatchNorm2d)
-        and layer.running_mean is not None
-        and layer.running_var is not None
-    ):
-        yield from {f"{name}/gamma": layer.weight, f"{name}/beta": layer.bias}.items()
-        yield from {
-            f"{name}/mean/EMA": layer.running_mean,
-            f"{name}/variance/EMA": layer.running_var,
-        }.items()
+    `names` turns our names into the file's (into "" if it has none), pattern by pattern. Raises
+    `ValueError` if the file does not fit; nothing is copied then.
+    """
+    wanted = {}
+    for name, tensor in classifier.state_dict().items():
+        for ours, theirs in names.items():
+            name = re.sub(ours, theirs, name)
+        if name:
+            wanted[name] = tensor
+    shapes = [{(name, x.shape) for name, x in weights.items()} for weights in (wanted, found)]
+    if unfit := sorted({name for name, _ in shapes[0] ^ shapes[1]}):
+        got = f"{len(unfit)} missing, unknown or of another shape: {', '.join(unfit[:3])}"
+        raise ValueError(f"{path}: expected the weights of this network, got {got}")
+    for name, tensor in wanted.items():
+        tensor.copy_(found[name])

@@ -1,238 +1,218 @@
-"""Images in [0, 1] with their labels, and the refusal of anything else."""
+"""The data sets of the studies: digits, CIFAR-10, SVHN, NeurIPS-2017DEV, or a folder of images.
 
-from collections.abc import Callable
+torchvision downloads CIFAR-10 and SVHN on first use, unless an image folder stands in for them,
+``cifar10/{train,test}/<class>/…``. NeurIPS-2017DEV has ``images.csv``, ``images/<ImageId>.png``
+and no training split: denoisers learn from five images per class of ``imagenet/train/<wnid>/…``,
+or else from two thirds of the set itself; the other third is for testing.
+"""
+
+import os
+import tarfile
 from dataclasses import replace
-from functools import cached_property
-from typing import Any
+from functools import lru_cache, partial
+from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Int
+from filelock import FileLock
+from jaxtyping import Shaped
 from torch import Tensor
+from torchvision.datasets import CIFAR10, SVHN
+from torchvision.models import ResNet50_Weights
+from torchvision.transforms.v2.functional import resize
 
-from ..study import Study
-from . import image_folder as folders
-from . import neurips, published
+from ..study import Study, default_home
+from . import image_folder
+from .image_folder import SPLITS, Tree
+from .images import Images, Labels, Split
 
-DIGITS_TEST = 500  # of the 1,797 digits; the remaining 1,297 are for training
-SPLIT_SEED = 0  # the split never changes with a study's seed: no test image is ever trained on
-
-
-class Split:
-    """One part of a data set.
-
-    Parameters
-    ----------
-    images
-        Values in [0, 1], or a function that decodes them when they are first needed.
-    labels
-        Class numbers from 0.
-    classes
-        The names of the classes; their number is the number of logits.
-    specification
-        Where the images come from, for keys and provenance.
-    """
-
-    def __init__(
-        self,
-        images: Float[Tensor, "n c h w"] | Callable[[], Float[Tensor, "n c h w"]],
-        labels: Int[Tensor, "n"],
-        classes: tuple[str, ...],
-        specification: dict[str, Any],
-    ) -> None:
-        self._images, self.labels, self.classes, self.specification = (
-            images,
-            labels,
-            classes,
-            specification,
-        )
-
-    @cached_property
-    def images(self) -> Float[Tensor, "n c h w"]:
-        """Values in [0, 1]."""
-        return self._images if isinstance(self._images, Tensor) else self._images()
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-
-def check_images(images: Tensor, *, caller: str, channels: int | None = 3) -> None:
-    """Refuse what is not a batch of images in [0, 1].
-
-    Parameters
-    ----------
-    images
-        What came.
-    caller
-        Who asks; opens the message.
-    channels
-        The number of colour channels, or None for any.
-
-    Raises
-    ------
-    TypeError
-        If it is not a tensor of floating-point numbers.
-    ValueError
-        If the shape is not (b, channels, h, w) with h and w above 0, or a value is not finite or
-        outside of [0, 1].
-    """
-    if not isinstance(images, Tensor):
-        raise TypeError(f"{caller}: expected a torch tensor of images, got {type(images).__name__}")
-    if not images.is_floating_point():
-        raise TypeError(
-            f"{caller}: expected floating-point images in [0, 1], got {images.dtype}; 8-bit images become "
-            "such with images.float() / 255"
-        )
-    if images.ndim != 4:
-        hint = "; add the batch dimension with images[None]" if images.ndim == 3 else ""
-        raise ValueError(
-            f"{caller}: expected images of shape (b, c, h, w), got {tuple(images.shape)}{hint}"
-        )
-    if channels is not None and images.shape[1] != channels:
-        hint = (
-            "; a grayscale image becomes RGB with images.expand(-1, 3, -1, -1)"
-            if images.shape[1] == 1
-            else ""
-        )
-        hint = (
-            "; move the channels with images.permute(0, 3, 1, 2)"
-            if images.shape[3] == channels
-            else hint
-        )
-        raise ValueError(
-            f"{caller}: expected {channels} colour channels, got images of {tuple(images.shape)}{hint}"
-        )
-    if 0 in images.shape:
-        raise ValueError(
-            f"{caller}: expected at least one image and one pixel, got {tuple(images.shape)}"
-        )
-    if (
-        torch.compiler.is_compiling()
-    ):  # while a graph is traced or exported there are no values to look at
-        return
-    low, high = (float(value) for value in torch.aminmax(images.detach()))
-    if not (low >= 0 and high <= 1):  # also refuses NaN, which compares with nothing
-        hint = "; divide by 255" if 2 < high <= 255 else ""
-        hint = "; do not normalise, the classifier does" if low < 0 else hint
-        raise ValueError(
-            f"{caller}: expected finite values in [0, 1], got values from {low:g} to {high:g}{hint}"
-        )
-
-
-def check_labels(labels: Tensor, *, images: Tensor, classes: int | None, caller: str) -> None:
-    """Refuse labels that do not fit the images or the classifier.
-
-    Raises
-    ------
-    ValueError
-        If there is not one integer per image, or one lies outside of 0 … classes − 1.
-    """
-    if labels.shape != images.shape[:1] or labels.is_floating_point() or labels.dtype == torch.bool:
-        raise ValueError(
-            f"{caller}: expected {len(images)} integer labels for {len(images)} images, got {labels.dtype} of "
-            f"shape {tuple(labels.shape)}"
-        )
-    low, high = (int(value) for value in torch.aminmax(labels))
-    if low < 0 or (classes is not None and high >= classes):
-        hint = "; labels that start at 1 need labels - 1" if low == 1 and high == classes else ""
-        upto = f" to {classes - 1}" if classes else ""
-        raise ValueError(f"{caller}: expected labels from 0{upto}, got {low} to {high}{hint}")
+Pixels = Shaped[Tensor, "b c height width"]  # 8 bits, or floating-point in [0, 1]
+DIGITS = tuple("0123456789")
+OBJECTS = "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"
+CLASSES = {"digits": DIGITS, "cifar10": OBJECTS, "svhn": DIGITS}
+OPEN = {"cifar10": lambda root, split, **o: CIFAR10(root, split == "train", **o), "svhn": SVHN}
+FILES = {"cifar10": (CIFAR10.base_folder,), "svhn": ("train_32x32.mat", "test_32x32.mat")}
+MEGABYTES = {"cifar10": 170, "svhn": 250}
+COST = "Tables 1 to 4 take about 80 minutes and 260 MB at quick on 2 CPU cores"
 
 
 def load(study: Study, split: str, number: int | None = None) -> Split:
-    """The first `number` images of a split (all where None) at the study's image size.
+    """Load the first `number` images of ``train`` or ``test``, or all, at the study's size.
 
-    Images of a split are shuffled once and for all, so its first images are a fair sample.
-
-    Raises
-    ------
-    ValueError
-        If `split` is neither ``train`` nor ``test``, or holds fewer than `number` images, or files are
-        refused, see `nbsupport.data.image_folder`, `nbsupport.data.published`, `nbsupport.data.neurips`.
-    FileNotFoundError
-        If the data are not there and cannot be downloaded.
+    Splits are shuffled in a fixed order, so the first images are a fair sample. They stay in memory
+    until `fit_to_images` looks at the files again. Raises `ValueError` if there are fewer images
+    or a file is refused, `FileNotFoundError` if files are missing and cannot be downloaded.
     """
-    if split not in ("train", "test"):
-        raise ValueError(f"load: expected the split 'train' or 'test', got {split!r}")
-    found = LOADERS[study.name](study, split, number if number is None or number > 0 else None)
-    if number is not None and not 0 < number <= len(found):
-        raise ValueError(
-            f"load: {study.name} has {len(found)} {split} images, but {number} were asked for"
-        )
+    if split not in SPLITS or (number is not None and number < 1):
+        expected = "the split 'train' or 'test' and a positive number of images"
+        raise ValueError(f"load: expected {expected}, got {split!r} and {number}")
+    found = _load(study.name, _place(study), split, number, study.image_size)
+    if number and len(found) < number:
+        there = f"{study.name} has {len(found)} {split} images"
+        raise ValueError(f"load: {there}, but {number} were asked for")
     return found
 
 
-def fitted(study: Study) -> Study:
-    """The study, asking for no more images than there are in a folder, and saying what they are.
-
-    Data sets of `nbsupport.data.published` are known to suffice.
-    """
-    if study.name in published.CLASSES:
-        return replace(study, images_from=published.form(study.name))
-    if study.name == "folder":
-        there, form = (
-            {split: len(files) for split, files in folders.find(study.data).files.items()},
-            "",
-        )
-    elif study.name == neurips.NAME:
-        there, form = neurips.sizes(), neurips.form()
-    else:
+def fit_to_images(study: Study) -> Study:
+    """Ask for no more images than a folder has, and name the source of the images for captions."""
+    _load.cache_clear()
+    if study.name == "digits":
         return study
-    wanted = {split: f"{split}_images" for split in there}
-    sizes = {name: min(getattr(study, name), there[split]) for split, name in wanted.items()}
-    return replace(study, images_from=form, **sizes)
+    tree = _find(study.name, _place(study))
+    if tree is None:
+        return replace(study, images_from="torchvision's files")
+    source = tree.specification.get("source", "")
+    if there := tree.specification.get("there"):
+        source = f"{there:,} of 1,000 images; {source}"
+    return replace(
+        study,
+        images_from="JPEG copies" if source == "image tree (.jpg)" else source,
+        train_images=min(study.train_images, len(tree.files["train"])),
+        test_images=min(study.test_images, len(tree.files["test"])),
+    )
 
 
-def _folder(study: Study, split: str, number: int | None) -> Split:
-    """An image tree, of which no more is decoded than is asked for; its place does not matter for keys."""
-    tree = folders.find(study.data)
+def locate(study: Study) -> tuple[bool, str]:
+    """Whether a study's images are there, and where, or how to get them; downloads nothing."""
+    name, place = study.name, _place(study)
+    if name == "digits":
+        return (
+            True,
+            "its images come with scikit-learn; 9 minutes and 60 MB at quick on 2 CPU cores",
+        )
+    try:
+        if _find(name, place):
+            return True, f"its images are in {place if name == 'folder' else Path(place, name)}"
+    except (ValueError, OSError) as error:
+        return False, str(error)
+    if all(Path(place, file).exists() for file in FILES[name]):
+        return True, f"torchvision's files are in {place}; {COST}"
+    get = f"compute and run download about {MEGABYTES[name]} MB to {place}"
+    return False, f"{get}; --data DIR names another place; {COST}"
+
+
+def _place(study: Study) -> str:
+    """The folder of all data sets: ``NBSUPPORT_DATA``, or else ``data`` in the store."""
+    if study.name == "folder":
+        return study.data
+    home = os.environ.get("NBSUPPORT_DATA") or default_home() / "data"
+    return str(Path(home).expanduser().absolute())
+
+
+@lru_cache(maxsize=4)
+def _load(name: str, place: str, split: str, number: int | None, size: int) -> Split:
+    specification = {"data": name, "split": split, "size": size}
+    tree = _find(name, place)
+    if tree is None:
+        arrays = _read_digits(split) if name == "digits" else _read_torchvision(name, place, split)
+        pixels, labels, source = arrays
+        pixels, labels = pixels[:number].clone(), labels[:number]
+        specification |= {"source": source, "images": len(labels)}
+        return Split(partial(_scale, pixels, size), labels, CLASSES[name], specification)
     files = tree.files[split][:number]
-    every = tuple(file for part in tree.files.values() for file in part)
-    images = folders.read(tree.root, files, study.image_size, beside=every)
-    content = folders.digest(tree.root, files)
-    specification = {"data": "folder", "content": content, "split": split, "size": study.image_size}
-    specification |= {"classes": list(tree.classes), "gaps": tree.gaps, "images": len(files)}
-    return Split(images, torch.tensor([label for _, label in files]), tree.classes, specification)
+    content = image_folder.digest(tree.root, files)
+    specification |= {"content": content, "images": len(files)} | tree.specification
+    labels = torch.tensor([label for _, label in files])
+    cropped = tree.specification.get("cropped", 1.0)
+    read = partial(image_folder.read, tree.root, files, size, cropped=cropped)
+    every = [*tree.files["train"], *tree.files["test"]]
+    # a folder is decoded now, so that broken files are refused before any work
+    images = read(beside=every) if name == "folder" else read
+    return Split(images, labels, tree.classes, specification)
 
 
-def _published(study: Study, split: str, number: int | None) -> Split:
-    return Split(*published.find(study.name, split, number, study.image_size))
+def _find(name: str, place: str) -> Tree | None:
+    """The files of a data set, unless it consists of arrays."""
+    if name == "folder":
+        return image_folder.find(place)
+    if name == "neurips2017dev":
+        return _find_neurips(Path(place))
+    root = Path(place, name)
+    if name == "digits" or not (root / "train").is_dir():
+        return None
+    tree = image_folder.find(str(root))
+    if tree.classes != CLASSES[name]:
+        expected, got = (", ".join(classes) for classes in (CLASSES[name], tree.classes))
+        raise ValueError(f"{name}: expected the classes {expected} in {root}, got {got}")
+    kinds = sorted({path.suffix.lower() for files in tree.files.values() for path, _ in files})
+    return replace(tree, specification={"source": f"image tree ({', '.join(kinds)})"})
 
 
-def _neurips(study: Study, split: str, number: int | None) -> Split:
-    return Split(*neurips.find(split, number, study.image_size))
+def _scale(pixels: Pixels, size: int) -> Images:
+    images = pixels / 255 if pixels.dtype == torch.uint8 else pixels
+    return resize(images, [size, size], antialias=True).clamp(0, 1)
 
 
-def _digits(study: Study, split: str, number: int | None) -> Split:
-    """scikit-learn's 8×8 digits, embedded there, resized (bilinear) and repeated to RGB."""
+def _read_digits(split: str) -> tuple[Pixels, Labels, str]:
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
-    digits, size = load_digits(), study.image_size
-    parts = train_test_split(
-        digits.images / 16,
-        digits.target,
-        test_size=DIGITS_TEST,
-        random_state=SPLIT_SEED,
-        stratify=digits.target,
-    )
-    pixels, labels = parts[split == "test"][:number], parts[2 + (split == "test")][:number]
-    images = torch.tensor(pixels, dtype=torch.float32)[:, None]
-    images = F.interpolate(images, (size, size), mode="bilinear").clamp(0, 1).repeat(1, 3, 1, 1)
-    specification = {
-        "data": "digits",
-        "source": "sklearn.datasets.load_digits",
-        "split": split,
-        "size": size,
-    }
-    specification["images"] = len(labels)
-    return Split(images, torch.tensor(labels), tuple("0123456789"), specification)
+    digits = load_digits()
+    # the seed is not the study's, so that no test image is ever trained on
+    chosen = train_test_split(
+        np.arange(len(digits.target)), test_size=500, random_state=0, stratify=digits.target
+    )[SPLITS.index(split)]
+    images = torch.tensor(digits.images[chosen] / 16, dtype=torch.float32)[:, None]
+    labels = torch.tensor(digits.target[chosen])
+    return images.expand(-1, 3, -1, -1), labels, "sklearn.datasets.load_digits"
 
 
-LOADERS = {
-    "digits": _digits,
-    "cifar10": _published,
-    "svhn": _published,
-    neurips.NAME: _neurips,
-    "folder": _folder,
-}
+def _read_torchvision(name: str, place: str, split: str) -> tuple[Pixels, Labels, str]:
+    folder, names = Path(place), FILES[name]
+    default_home().mkdir(parents=True, exist_ok=True)
+    with FileLock(default_home() / f".{name}.lock"):  # `folder` may be read-only
+        if not all((folder / file).exists() for file in names):
+            print(f"{name}: downloading about {MEGABYTES[name]} MB to {folder}")
+            try:
+                for each in SPLITS:  # torchvision verifies checksums and replaces what is damaged
+                    OPEN[name](folder, each, download=True)
+            except (OSError, RuntimeError, EOFError, tarfile.TarError) as error:
+                raise FileNotFoundError(
+                    f"{name}: the download failed ({error}). Try again: python -m nbsupport compute "
+                    f"--study {name}; or set NBSUPPORT_DATA to a folder with torchvision's files "
+                    f"({', '.join(names)}), or with {name}/{{train,test}}/<class>/…"
+                ) from error
+    try:
+        found = OPEN[name](folder, split)
+    except RuntimeError as error:
+        hint = f"the next call downloads it after: rm -r {' '.join(str(folder / x) for x in names)}"
+        raise ValueError(f"{name}: a file is damaged, its checksum is wrong; {hint}") from error
+    pixels, source = torch.from_numpy(found.data), f"torchvision.datasets.{type(found).__name__}"
+    if name == "cifar10":
+        return pixels.permute(0, 3, 1, 2), torch.tensor(found.targets), source
+    return pixels, torch.from_numpy(found.labels).long(), source
+
+
+def _find_neurips(folder: Path) -> Tree:
+    place, imagenet = folder / "neurips2017dev", folder / "imagenet" / "train"
+    table, pictures = place / "images.csv", place / "images"
+    if not table.is_file() or not any(pictures.glob("*.png")):
+        raise FileNotFoundError(
+            f"neurips2017dev: expected images.csv and images/ in {place}; get the development set of "
+            "the NIPS 2017 adversarial learning competition (on Kaggle: google-brain/nips-2017-"
+            "adversarial-learning-development-set), or set NBSUPPORT_DATA to the folder that has it"
+        )
+    listed = pd.read_csv(table, dtype=str).reindex(columns=["ImageId", "TrueLabel"])
+    labels = pd.to_numeric(listed["TrueLabel"], errors="coerce")
+    if not (labels.between(1, 1000) & listed["ImageId"].notna()).all():
+        raise ValueError(f"{table}: expected columns ImageId and TrueLabel (1 to 1000)")
+    paths = (pictures / f"{name}.png" for name in listed["ImageId"])
+    files = sorted((path, int(label) - 1) for path, label in zip(paths, labels, strict=True))
+    present = image_folder.shuffle([file for file in files if file[0].is_file()])
+    if imagenet.is_dir():
+        wnids = image_folder.list_classes(imagenet)
+        if len(wnids) != 1000:
+            raise ValueError(f"{imagenet}: expected 1000 class folders, got {len(wnids)}")
+        every = image_folder.list_images(imagenet, {wnid: i for i, wnid in enumerate(wnids)})
+        # the first five of each class
+        train = [file for i, file in enumerate(every) if i < 5 or every[i - 5][1] != file[1]]
+        splits = {"train": image_folder.shuffle(train), "test": present}
+        source = "trained on imagenet/train"
+    else:
+        splits = image_folder.hold_out(present, "neurips2017dev")
+        source = "trained on 2 of 3 images of the set"
+    # ImageNet's public transform resizes the shorter side to 256 and cuts out the centre of 224
+    specification = {"source": source, "there": len(present), "gaps": True, "cropped": 256 / 224}
+    classes = tuple(ResNet50_Weights.IMAGENET1K_V1.meta["categories"])
+    return Tree(folder, classes, splits, specification)

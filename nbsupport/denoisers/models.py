@@ -1,6 +1,6 @@
-"""The denoisers of the paper: from attacked images in [0, 1] to images in [0, 1] of the same size.
+"""The paper's denoisers: they map attacked images in [0, 1] to images in [0, 1] of the same size.
 
-One network φ, the U-Net of kernel prediction (section 3.2), drives them all:
+All of them use the kernel-prediction U-Net φ (section 3.2):
 
 `Additive`   Ĩ = Î + φ(Î)                                   eq. 6
 `Filtering`  Ĩ = Î ⊗ φ(Î)                                   eq. 7
@@ -8,56 +8,95 @@ One network φ, the U-Net of kernel prediction (section 3.2), drives them all:
 `YNet`       one encoder, two decoders: Ĩ_sl and Ĩ_m         section 4.1
 `PAFilter`   Ĩ = W ⊙ Ĩ_sl + (1 − W) ⊙ Ĩ_m                   eqs. 9–11
 
-``literal=True`` takes the paper at its word where that trains badly: PyTorch's own initialisation,
-which 24 layers of ReLU shrink to nothing, also in the last layer, and for `Additive` a last block of
-three rectified channels. The default starts every denoiser at the identity.
+`width` is the number of channels of φ's first block (64 in the paper); `kernel_size` is K, odd.
+Every denoiser starts as the identity. With `as_published=True` it starts from PyTorch's default
+initialisation instead, which shrinks the signal to almost nothing over φ's 24 layers of ReLU.
 """
 
-from typing import NamedTuple
+import json
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from huggingface_hub import PyTorchModelHubMixin, snapshot_download
+from safetensors.torch import load_model
 from torch import Tensor, nn
 
-from ..data.benchmarks import check_images
+from ..data.images import Images, Kernels, Map, check_images
 from .filtering import filter_pixels, uncertainty_map
-from .unet import Decoder, Encoder, OutputLayer, initialise, resize
+from .unet import Decoder, Encoder, OutputLayer, convolutions, initialise, resize
 
 HEADS = 4
-FUSION_WIDTH = 32
-Images = Float[Tensor, "b 3 h w"]
-Kernels = Float[Tensor, "b taps h w"]
-Map = Float[Tensor, "b 1 h w"]
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
-def _kernel_layer(size: int, literal: bool) -> OutputLayer:
-    """The 1×1 layer that says kernels: at the start the identity's, unless `literal`."""
-    identity = torch.eye(size**2)[size**2 // 2].repeat(3)
-    return OutputLayer(3 * size**2, 3 * size**2, None if literal else identity)
+def checksum(folder: Path, config: dict[str, Any]) -> str:
+    """Compute the checksum of saved weights and their config."""
+    content = json.dumps(config, sort_keys=True).encode() + (folder / WEIGHTS).read_bytes()
+    return sha256(content).hexdigest()
 
 
-class Denoiser(nn.Module):
-    """What all denoisers share: the check at the edge and the clipping to [0, 1].
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read the config of a saved network; raise `ValueError` if it or the weights were altered."""
+    text = (folder / CONFIG).read_text(errors="replace")
+    try:
+        config: dict[str, Any] = json.loads(text)
+        intact = config.pop("sha256") == checksum(folder, config)
+    except (ValueError, KeyError):
+        intact = False
+    if not intact:
+        raise ValueError(f"{folder}: expected an intact network, got a damaged or altered one")
+    return config
 
-    Raises
-    ------
-    TypeError, ValueError
-        When called with anything but RGB images in [0, 1], see `nbsupport.data.benchmarks.check_images`.
+
+class Denoiser(nn.Module, PyTorchModelHubMixin, library_name="nbsupport"):
+    """Base class of all denoisers: checks images, clips to [0, 1], saves and loads.
+
+    `save_pretrained(folder)` saves the weights, the constructor's arguments and `about`, anything
+    that JSON can hold. `from_pretrained(folder or hub id)` loads them in evaluation mode, frozen, on
+    the CPU; it raises `ValueError` if they are damaged, altered or of another class.
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.about: dict[str, Any] = {}
+
     def forward(self, images: Images) -> Images:
+        """Denoise RGB images in [0, 1]; raise `TypeError` or `ValueError` for anything else."""
         check_images(images, caller=type(self).__name__)
         return self.denoise(images).clamp(0, 1)
 
     def denoise(self, images: Images) -> Images:
+        """Denoise without checking and clipping."""
         raise NotImplementedError
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        super()._save_pretrained(save_directory)
+        arguments: Any = self._hub_mixin_config
+        config = {"class": type(self).__name__, **arguments, "about": self.about}
+        config["sha256"] = checksum(save_directory, config)
+        (save_directory / CONFIG).write_text(json.dumps(config, indent=2))
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, **options: Any) -> "Denoiser":
+        names = "revision", "cache_dir", "force_download", "local_files_only", "token"
+        hub = {name: options.pop(name) for name in names}
+        folder = Path(model_id if Path(model_id).is_dir() else snapshot_download(model_id, **hub))
+        config = read_config(folder)
+        if config["class"] != cls.__name__:
+            raise ValueError(f"{folder}: expected a {cls.__name__}, got a {config['class']}")
+        denoiser = cls(**options)
+        load_model(denoiser, folder / WEIGHTS)
+        denoiser.about = config["about"]
+        return denoiser.eval().requires_grad_(False)
 
 
 class KernelDenoiser(Denoiser):
     """A denoiser that predicts `kernels` and filters with them (eq. 7)."""
 
     def kernels(self, images: Images) -> Kernels:
-        """φ(Î): taps row by row, see `nbsupport.denoisers.filtering.filter_pixels`."""
+        """Predict φ(Î), with taps row by row as in `filter_pixels`."""
         raise NotImplementedError
 
     def denoise(self, images: Images) -> Images:
@@ -65,62 +104,44 @@ class KernelDenoiser(Denoiser):
 
 
 class Additive(Denoiser):
-    """Ĩ = Î + φ(Î) (eq. 6).
+    """Ĩ = Î + φ(Î) (eq. 6), with a last block as wide as that of `Filtering`.
 
-    Parameters
-    ----------
-    width
-        Channels of the first block of φ; 64 in the paper.
-    kernel_size
-        Of the filtering denoiser it is compared with, whose last block it shares the width of.
-    literal
-        The last block has three rectified channels, so φ is often dead.
+    As published the last block has three rectified channels, so φ is often dead.
     """
 
-    def __init__(self, width: int = 64, kernel_size: int = 5, *, literal: bool = False) -> None:
+    def __init__(self, width: int = 64, kernel_size: int = 5, as_published: bool = False) -> None:
         super().__init__()
-        channels = 3 if literal else 3 * kernel_size**2
-        self.encoder, self.decoder = (
-            Encoder(width, literal=literal),
-            Decoder(width, channels, literal=literal),
-        )
-        self.output = OutputLayer(channels, 3, None if literal else torch.zeros(3))
+        channels = 3 if as_published else 3 * kernel_size**2
+        self.encoder = Encoder(width, as_published)
+        self.decoder = Decoder(width, channels, as_published)
+        self.output = OutputLayer(channels, torch.zeros(3), as_published)
 
     def denoise(self, images: Images) -> Images:
         return images + resize(self.output(self.decoder(self.encoder(images))), images)
 
 
+def _kernel_layer(size: int, as_published: bool) -> OutputLayer:
+    identity = torch.eye(size**2)[size**2 // 2].repeat(3)
+    return OutputLayer(len(identity), identity, as_published)
+
+
 class Filtering(KernelDenoiser):
-    """Ĩ = Î ⊗ φ(Î) (eq. 7): one K×K kernel for every pixel and colour channel.
+    """Ĩ = Î ⊗ φ(Î) (eq. 7): one K×K kernel for each pixel and colour channel."""
 
-    Parameters
-    ----------
-    width, kernel_size, literal
-        Channels of the first block of φ, 64 in the paper; K, odd; no initialisation at the identity.
-    """
-
-    def __init__(self, width: int = 64, kernel_size: int = 5, *, literal: bool = False) -> None:
+    def __init__(self, width: int = 64, kernel_size: int = 5, as_published: bool = False) -> None:
         super().__init__()
-        taps = 3 * kernel_size**2
-        self.encoder, self.decoder = (
-            Encoder(width, literal=literal),
-            Decoder(width, taps, literal=literal),
-        )
-        self.output = _kernel_layer(kernel_size, literal)
+        self.encoder = Encoder(width, as_published)
+        self.decoder = Decoder(width, 3 * kernel_size**2, as_published)
+        self.output = _kernel_layer(kernel_size, as_published)
 
     def kernels(self, images: Images) -> Kernels:
         return resize(self.output(self.decoder(self.encoder(images))), images)
 
 
 class View(KernelDenoiser):
-    """One output of a denoiser that has several, as a denoiser of its own.
+    """One output of a denoiser with several, as a denoiser that shares its weights.
 
-    Parameters
-    ----------
-    whole
-        The denoiser; its weights are shared, not copied.
-    output
-        Which one: a head, 1 to 4, of `MultiHead`, or ``"sl"`` or ``"m"`` of `YNet`.
+    `output` is a head of `MultiHead`, 1 to 4, or ``"sl"`` or ``"m"`` of `YNet`.
     """
 
     def __init__(self, whole: "MultiHead | YNet", output: int | str) -> None:
@@ -130,31 +151,34 @@ class View(KernelDenoiser):
     def kernels(self, images: Images) -> Kernels:
         return self.whole.kernels(images, self.output)
 
+    def _save_pretrained(self, save_directory: Path) -> None:
+        raise TypeError("save_pretrained: expected a whole denoiser, got a View; save its `whole`")
+
 
 class MultiHead(KernelDenoiser):
-    """One φ with four output layers; head i learns from the strengths {1, 3, 5}·10^(i−5) (section 3.4).
+    """One φ with four output layers; head i learns from the strengths {1, 3, 5}·10^(i−5).
 
-    Called as it is, it answers with its last head; ``View(heads, 3)`` is the third. Parameters as for `Filtering`.
+    A call uses the last head, ``View(heads, 3)`` the third (section 3.4).
     """
 
-    def __init__(self, width: int = 64, kernel_size: int = 5, *, literal: bool = False) -> None:
+    def __init__(self, width: int = 64, kernel_size: int = 5, as_published: bool = False) -> None:
         super().__init__()
-        taps = 3 * kernel_size**2
-        self.encoder, self.decoder = (
-            Encoder(width, literal=literal),
-            Decoder(width, taps, literal=literal),
-        )
-        self.outputs = nn.ModuleList(_kernel_layer(kernel_size, literal) for _ in range(HEADS))
+        self.encoder = Encoder(width, as_published)
+        self.decoder = Decoder(width, 3 * kernel_size**2, as_published)
+        self.outputs = nn.ModuleList(_kernel_layer(kernel_size, as_published) for _ in range(HEADS))
 
     def kernels(self, images: Images, head: int | str = HEADS) -> Kernels:
-        """The kernels of one head, 1 to 4; ValueError for others."""
+        """Predict the kernels of one head; raise `ValueError` unless it is one of 1 to 4."""
         if head not in range(1, HEADS + 1):
             raise ValueError(f"MultiHead: expected a head from 1 to {HEADS}, got {head!r}")
         return resize(self.outputs[int(head) - 1](self.decoder(self.encoder(images))), images)
 
     @staticmethod
     def band(eps: float) -> int:
-        """The head that learns from `eps`: 1 for 1e-4 … 5e-4, 4 for 1e-1 … 5e-1; ValueError for others."""
+        """Return the head for strength `eps`: 1 for 1e-4 … 5e-4, up to 4 for 1e-1 … 5e-1.
+
+        Raises `ValueError` for strengths below 1e-4 or from 1.
+        """
         head = int(f"{eps:e}".split("e")[1]) + HEADS + 1
         if not (eps and 1 <= head <= HEADS):
             raise ValueError(f"MultiHead: expected a strength from 1e-4 to below 1, got {eps}")
@@ -162,45 +186,31 @@ class MultiHead(KernelDenoiser):
 
 
 class YNet(KernelDenoiser):
-    """One encoder and two decoders: φ_sl for small and large, φ_m for middle strengths (section 4.1).
+    """One encoder, two decoders: φ_sl for small and large ε, φ_m for middle ε (section 4.1).
 
-    Called as it is, it answers with Ĩ_sl; ``View(ynet, "m")`` is the other. Parameters as for `Filtering`.
+    A call uses φ_sl, ``View(ynet, "m")`` uses φ_m.
     """
 
-    def __init__(self, width: int = 64, kernel_size: int = 5, *, literal: bool = False) -> None:
+    def __init__(self, width: int = 64, kernel_size: int = 5, as_published: bool = False) -> None:
         super().__init__()
-        taps = 3 * kernel_size**2
-        self.encoder = Encoder(width, literal=literal)
-        self.decoders = nn.ModuleDict(
-            {name: Decoder(width, taps, literal=literal) for name in ("sl", "m")}
-        )
-        self.outputs = nn.ModuleDict(
-            {name: _kernel_layer(kernel_size, literal) for name in ("sl", "m")}
-        )
+        self.encoder = Encoder(width, as_published)
+        taps, names = 3 * kernel_size**2, ("sl", "m")
+        self.decoders = nn.ModuleDict({name: Decoder(width, taps, as_published) for name in names})
+        self.outputs = nn.ModuleDict({x: _kernel_layer(kernel_size, as_published) for x in names})
 
     def kernels(self, images: Images, branch: int | str = "sl") -> Kernels:
-        """φ_sl(Î) or φ_m(Î).
-
-        Raises
-        ------
-        ValueError
-            If `branch` is neither ``"sl"`` nor ``"m"``.
-        """
+        """Predict φ_sl(Î) or φ_m(Î); raise `ValueError` unless `branch` is "sl" or "m"."""
         if branch not in ("sl", "m"):
             raise ValueError(f"YNet: expected the branch 'sl' or 'm', got {branch!r}")
-        return self._decode(self.encoder(images), str(branch), images)
+        return resize(self.decode(self.encoder(images), str(branch)), images)
 
-    def both_kernels(self, images: Images) -> tuple[Kernels, Kernels]:
-        """φ_sl(Î) and φ_m(Î) from one pass through the encoder."""
-        outputs = self.encoder(images)
-        return self._decode(outputs, "sl", images), self._decode(outputs, "m", images)
-
-    def _decode(self, outputs: list[Tensor], branch: str, images: Tensor) -> Tensor:
-        return resize(self.outputs[branch](self.decoders[branch](outputs)), images)
+    def decode(self, encoded: list[Tensor], branch: str) -> Tensor:
+        """Predict a branch's kernels, before resizing, from the encoder's outputs."""
+        return self.outputs[branch](self.decoders[branch](encoded))
 
 
 class Parts(NamedTuple):
-    """Everything between Î and Ĩ in `PAFilter`; the two images are clipped to [0, 1]."""
+    """The intermediate results of `PAFilter`; both images are clipped to [0, 1]."""
 
     sl: Images
     m: Images
@@ -214,50 +224,30 @@ class Parts(NamedTuple):
 class PAFilter(Denoiser):
     """Predictive perturbation-aware filtering: Ĩ = W ⊙ Ĩ_sl + (1 − W) ⊙ Ĩ_m (eqs. 9–11).
 
-    W, in [0, 1], comes from the two uncertainty maps through six 3×3 convolutions and a sigmoid.
-
-    Parameters
-    ----------
-    ynet
-        Makes Ĩ_sl and Ĩ_m; None for a new one.
-    width, kernel_size
-        Of the new one, as for `Filtering`.
-    literal
-        The maps enter as they are, and nothing is initialised. Otherwise they enter as differences
-        from the identity's 1, and W starts at ½.
+    Six 3×3 convolutions and a sigmoid map both uncertainty maps to W in [0, 1]. The maps enter as
+    differences from 1, the identity's value, and W starts at ½; as published they enter unchanged.
     """
 
-    def __init__(
-        self,
-        ynet: YNet | None = None,
-        width: int = 64,
-        kernel_size: int = 5,
-        *,
-        literal: bool = False,
-    ) -> None:
+    def __init__(self, width: int = 64, kernel_size: int = 5, as_published: bool = False) -> None:
         super().__init__()
-        self.ynet = ynet if ynet is not None else YNet(width, kernel_size, literal=literal)
-        self.literal = literal
-        layers: list[nn.Module] = [nn.Conv2d(2, FUSION_WIDTH, 3, padding=1), nn.ReLU()]
-        for _ in range(4):
-            layers += [nn.Conv2d(FUSION_WIDTH, FUSION_WIDTH, 3, padding=1), nn.ReLU()]
-        last = nn.Conv2d(FUSION_WIDTH, 1, 3, padding=1)
+        self.ynet = YNet(width, kernel_size, as_published)
+        self.as_published = as_published
+        layers, last = convolutions(2, 32, 32, 32, 32, 32), nn.Conv2d(32, 1, 3, padding=1)
         self.fusion = nn.Sequential(*layers, last, nn.Sigmoid())
-        if not literal:
+        if not as_published:
             initialise(self.fusion)
             nn.init.zeros_(last.weight)
 
     def parts(self, images: Images) -> Parts:
-        """Ĩ_sl, Ĩ_m, both kernels, both uncertainty maps (eq. 9) and W (eq. 10).
-
-        Refuses what calling the denoiser refuses.
-        """
+        """Compute Ĩ_sl, Ĩ_m, both kernels, both uncertainty maps (eq. 9) and W (eq. 10)."""
         check_images(images, caller=type(self).__name__)
-        kernels_sl, kernels_m = self.ynet.both_kernels(images)
+        encoded = self.ynet.encoder(images)
+        kernels_sl = resize(self.ynet.decode(encoded, "sl"), images)
+        kernels_m = resize(self.ynet.decode(encoded, "m"), images)
         sl, m = (filter_pixels(images, kernels).clamp(0, 1) for kernels in (kernels_sl, kernels_m))
         uncertainty_sl, uncertainty_m = uncertainty_map(kernels_sl), uncertainty_map(kernels_m)
         maps = torch.cat([uncertainty_sl, uncertainty_m], dim=1)
-        weight = self.fusion(maps if self.literal else maps - 1)
+        weight = self.fusion(maps if self.as_published else maps - 1)
         return Parts(sl, m, kernels_sl, kernels_m, uncertainty_sl, uncertainty_m, weight)
 
     def denoise(self, images: Images) -> Images:

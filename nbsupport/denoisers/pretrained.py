@@ -1,95 +1,69 @@
-"""Small trained networks that come with the package, and the images to try them on before anything is trained."""
+"""Small trained networks that come with the package, and images to try them on."""
 
-from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import foolbox
-import torch
-from torch import Tensor, nn
+from safetensors.torch import load_model
+from torch import nn
 
-from ..attacks.pgd import pgd
 from ..classifiers.models import Classifier, build
-from ..data import published
-from ..data.benchmarks import Split
-from . import weight_files
-from .defended import load_denoiser
-from .models import Denoiser
+from ..data.benchmarks import CLASSES
+from ..data.images import Split
+from . import models
+from .models import CONFIG, WEIGHTS, Denoiser, read_config
 
 FOLDER = Path(str(files(__package__))) / "weights"
-CLASSIFIER = "cifar10-classifier"
-SAMPLE_STRENGTHS = (0.0, 3e-3, 1e-2, 3e-2, 0.1)
 SAMPLES = 20  # as many as come with Foolbox
+DENOISERS = ("Additive", "Filtering", "MultiHead", "YNet", "PAFilter")
 
 
 def names() -> list[str]:
-    """What `load_pretrained` knows."""
-    return sorted(path.stem for path in FOLDER.glob("*.safetensors"))
+    """List the networks that come with the package."""
+    return sorted(path.name for path in FOLDER.iterdir())
 
 
-def load_pretrained(name: str) -> Classifier | Denoiser:
-    """A trained network that comes with the package, in evaluation mode, frozen, on the CPU.
+def load_pretrained(name: str | Path) -> Classifier | Denoiser:
+    """Load a trained network in evaluation mode, frozen, on the CPU.
 
-    Parameters
-    ----------
-    name
-        One of `names`: ``"cifar10-classifier"``, or a denoiser trained for it, such as
-        ``"cifar10-Filt(L_img)"``. What it was made from, how accurate it is and how to train it
-        again says `about`.
-
-    Raises
-    ------
-    ValueError
-        If there is none of this name, or its file was altered.
+    `name` is one of `names`: ``"cifar10-classifier"`` or a denoiser trained for it, such as
+    ``"cifar10-Filt(L_img)"``; or the folder of a denoiser of your own, see `Denoiser`. Raises
+    `ValueError` if there is no such network or it was altered.
     """
-    if _kind(name) == "denoiser":
-        return load_denoiser(_file(name))
-    record, weights = weight_files.read(_file(name), "classifier")
-    classifier = build(**record["arguments"])
-    classifier.load_state_dict(weights)
+    folder = _folder(name)
+    config = read_config(folder)
+    if config["class"] in DENOISERS:
+        denoiser: Denoiser = getattr(models, config["class"]).from_pretrained(folder)
+        return denoiser
+    if config["class"] != "Classifier":
+        raise ValueError(f"{folder}: load it with {config['class']}.from_pretrained")
+    classifier = build(config["name"], config["classes"], config["image_size"])
+    load_model(classifier, folder / WEIGHTS)
     return classifier.eval().requires_grad_(False)
 
 
-def about(name: str) -> dict[str, Any]:
-    """What is known of a network of `load_pretrained`.
+def about(name: str | Path) -> dict[str, Any]:
+    """Return what is recorded about a network of `load_pretrained`.
 
-    Its ``specification``; ``accuracy`` by ε, on ``samples`` and on the study's ``test`` images, which PGD
-    attacked through the classifier; ``again``, the command that trains it.
+    For those of `names`: ``study`` and ``specification`` define the training, ``again`` is the
+    command that repeats it, ``accuracy`` is that under gray-box PGD by ε, on ``samples`` and on the
+    study's ``test`` images.
     """
-    return weight_files.read(_file(name), _kind(name))[0]["about"]
+    record: dict[str, Any] = read_config(_folder(name))["about"]
+    return record
+
+
+def _folder(name: str | Path) -> Path:
+    folder = FOLDER / name if name in names() else Path(name)
+    if not (folder / CONFIG).is_file():
+        raise ValueError(f"no pretrained network {str(name)!r}; choose from {', '.join(names())}")
+    return folder
 
 
 def samples() -> Split:
-    """The 20 images of CIFAR-10 that come with Foolbox, in [0, 1]."""
-    whole = foolbox.PyTorchModel(nn.Identity().eval(), bounds=(0, 1), device="cpu")
-    images, labels = foolbox.samples(whole, dataset="cifar10", batchsize=SAMPLES)
+    """Return the 20 CIFAR-10 images that come with Foolbox, in [0, 1]."""
+    model = foolbox.PyTorchModel(nn.Identity().eval(), bounds=(0, 1), device="cpu")
+    images, labels = foolbox.samples(model, dataset="cifar10", batchsize=SAMPLES)
     origin = {"data": "cifar10", "source": "foolbox.samples", "images": SAMPLES}
-    return Split(images, labels, published.CLASSES["cifar10"], origin)
-
-
-@cache
-def attacked_samples(classifier: nn.Module) -> Tensor:
-    """`samples` under PGD(40, ε), for every strength of `SAMPLE_STRENGTHS`: (strengths, 20, 3, 32, 32)."""
-    part = samples()
-    return torch.stack([pgd(classifier, part.images, part.labels, eps) for eps in SAMPLE_STRENGTHS])
-
-
-@torch.no_grad()
-def right_on_samples(classifier: Classifier, denoiser: nn.Module) -> list[int]:
-    """How many of the 20 `samples` are named correctly, for every strength of `SAMPLE_STRENGTHS`."""
-    labels = samples().labels
-    return [
-        int((classifier(denoiser(hat)).argmax(dim=1) == labels).sum())
-        for hat in attacked_samples(classifier)
-    ]
-
-
-def _kind(name: str) -> str:
-    return "classifier" if name.endswith("classifier") else "denoiser"
-
-
-def _file(name: str) -> Path:
-    if name not in names():
-        raise ValueError(f"load_pretrained: there is no {name!r}; there are: {', '.join(names())}")
-    return FOLDER / f"{name}.safetensors"
+    return Split(images, labels, CLASSES["cifar10"], origin)

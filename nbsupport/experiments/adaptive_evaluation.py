@@ -1,14 +1,15 @@
-"""The whole protocol of the attacker who knows, on each defence of a study: attacked once, kept, judged."""
+"""The adaptive evaluation: every white-box attack on a defence, and sanity checks of the attacks."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import foolbox
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -18,283 +19,279 @@ from ..attacks import adaptive
 from ..attacks.adaptive import AUTOATTACK, chain, withstands
 from ..attacks.pgd import prepare
 from ..classifiers.models import are_probabilities
-from .artifacts import VERSION
-from .disk import write_atomically
-from .evaluation import Evaluation, envelope
-from .fingerprints import made_from
-from .methods import parts
+from ..data.images import Images, Labels, write_atomically
+from .artifacts import VERSION, Experiment, Strengths, once
+from .evaluation import COLUMNS, measure, worst_case
+from .methods import split_method
+from .store import Tensors, depend_on
 
-KNOWING = ("PGD", "AutoAttack", "Square")
-"""Attacks on the whole defence; the first two follow gradients."""
+WHITE_BOX = ("PGD", "AutoAttack", "Square")
+"""Attacks on the whole defence; the first two follow its gradients."""
 TRANSFERRED = ("oblivious", "transfer")
 """Attacks on the bare standard classifier, and on a second one."""
 UNSEEN = ("FGSM", "Gaussian noise", "uniform noise")
-"""Not on the whole defence either, and never seen in training."""
-TRACE = (10, 40, 100)
-"""Numbers of PGD steps at which its progress is looked at, before the study's largest and twice as many."""
-
-REPORTED = ("zero_gradients", "deterministic", "logits", "classes")
+"""Perturbations that the defence never saw in training, made without it."""
+Attack = Callable[[float], Tensor]
+TRACE = (10, 40, 100)  # numbers of PGD steps in the trace, before the study's and twice that
+WORST = "worst"
+MISSED = 0.02  # the share of images that may fall to an attack and withstand a harder one
+FLAT = 0.1  # the share of PGD's whole gain that doubling its steps may still gain
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One defence under all attacks; axis 0 of `robust` is ε, from 0 (clean), axis 1 the image.
-
-    Attributes
-    ----------
-    method
-        The defence, named as in the tables.
-    eps
-        The strengths, from 0.
-    robust
-        Which images each of `KNOWING`, `TRANSFERRED` and `UNSEEN` leaves correct.
-    envelope
-        As ``oblivious``, in the worst of all strengths of the study up to ε.
-    norms
-        Per L2 attack and image the smallest perturbation that deceives the defence.
-    steps, trace, margins, trace_eps
-        Numbers of PGD steps from 0, which images withstand each, the margins reached, and at which ε.
-    zero_gradients
-        Share of images without any gradient.
-    deterministic
-        Whether the defence says the same twice, alone and in a batch.
-    logits
-        Whether it says logits, not probabilities.
-    classes
-        How many classes there are.
-    """
+    """One defence under all attacks: axis 0 of `robust` and `envelope` is ε, from 0; axis 1 the image."""
 
     method: str
     eps: tuple[float, ...]
-    robust: dict[str, Bool[np.ndarray, "strengths n"]]
-    envelope: Bool[np.ndarray, "strengths n"]
-    norms: dict[str, Float[np.ndarray, "n"]]
-    steps: tuple[int, ...]
-    trace: Bool[np.ndarray, "steps n"]
-    margins: Float[np.ndarray, "steps n"]
+    robust: dict[str, Bool[np.ndarray, "strengths n"]]  # which images each attack leaves correct
+    envelope: Bool[np.ndarray, "strengths n"]  # gray-box, worst case over all the study's ε' ≤ ε
+    norms: dict[str, Float[np.ndarray, "n"]]  # per L2 attack the smallest norm that succeeds
+    steps: tuple[int, ...]  # numbers of PGD steps in the trace, from 0
+    trace: Bool[np.ndarray, "steps n"]  # which images withstand each, at trace_eps
+    margins: Float[np.ndarray, "steps n"]  # the margins that each reaches
     trace_eps: float
-    zero_gradients: float
-    deterministic: bool
-    logits: bool
+    zero_gradients: float  # share of images without any gradient
+    deterministic: bool  # the same logits twice, alone and in a batch
+    logits: bool  # logits, not probabilities
     classes: int
 
-    def white_box(self) -> Bool[np.ndarray, "strengths n"]:
+    def gradient_based(self) -> Bool[np.ndarray, "strengths n"]:
         """Which images the attacks that follow the defence's gradients leave correct."""
         return self.robust["PGD"] & self.robust["AutoAttack"]
 
     def worst(self) -> Bool[np.ndarray, "strengths n"]:
-        """Which images withstand everything of the protocol at this and every smaller ε."""
-        everything = [self.envelope, *(self.robust[name] for name in (*KNOWING, *TRANSFERRED))]
-        return envelope(np.logical_and.reduce(everything))
+        """Which images withstand every attack at every ε' ≤ ε."""
+        attacks = [self.robust[name] for name in (*WHITE_BOX, *TRANSFERRED)]
+        return worst_case(np.logical_and.reduce([self.envelope, *attacks]))
 
 
-class Protocol:
-    """The outcomes of a study's defences, each made once and kept in the store.
+@once
+def evaluate_adaptively(experiment: Experiment, method: str) -> Outcome:
+    """A defence of the study under all attacks, kept in the store.
 
-    Parameters
-    ----------
-    evaluation
-        Of the study.
-
-    Raises
-    ------
-    ValueError
-        If the study's `adaptive_eps` are not among its strengths, or its `adaptive_trace_eps` not among them.
+    Raises `ValueError` if there is no such method, if the study's `adaptive_eps` are not among its
+    strengths, or if `adaptive_trace_eps` is not among those.
     """
-
-    def __init__(self, evaluation: Evaluation) -> None:
-        self.evaluation, self.study = evaluation, evaluation.study
-        strengths = self.study.adaptive_eps
-        if self.study.adaptive_trace_eps not in strengths or not set(strengths) <= set(
-            self.study.eps
-        ):
-            raise ValueError(
-                f"Protocol: expected adaptive_eps among the study's strengths {self.study.eps}, and adaptive_trace_eps "
-                f"among those, got {strengths} and {self.study.adaptive_trace_eps}"
-            )
-        self.outcome = cache(self._outcome)
-
-    def specification(self, method: str) -> dict[str, Any]:
-        """What an outcome is a function of."""
-        study, artefacts = self.study, self.evaluation.artefacts
-        return {
-            "kind": "adaptive",
-            "name": method,
-            "version": VERSION,
-            "method": artefacts.specification(method),
-            "classifier": artefacts.classifier_specification(),
-            "second": artefacts.classifier_specification("second"),
-            "data": artefacts.images("test").specification,
-            "images": study.adaptive_images,
-            "eps": list(study.adaptive_eps),
-            "trace_eps": study.adaptive_trace_eps,
-            "steps": study.adaptive_steps,
-            "restarts": study.adaptive_restarts,
-            "iterations": study.adaptive_iterations,
-            "queries": study.adaptive_queries,
-            "seed": study.seed,
-        }
-
-    def _outcome(self, method: str) -> Outcome:
-        """A defence of the study under the whole protocol.
-
-        Raises
-        ------
-        ValueError
-            If there is no such method.
-        """
-        artefacts, study = self.evaluation.artefacts, self.study
-        networks = [artefacts.classifier(name) for name in (parts(method)[1], "standard", "second")]
-        specification = made_from(self.specification(method), artefacts.denoiser(method), *networks)
-        tensors, report = artefacts.store.tensors(
-            specification, lambda scratch: self._make(method, scratch)
+    study, strengths = experiment.study, experiment.study.adaptive_eps
+    if study.adaptive_trace_eps not in strengths or not set(strengths) <= set(study.eps):
+        raise ValueError(
+            f"expected adaptive_trace_eps among adaptive_eps, and those among eps {study.eps}, "
+            f"got {study.adaptive_trace_eps} and {strengths}"
         )
-        steps, trace = self._trace(method)
-        names = [*KNOWING, *TRANSFERRED, *UNSEEN]
-        arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-        whole = envelope(self.evaluation.measurement(method).correct()[:, : study.adaptive_images])
-        eps = (0.0, *study.adaptive_eps)
-        return Outcome(
-            method=method, eps=eps, robust={name: arrays[name] for name in names},
-            envelope=whole[[study.eps.index(strength) for strength in eps]],
-            norms={name.removeprefix("norm "): arrays[name] for name in sorted(arrays) if name.startswith("norm ")},
-            steps=(0, *steps), trace=trace["trace"].numpy(), margins=trace["margins"].numpy(),
-            trace_eps=study.adaptive_trace_eps, **{name: report[name] for name in REPORTED},
-        )  # fmt: skip
-
-    def _trace(self, method: str) -> tuple[tuple[int, ...], dict[str, Tensor]]:
-        """PGD over its number of steps, by itself: also beyond the study's, to see whether more would gain more."""
-        artefacts, study, name = self.evaluation.artefacts, self.study, parts(method)[1]
-        test, number, largest = (
-            artefacts.images("test"),
-            study.adaptive_images,
-            study.adaptive_steps,
-        )
-        steps = (*(n for n in TRACE if n < largest), largest, 2 * largest)
-        specification = {
-            "kind": "trace", "name": method, "version": VERSION, "method": artefacts.specification(method),
-            "classifier": artefacts.classifier_specification(name), "data": test.specification, "images": number,
-            "eps": study.adaptive_trace_eps, "steps": list(steps),
-        }  # fmt: skip
-        denoiser, classifier = artefacts.denoiser(method), artefacts.classifier(name)
-
-        def make(scratch: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-            images, labels = (
-                test.images[:number].to(artefacts.device),
-                test.labels[:number].to(artefacts.device),
-            )
-            attacked = denoiser, classifier, images, labels, study.adaptive_trace_eps
-            trace, margins = adaptive.over_steps(*attacked, steps=steps)
-            return {"trace": trace, "margins": margins}, {}
-
-        return steps, artefacts.store.tensors(made_from(specification, denoiser, classifier), make)[
-            0
-        ]
-
-    def _make(self, method: str, scratch: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        artefacts, study, number = self.evaluation.artefacts, self.study, self.study.adaptive_images
-        test = artefacts.images("test")
-        images, labels = (
-            test.images[:number].to(artefacts.device),
-            test.labels[:number].to(artefacts.device),
-        )
-        denoiser, classifier = artefacts.denoiser(method), artefacts.classifier(parts(method)[1])
-        defence = chain(denoiser, classifier)
-        clean, jobs = (
-            withstands(defence, images, labels),
-            dict(self._jobs(denoiser, classifier, images, labels)),
-        )
-        tensors: dict[str, Tensor] = {}
-        with tqdm(
-            total=len(jobs) * len(study.adaptive_eps), desc=f"attacking {method}", unit="attack"
-        ) as bar:
-            for name, attack in jobs.items():
-                rows = [clean.cpu()]
-                for eps in study.adaptive_eps:
-                    rows.append(_kept(scratch / f"{name}-{eps}.json", attack, eps))
-                    bar.update()
-                tensors[name] = torch.stack(rows)
-        norms = adaptive.minimal_norms(
-            denoiser, classifier, images, labels, steps=study.adaptive_iterations
-        )
-        tensors |= {f"norm {name}": values for name, values in norms.items()}
-        with torch.no_grad():
-            logits, again, alone = (
-                defence(images),
-                defence(images),
-                torch.cat([defence(x[None]) for x in images]),
-            )
-        return tensors, {
-            "zero_gradients": adaptive.zero_gradients(denoiser, classifier, images, labels),
-            "deterministic": torch.equal(logits, again)
-            and torch.allclose(logits, alone, rtol=1e-3, atol=1e-3),
-            "logits": not are_probabilities(logits),
-            "classes": logits.shape[1],
-        }
-
-    def _jobs(
-        self, denoiser: nn.Module, classifier: nn.Module, images: Tensor, labels: Tensor
-    ) -> Iterator[tuple[str, Callable[[float], Bool[Tensor, "n"]]]]:
-        """Each attack by name: from ε to which images withstand it."""
-        artefacts, study = self.evaluation.artefacts, self.study
-        defence, whole = chain(denoiser, classifier), (denoiser, classifier, images, labels)
-        limits: dict[str, Any] = {
-            "iterations": study.adaptive_iterations,
-            "queries": study.adaptive_queries,
-        }
-
-        def transferred(classifier: str) -> Callable[[float], Tensor]:
-            # at all strengths of the study for the one that the tables use anyway
-            strengths = None if classifier == "standard" else study.adaptive_eps
-            attacked = artefacts.attacked("test", None, strengths, classifier)
-            return lambda eps: withstands(defence, attacked.at(eps, len(images)).to(images), labels)
-
-        bare = foolbox.PyTorchModel(prepare(artefacts.classifier(), images[:2]), bounds=(0, 1))
-        criterion = foolbox.criteria.Misclassification(labels)
-
-        @torch.enable_grad()
-        def fgsm(eps: float) -> Tensor:
-            attack = foolbox.attacks.LinfFastGradientAttack(random_start=False)
-            return withstands(defence, attack.run(bare, images, criterion, epsilon=eps), labels)
-
-        def noise(draw: Callable[..., Tensor]) -> Callable[[float], Tensor]:
-            unit = draw(images.shape, generator=torch.Generator().manual_seed(study.seed)).to(
-                images
-            )
-            return lambda eps: withstands(defence, (images + eps * unit).clamp(0, 1), labels)
-
-        options: dict[str, Any] = {
-            "steps": study.adaptive_steps,
-            "restarts": study.adaptive_restarts,
-        }
-        yield "PGD", lambda eps: adaptive.pgd_through(*whole, eps, seed=study.seed, **options)
-        yield (
-            "AutoAttack",
-            lambda eps: adaptive.autoattack(
-                *whole, eps, attacks=AUTOATTACK, seed=study.seed, **limits
-            ),
-        )
-        yield (
-            "Square",
-            lambda eps: adaptive.autoattack(
-                *whole, eps, attacks=["square"], seed=study.seed, **limits
-            ),
-        )
-        yield "oblivious", transferred("standard")
-        yield "transfer", transferred("second")
-        yield "FGSM", fgsm
-        yield (
-            "Gaussian noise",
-            noise(lambda *shape, **how: torch.randn(*shape, **how) / 3**0.5),
-        )  # the same rms
-        yield "uniform noise", noise(lambda *shape, **how: torch.rand(*shape, **how) * 2 - 1)
+    names = (split_method(method)[1], "standard", "second")
+    networks = experiment.denoiser(method), *(experiment.classifier(name) for name in names)
+    specification = depend_on(outcome_specification(experiment, method), *networks)
+    attack = partial(_attack, experiment, method)
+    tensors, report = experiment.store.tensors(specification, attack)
+    found, eps = {name: tensor.numpy() for name, tensor in tensors.items()}, (0.0, *strengths)
+    gray_box = measure(experiment, method).correct()[:, : study.adaptive_images]
+    return Outcome(
+        method=method,
+        eps=eps,
+        robust={name: found[name] for name in (*WHITE_BOX, *TRANSFERRED, *UNSEEN)},
+        envelope=worst_case(gray_box)[[study.eps.index(strength) for strength in eps]],
+        norms={name[5:]: found[name] for name in sorted(found) if name.startswith("norm ")},
+        trace=found["trace"],
+        margins=found["margins"],
+        trace_eps=study.adaptive_trace_eps,
+        **report | {"steps": tuple(report["steps"])},
+    )
 
 
-def _kept(
-    path: Path, attack: Callable[[float], Bool[Tensor, "n"]], eps: float
-) -> Bool[Tensor, "n"]:
-    """What the attack leaves correct, or what an interrupted run had already found."""
+def outcome_specification(experiment: Experiment, method: str) -> dict[str, Any]:
+    """Everything that an outcome depends on."""
+    study = experiment.study
+    sizes = ("images", "eps", "trace_eps", "steps", "restarts", "iterations", "queries")
+    return {
+        "kind": "adaptive", "name": method, "version": VERSION, "seed": study.seed,
+        "method": experiment.specification(method), "data": experiment.images("test").specification,
+        "second": experiment.classifier_specification("second"),
+        **{name: getattr(study, f"adaptive_{name}") for name in sizes},
+    }  # fmt: skip
+
+
+def _attack(experiment: Experiment, method: str, scratch: Path) -> Tensors:
+    study, device, test = experiment.study, experiment.device, experiment.images("test")
+    images, labels = (x[: study.adaptive_images].to(device) for x in (test.images, test.labels))
+    networks = experiment.denoiser(method), experiment.classifier(split_method(method)[1])
+    defence, whole = chain(*networks), (*networks, images, labels)
+    attacks, tensors = dict(_attacks(experiment, networks, images, labels)), {}
+    clean = withstands(defence, images, labels).cpu()
+    total = len(attacks) * len(study.adaptive_eps)
+    with tqdm(total=total, desc=f"attacking {method}", unit="attack") as bar:
+        for name, attack in attacks.items():
+            rows = [clean]
+            for eps in study.adaptive_eps:
+                rows.append(_keep(scratch / f"{name}-{eps}.json", attack, eps))
+                bar.update()
+            tensors[name] = torch.stack(rows)
+    norms = adaptive.minimal_norms(*whole, steps=study.adaptive_iterations)
+    tensors |= {f"norm {name}": values for name, values in norms.items()}
+    most = study.adaptive_steps
+    steps = (*(n for n in TRACE if n < most), most, 2 * most)
+    trace, margins = adaptive.over_steps(*whole, study.adaptive_trace_eps, steps=steps)
+    with torch.no_grad():
+        logits, again = defence(images), defence(images)
+        alone = torch.cat([defence(image[None]) for image in images])
+    same = torch.equal(logits, again) and torch.allclose(logits, alone, rtol=1e-3, atol=1e-3)
+    return tensors | {"trace": trace, "margins": margins}, {
+        "steps": [0, *steps], "zero_gradients": adaptive.zero_gradients(*whole),
+        "deterministic": same, "logits": not are_probabilities(logits), "classes": logits.shape[1],
+    }  # fmt: skip
+
+
+def _attacks(
+    experiment: Experiment, networks: tuple[nn.Module, nn.Module], images: Images, labels: Labels
+) -> Iterator[tuple[str, Attack]]:
+    """Each attack by name, as a function from ε to which images withstand it."""
+    study, seed = experiment.study, experiment.study.seed
+    defence, whole = chain(*networks), (*networks, images, labels)
+    limits: Any = {"iterations": study.adaptive_iterations, "queries": study.adaptive_queries}
+    effort: Any = {"steps": study.adaptive_steps, "restarts": study.adaptive_restarts}
+    auto = adaptive.autoattack
+    yield "PGD", lambda eps: adaptive.pgd_through(*whole, eps, seed=seed, **effort)
+    yield "AutoAttack", lambda eps: auto(*whole, eps, attacks=AUTOATTACK, seed=seed, **limits)
+    yield "Square", lambda eps: auto(*whole, eps, attacks=["square"], seed=seed, **limits)
+
+    def try_out(attack: Attack) -> Attack:
+        return lambda eps: withstands(defence, attack(eps), labels)
+
+    def transfer(source: str, eps: Strengths) -> Attack:
+        attacked = experiment.attacked("test", None, eps, source)
+        return try_out(lambda eps: attacked.at(eps, len(images)).to(images))
+
+    # from the standard classifier at all strengths of the study, which the tables need anyway
+    yield "oblivious", transfer("standard", None)
+    yield "transfer", transfer("second", study.adaptive_eps)
+
+    bare = foolbox.PyTorchModel(prepare(experiment.classifier(), images[:2]), bounds=(0, 1))
+    criterion = foolbox.criteria.Misclassification(labels)
+    fgsm = foolbox.attacks.LinfFastGradientAttack(random_start=False)
+    with_gradient = torch.enable_grad()(fgsm.run)
+    yield "FGSM", try_out(lambda eps: with_gradient(bare, images, criterion, epsilon=eps))
+
+    def add(noise: Tensor) -> Attack:
+        return try_out(lambda eps: (images + eps * noise.to(images)).clamp(0, 1))
+
+    gaussian = torch.randn(images.shape, generator=torch.Generator().manual_seed(seed))
+    uniform = torch.rand(images.shape, generator=torch.Generator().manual_seed(seed))
+    yield "Gaussian noise", add(gaussian / 3**0.5)  # the uniform noise's standard deviation
+    yield "uniform noise", add(uniform * 2 - 1)
+
+
+def _keep(path: Path, attack: Attack, eps: float) -> Bool[Tensor, "n"]:
+    """The images that an attack leaves correct; an interrupted run's result where there is one."""
     if not path.exists():
         found = json.dumps(attack(eps).tolist())
-        write_atomically(path, lambda temporary: temporary.write_text(found, encoding="utf-8"))
+        write_atomically(path, lambda file: file.write_text(found, encoding="utf-8"))
     return torch.tensor(json.loads(path.read_text(encoding="utf-8")), dtype=torch.bool)
+
+
+# -- sanity checks: one that fails makes its row unreliable --------------------------------------
+
+Verdict = tuple[bool, str]
+
+
+def _come_back(robust: Bool[np.ndarray, "harder n"]) -> tuple[bool, int]:
+    """Whether hardly any image falls to an attack and withstands the next, and the most that do."""
+    most = int((~robust[:-1] & robust[1:]).sum(axis=1).max(initial=0))
+    return most <= max(1, MISSED * robust.shape[1]), most
+
+
+def _monotone_in_eps(outcome: Outcome) -> Verdict:
+    passed, most = _come_back(outcome.gradient_based())
+    return passed, f"at most {most} images fall at one ε and withstand the next"
+
+
+def _monotone_in_steps(outcome: Outcome) -> Verdict:
+    passed, most = _come_back(outcome.trace[1:])
+    shares = zip(outcome.steps[1:], outcome.trace[1:].mean(axis=1), strict=True)
+    text = ", ".join(f"{share:.3f} (n = {n})" for n, share in shares)
+    return passed, f"accuracy at ε = {outcome.trace_eps:g}: {text}; at most {most} images come back"
+
+
+def _no_weaker_than(attack: str, how: str) -> Callable[[Outcome], Verdict]:
+    def check(outcome: Outcome) -> Verdict:
+        missed = int((outcome.gradient_based() & ~outcome.robust[attack]).sum())
+        return missed == 0, f"{missed} attacks succeed {how} but not with the defence's gradients"
+
+    return check
+
+
+def _flat(outcome: Outcome) -> Verdict:
+    margins = outcome.margins.mean(axis=1)
+    total, last = margins.max() - margins[0], margins[-1] - margins[-2]
+    text = f"the mean margin gains {total:.3f}, {last:.3f} of it from n = {outcome.steps[-2]} to "
+    return bool(total > 0 and last <= FLAT * total), f"{text}{outcome.steps[-1]}"
+
+
+def _chance_at_half(outcome: Outcome) -> Verdict:
+    if 0.5 not in outcome.eps:  # where every image can be turned into uniform grey
+        return False, "ε = 0.5 was not attacked"
+    robust = outcome.gradient_based()[outcome.eps.index(0.5)]
+    share, chance = float(robust.mean()), 1 / outcome.classes
+    limit = chance + 2 * (chance * (1 - chance) / len(robust)) ** 0.5
+    return share <= limit, f"accuracy {share:.3f} at ε = 0.5, by chance {chance:.3f}"
+
+
+def _gradients(outcome: Outcome) -> Verdict:
+    share = outcome.zero_gradients
+    return share == 0, f"{share:.1%} of the images have no gradient"
+
+
+def _logits(outcome: Outcome) -> Verdict:
+    return outcome.logits, "logits" if outcome.logits else "probabilities"
+
+
+def _deterministic(outcome: Outcome) -> Verdict:
+    return outcome.deterministic, "the same twice" if outcome.deterministic else "it changes"
+
+
+GRAY_BOX = _no_weaker_than("oblivious", "gray-box")
+RANDOM = _no_weaker_than("Square", "by random search")
+ELSEWHERE = _no_weaker_than("transfer", "from another classifier")
+CHECKS: dict[str, tuple[str, Callable[[Outcome], Verdict]]] = {
+    "ε": ("a stronger attack succeeds more often", _monotone_in_eps),
+    "n": ("a longer attack succeeds more often", _monotone_in_steps),
+    "oblivious": ("a white-box attack is never weaker than a gray-box attack", GRAY_BOX),
+    "Square": ("gradients are never weaker than random search", RANDOM),
+    "transfer": ("nor than attacks on another classifier", ELSEWHERE),
+    "flat": ("doubling PGD's steps gains nearly nothing", _flat),
+    "gradient": ("every image has a gradient", _gradients),
+    "logits": ("the classifier returns logits", _logits),
+    "deterministic": ("the defence answers the same twice", _deterministic),
+    "chance": ("at ε = 0.5 accuracy is at most chance", _chance_at_half),
+}
+"""Each sanity check's name, the expectation, and the check."""
+
+
+def check(outcome: Outcome) -> dict[str, Verdict]:
+    """For every sanity check whether it passed, and the finding."""
+    return {name: run(outcome) for name, (_, run) in CHECKS.items()}
+
+
+def failed_checks(outcome: Outcome) -> list[str]:
+    """The sanity checks that failed; a row with any is unreliable."""
+    return [name for name, (passed, _) in check(outcome).items() if not passed]
+
+
+# -- as tables -----------------------------------------------------------------------------------
+
+
+def rows(experiment: Experiment, outcomes: Sequence[Outcome]) -> pd.DataFrame:
+    """Tidy rows: accuracy per attack and ε, median L2 norms, and 1 or 0 per sanity check."""
+    study, lines = experiment.study, list[tuple[str, str, str, float | None, float]]()
+    for outcome in outcomes:
+        curves = {**outcome.robust, "envelope": outcome.envelope, WORST: outcome.worst()}
+        for attack, curve in curves.items():
+            for eps, robust in zip(outcome.eps, curve, strict=True):
+                lines.append((outcome.method, attack, "accuracy", eps, robust.mean()))
+        for attack, norms in outcome.norms.items():
+            lines.append((outcome.method, attack, "median L2 norm", None, float(np.median(norms))))
+        for name, (passed, _) in check(outcome).items():
+            lines.append((outcome.method, "all", f"check: {name}", None, float(passed)))
+    same: dict[str, Any] = {"table": "adaptive", "study": study.name, "seed": study.seed}
+    same |= {"classifier": study.classifier_name, "steps": study.adaptive_steps}
+    frame = pd.DataFrame(lines, columns=["method", "attack", "metric", "eps", "value"])
+    return frame.assign(**same, n=study.adaptive_images)[COLUMNS]

@@ -1,146 +1,143 @@
-"""One process or several, through Accelerate: who does what, and who waits for whom.
+"""The tasks of a study on Dask: by several processes, GPUs or machines, each task once, on one store.
 
-Started with ``torchrun`` or ``accelerate launch``, the processes share attacks, trainings and measurements.
-Some things all make together, each its part; others one makes alone, and the rest wait or make something else.
+Needs the extra ``cluster``. A task is a classifier, a block of attacked images, a denoiser or a
+measurement. Its result lies in the store, so a task whose worker dies goes on elsewhere from the last
+checkpoint, and a second `compute` makes only what is missing.
 """
 
 import contextlib
 import logging
+import os
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextvars import ContextVar
-from datetime import timedelta
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed
-from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
-from filelock import FileLock, Timeout
-from torch import Tensor
+from tqdm.auto import tqdm
 
-PATIENCE = timedelta(
-    days=7
-)  # for another process's training; of one that dies, who started them all takes care
-POLL = 1.0  # seconds between two looks at what others are doing
-_alone, _patient = ContextVar("alone", default=False), ContextVar("patient", default=True)
+from .. import setup
+from ..study import Study
+from ..training.denoisers import RECIPES
+from .artifacts import Experiment
+from .evaluation import measure, measurement_specification
+from .methods import find_recipe, split_method
+from .store import BLOCK, Store, key
+
+Task = tuple[str, ...]
+LOCAL = "127.0.0.1"
+POLL = 0.5  # seconds between two looks at the workers
 
 
-class BusyError(Exception):
-    """Another process makes it, and there is something else to do meanwhile."""
+def compute(
+    experiment: Experiment, methods: Sequence[str], workers: int | None, scheduler: str | None
+) -> None:
+    """Measure some methods of a study and everything that they depend on.
+
+    A local cluster of `workers` processes does it (one per GPU where there are GPUs), or the running
+    one at the address `scheduler`. Raises `RuntimeError` if a task failed, after all others, and
+    `ConnectionError` if the scheduler is lost.
+    """
+    from distributed import Client
+
+    with contextlib.ExitStack() as stack:
+        where = scheduler or stack.enter_context(_local_cluster(workers or 1))
+        client = stack.enter_context(Client(where))
+        print(f"dashboard        {client.dashboard_link}")
+        futures: dict[Task, Any] = {}
+        for task, before in list_tasks(experiment, methods).items():
+            after = [futures[each] for each in before]
+            here = experiment.study, experiment.store.home.absolute(), task
+            name = "-".join((*task, _key(experiment, task)))
+            futures[task] = client.submit(_run, *here, after, key=name)
+        _watch(client, list(futures.values()))
+        if any(future.status == "cancelled" for future in futures.values()):
+            raise ConnectionError("the scheduler is gone; call again, and finished tasks are kept")
+        failed = [future.exception() for future in futures.values() if future.status == "error"]
+        if failed:
+            raise RuntimeError("\n".join(dict.fromkeys(str(error) for error in failed)))
+
+
+def list_tasks(experiment: Experiment, methods: Sequence[str]) -> dict[Task, list[Task]]:
+    """The tasks that measure some methods: each after the tasks it depends on, which are its value."""
+    tasks: dict[Task, list[Task]] = {("classifier", "standard"): []}
+
+    def attack(split: str) -> list[Task]:
+        starts = range(0, len(experiment.images(split)), BLOCK)
+        blocks: list[Task] = [("attacked", split, str(start)) for start in starts]
+        tasks.update({block: [("classifier", "standard")] for block in blocks})
+        return blocks
+
+    def train(recipe: str | None) -> list[Task]:
+        if recipe is None:
+            return []
+        tasks["denoiser", recipe] = attack("train") + train(RECIPES[recipe].base)
+        return [("denoiser", recipe)]
+
+    for method in methods:
+        classifier = "classifier", split_method(method)[1]
+        tasks[classifier] = []
+        before = [classifier, *attack("test"), *train(find_recipe(method)[0])]
+        tasks["measurement", method] = before
+    return tasks
+
+
+def _key(experiment: Experiment, task: Task) -> str:
+    """Distinguishes equal tasks of different studies on one scheduler."""
+    kind, name, *_ = task
+    if kind == "measurement":
+        return key(measurement_specification(experiment, name))
+    return key(getattr(experiment, f"{kind}_specification")(name))
+
+
+def _run(study: Study, home: Path, task: Task, after: list[None]) -> None:
+    """Carry out a task in this worker. `after` only makes Dask wait for the tasks before it."""
+    experiment, (kind, name, *start) = _experiment(study, home), task
+    if kind == "classifier":
+        experiment.classifier(name)
+    elif kind == "attacked":
+        experiment.attack_block(name, int(start[0]))
+    elif kind == "denoiser":
+        experiment.trained(name)
+    else:
+        measure(experiment, name)
 
 
 @cache
-def accelerator() -> Accelerator:
-    """This process among all that were started together."""
-    return Accelerator(
-        cpu=not torch.cuda.is_available(),
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
-    )
+def _experiment(study: Study, home: Path) -> Experiment:
+    setup()
+    if threads := os.environ.get("OMP_NUM_THREADS"):  # Dask sets it after PyTorch has looked
+        torch.set_num_threads(int(threads))
+    return Experiment(study, Store(home))
 
 
-@contextlib.contextmanager
-def alone() -> Iterator[None]:
-    """What this process makes meanwhile, it makes without the others."""
-    token = _alone.set(True)
-    try:
-        yield
-    finally:
-        _alone.reset(token)
+def _local_cluster(workers: int) -> Any:
+    """Worker processes that share the cores evenly; each sees one GPU where there are any."""
+    from distributed import Nanny, Scheduler, SpecCluster
+
+    gpus = torch.cuda.device_count()
+    threads = os.environ.get("OMP_NUM_THREADS") or max((os.cpu_count() or 1) // workers, 1)
+    nannies = {}
+    for number in range(workers):
+        environment = {"OMP_NUM_THREADS": str(threads)}
+        if gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = str(number % gpus)
+        options = {"nthreads": 1, "env": environment, "memory_limit": 0, "host": LOCAL}
+        nannies[number] = {"cls": Nanny, "options": options}
+    scheduler = {"cls": Scheduler, "options": {"host": LOCAL, "dashboard_address": f"{LOCAL}:0"}}
+    return SpecCluster(workers=nannies, scheduler=scheduler, silence_logs=logging.ERROR)
 
 
-def team() -> tuple[int, int]:
-    """Which one this process is of those that make the same thing now, from 0, and how many they are."""
-    process = accelerator()
-    return (0, 1) if _alone.get() else (process.process_index, process.num_processes)
-
-
-def wait_for_team() -> None:
-    """Until all that make the same thing have come here."""
-    if team()[1] > 1:
-        accelerator().wait_for_everyone()
-
-
-def share_out(tasks: Iterable[str], do: Callable[[str], Any]) -> None:
-    """Do all tasks, each process `alone`: always the first one that no other process is doing.
-
-    Every process calls `do` for every task; when it is done already, that has to take its result from the store.
-    """
-    left = list(tasks)
-    token = _patient.set(False)
-    try:
-        with alone():
-            while left:
-                for task in left:
-                    with contextlib.suppress(BusyError):
-                        do(task)
-                        left.remove(task)
-                        break
-                else:
-                    time.sleep(POLL)
-    finally:
-        _patient.reset(token)
-
-
-def mean_gradients(parameters: Iterable[Tensor]) -> None:
-    """Give the whole team the mean of its gradients, in one message; nothing where there is only one process.
-
-    A gradient that only some have is 0 in the others; one that nobody has stays None, which optimisers skip.
-    """
-    _, processes = team()
-    if processes == 1:
-        return
-    parameters = list(parameters)
-    there = [parameter.grad is not None for parameter in parameters]
-    gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in parameters]
-    counts = torch.tensor(there, dtype=gradients[0].dtype, device=gradients[0].device)
-    message = torch.cat([counts, *(gradient.flatten() for gradient in gradients)])
-    torch.distributed.all_reduce(
-        message
-    )  # in place, unlike Accelerate's: the message is as large as the network
-    message /= processes
-    counts, *means = message.split([len(parameters), *(gradient.numel() for gradient in gradients)])
-    for parameter, gradient, count, mean in zip(
-        parameters, gradients, counts.tolist(), means, strict=True
-    ):
-        parameter.grad = gradient.copy_(mean.view_as(gradient)) if count else None
-
-
-def balance(chosen: Tensor) -> float:
-    """What the mean over this process's chosen examples has to be multiplied with, so that the mean over the
-    team is that over everything chosen; 1 where there is one process, or nothing is chosen at all."""
-    if team()[1] == 1:
-        return 1.0
-    counts = torch.tensor([float(chosen.sum()), float(len(chosen))], device=accelerator().device)
-    here, everywhere = (
-        float(each[0] / each[1]) for each in (counts, accelerator().reduce(counts.clone(), "sum"))
-    )
-    return here / everywhere if everywhere else 1.0
-
-
-@contextlib.contextmanager
-def locked(folder: Path, together: bool) -> Iterator[None]:
-    """Keep others out of a folder; the operating system lets go of the lock when a process dies.
-
-    With `together` the first of the team holds it for all of them, and all come in and go out together;
-    else one comes in after the other, and is `alone` there.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as held:
-        if not together:
-            held.enter_context(alone())
-        if team()[0] == 0:
-            lock = FileLock(folder / "lock")
-            try:
-                held.enter_context(lock.acquire(timeout=0))
-            except Timeout:
-                if not _patient.get():
-                    raise BusyError(folder.name) from None
-                logging.getLogger(__name__).warning(
-                    "waiting for another process that makes %s", folder.name
-                )
-                held.enter_context(lock.acquire())
-        wait_for_team()
-        yield
+def _watch(client: Any, left: list[Any]) -> None:
+    """One bar over all tasks, with the task that each worker is doing."""
+    with tqdm(total=len(left), desc="computing", unit="task") as bar:
+        while left:
+            done = [future for future in left if future.done()]
+            left = [future for future in left if not future.done()]
+            busy = client.processing() if client.status == "running" else {}
+            names = [keys[0].rpartition("-")[0] for keys in busy.values() if keys]
+            bar.set_postfix_str(", ".join(names), refresh=False)
+            bar.update(len(done))
+            if left and not done:
+                time.sleep(POLL)

@@ -1,6 +1,7 @@
-// Draws what `explorer.py` looked up: no arithmetic on images here, and nothing is drawn twice.
+// Draws what `explorer.py` looks up; nothing is computed on images here.
 const SVG = "http://www.w3.org/2000/svg";
-const PATIENCE = 700; // milliseconds until a person wonders
+const PATIENCE = 700; // milliseconds until the screen says that it waits
+const TOP = 5; // classes
 const SLOTS = ["clean", "attacked", "perturbation", "denoised", "W", "uncertainty, sl", "uncertainty, m"];
 
 function make(tag, attributes = {}, ...children) {
@@ -34,6 +35,7 @@ function svg(tag, attributes, text = "") {
 
 function render({ model, el }) {
   const fixed = model.get("fixed");
+  const nameOf = (label) => fixed.classes[label] ?? String(label);
   let patience;
   const choose = (changes) => {
     const changed = Object.entries(changes).filter(([name, value]) => model.get(name) !== value);
@@ -48,7 +50,7 @@ function render({ model, el }) {
   fixed.thumbnails.forEach((picture, number) => {
     const canvas = make("canvas");
     paint(canvas, picture);
-    const label = `image ${number}: ${fixed.names[number]}`;
+    const label = `image ${number}: ${nameOf(fixed.labels[number])}`;
     const button = make("button", { type: "button", title: label, "aria-label": label }, canvas);
     button.addEventListener("click", () => choose({ image: number }));
     strip.append(button);
@@ -57,7 +59,7 @@ function render({ model, el }) {
   const slider = make("input", { type: "range", min: 0, max: fixed.eps.length - 1, "aria-label": "attack strength ε" });
   const strength = make("output");
   slider.addEventListener("input", () => choose({ strength: Number(slider.value) }));
-  const method = make("select", { "aria-label": "method" }, ...fixed.methods.map((name) => make("option", {}, name)));
+  const method = make("select", { "aria-label": "method" }, ...Object.keys(fixed.colours).map((name) => make("option", {}, name)));
   method.addEventListener("change", () => choose({ method: method.value }));
   const again = make("button", { type: "button", title: "PGD from another random start, now" }, "recompute with PGD");
   again.addEventListener("click", () => model.get("busy") || choose({ again: model.get("again") + 1 }));
@@ -102,27 +104,28 @@ function render({ model, el }) {
     });
   }
 
-  const words = ["before", "after"].map((name) => {
-    const list = make("div", { "aria-label": name });
-    return { list, box: make("div", { class: "nbs-words" }, make("h4", {}, name === "before" ? "attacked" : "denoised"), list) };
+  const predictions = ["attacked", "denoised"].map((name) => {
+    const list = make("div", { "aria-label": `predictions for the ${name} image` });
+    return { name, list, box: make("div", { class: "nbs-words" }, make("h4", {}, name), list) };
   });
   const quality = make("small");
   const kernels = make("div", { class: "nbs-kernels" });
   const pixel = make("h4");
   const curves = svg("svg", { viewBox: "0 0 240 150", role: "img", "aria-label": "accuracy over ε" });
-  words[1].box.append(quality);
-  const below = make("div", { class: "nbs-below" }, words[0].box, words[1].box,
+  predictions[1].box.append(quality);
+  const below = make("div", { class: "nbs-below" }, ...predictions.map(({ box }) => box),
     make("div", {}, pixel, kernels), make("div", {}, make("h4", {}, "accuracy on these images"), curves));
   const root = make("div", { class: "nbs", "data-lm-suppress-shortcuts": "true" }, strip, controls,
     make("div", { class: "nbs-line" }, message, waiting), figures, below);
-  // JupyterLab's own shortcuts (arrows move between headings) stay away from keys that are meant for this screen.
+  // Without this, JupyterLab takes keys for its shortcuts: arrows move between headings.
   root.addEventListener("keydown", (event) => event.stopPropagation());
   el.append(root);
 
-  function say(list, pairs, truth) {
-    list.replaceChildren(...pairs.map(([word, probability]) => {
+  function rank(list, probabilities, truth) {
+    const ranked = [...probabilities.entries()].sort(([, one], [, other]) => other - one).slice(0, TOP);
+    list.replaceChildren(...ranked.map(([label, probability]) => {
       const bar = make("i", { style: `width: ${Math.round(100 * probability)}%` });
-      return make("div", word === truth ? { class: "true" } : {}, word, bar, probability.toFixed(2));
+      return make("div", label === truth ? { class: "true" } : {}, nameOf(label), bar, probability.toFixed(2));
     }));
   }
 
@@ -163,9 +166,9 @@ function render({ model, el }) {
       paint(canvas, picture);
       if (canvas.classList.contains("pick")) frame(canvas, row, column);
     }
-    say(words[0].list, shown.before, shown.truth);
-    say(words[1].list, shown.after, shown.truth);
-    quality.replaceChildren(...shown.quality.flatMap(([name, psnr, ssim]) => [`${name}: ${psnr}, SSIM ${ssim}`, make("br")]));
+    predictions.forEach(({ list }, place) => rank(list, shown.probabilities[place], shown.label));
+    quality.replaceChildren(...predictions.flatMap(({ name }, place) =>
+      [`${name}: ${shown.quality[place].replace("inf", "∞")}`, make("br")]));
     pixel.textContent = `kernels of pixel (${row}, ${column})`;
     kernels.replaceChildren(...shown.kernels.map((part) => {
       const drawn = part.kernels.map((picture, channel) => {

@@ -1,163 +1,217 @@
-"""The explorer: one screen for one image, one strength, one method, and one pixel; `explorer.js` draws it.
+"""Attacks, denoised images and kernels, computed first and then explored on one screen."""
 
-Everything is computed before (`nbsupport.interactive.exploration`); a callback only looks up and colours.
-"""
-
+import math
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.resources import files
-from typing import Any
+from typing import Any, NamedTuple
 
 import anywidget
 import matplotlib
 import numpy as np
+import pandas as pd
+import torch
 import traitlets
-from jaxtyping import Float, Int
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
-from ..results.style import COLOURS
+from ..attacks.pgd import pgd
+from ..classifiers.custom import wrap
+from ..classifiers.models import Classifier
+from ..data.images import Images, Labels, check_images, check_labels
+from ..denoisers.filtering import uncertainty_map
+from ..denoisers.models import KernelDenoiser, PAFilter
+from ..experiments.evaluation import quality
+from ..experiments.methods import COLOURS
 from ..study import EPS, eps_label
-from .exploration import ATTACKED, Exploration
+
+ATTACKED = "attacked"  # the method without a denoiser
+MOST_GIB = 4.0
 
 
-def _picture(image: Float[Tensor, "3 h w"]) -> dict[str, Any]:
-    """Pixels as a browser draws them: RGBA, row by row."""
-    values = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-    opaque = np.full((*values.shape[:2], 1), 255, np.uint8)
-    return _sized(np.concatenate([values, opaque], axis=2))
+class Frame(NamedTuple):
+    """One image under one attack behind one denoiser, on the CPU."""
+
+    pictures: dict[str, Tensor]  # Ĩ, and the maps that the denoiser has
+    kernels: dict[str, Tensor]  # (3·K·K, h, w) for each filter, in half precision
+    probabilities: Tensor
+    correct: float
+    psnr: float
+    ssim: float
 
 
-def _map(values: Float[Tensor, "h w"], low: float, high: float, colours: str) -> dict[str, Any]:
-    scaled = (values.numpy() - low) / max(high - low, 1e-12)
-    return _sized(matplotlib.colormaps[colours](scaled, bytes=True))
+@dataclass
+class Exploration:
+    """A `Frame` of every image at every strength behind every denoiser, computed at the start."""
+
+    classifier: Classifier
+    denoisers: dict[str, nn.Module]
+    images: Images
+    labels: Labels
+    eps: tuple[float, ...]
+    seed: int = 0
+    frames: dict[tuple[int, int, str], Frame] = field(default_factory=dict)  # image, ε, method
+
+    def __post_init__(self) -> None:
+        self._check_memory()
+        try:
+            for number in tqdm(range(len(self.images)), "attacking", leave=False, unit="image"):
+                self._attack(number, list(range(len(self.eps))))
+        except KeyboardInterrupt:  # keeps the images that are done
+            if not self.frames:
+                raise
+        done = len(self.frames) // (len(self.eps) * len(self.denoisers))
+        self.images, self.labels = self.images[:done], self.labels[:done]
+
+    def attack_again(self, image: int, strength: int) -> None:
+        """Attack and denoise one image at one strength from another random start."""
+        self.seed += 1
+        self._attack(image, [strength])
+
+    def accuracy(self) -> dict[str, list[float]]:
+        """Return for each method the accuracy on these images at every strength."""
+        correct: Any = pd.Series({key: frame.correct for key, frame in self.frames.items()})
+        return correct.groupby(level=[1, 2]).mean().unstack().to_dict("list")
+
+    def limits(self, method: str) -> tuple[float, float]:
+        """Return the range of a method's uncertainty maps, so that all share one scale."""
+        views = [frame.pictures for key, frame in self.frames.items() if key[2] == method]
+        maps = [map for view in views for name, map in view.items() if name[0] == "u"]
+        low, high = torch.stack(maps or [torch.tensor([0.0, 1.0])]).aminmax()
+        return float(low), float(high)
+
+    @torch.no_grad()
+    def _attack(self, number: int, strengths: list[int]) -> None:
+        clean = self.images[number].to(self.classifier.mean).expand(len(strengths), -1, -1, -1)
+        labels = self.labels[number].to(clean.device).expand(len(strengths))
+        eps = torch.tensor(self.eps)[strengths].to(clean)
+        hats = pgd(self.classifier, clean, labels, eps, seed=self.seed)
+        frames = {}
+        for name, denoiser in self.denoisers.items():
+            pictures, kernels = batches = _denoise(denoiser, hats)
+            probabilities = self.classifier(pictures["denoised"]).softmax(dim=1)
+            correct = (probabilities.argmax(dim=1) == labels).float()
+            numbers = torch.stack([correct, *quality(pictures["denoised"], clean)], dim=1).tolist()
+            for i, strength in enumerate(strengths):
+                views, taps = ({k: each[i].cpu() for k, each in part.items()} for part in batches)
+                frame = Frame(views, taps, probabilities[i].cpu(), *numbers[i])
+                frames[number, strength, name] = frame
+        self.frames |= frames
+
+    @torch.no_grad()
+    def _check_memory(self) -> None:
+        example = self.images[:1].to(self.classifier.mean)
+        views = [view for each in self.denoisers.values() for view in _denoise(each, example)]
+        one = sum(tensor.nbytes for view in views for tensor in view.values())
+        if (gib := one * len(self.eps) * len(self.images) / 2**30) > MOST_GIB:
+            limit = f"expected frames of at most {MOST_GIB:g} GiB, got {gib:.1f}"
+            raise ValueError(f"explore: {limit}; pass fewer or smaller images")
 
 
-def _sized(pixels: np.ndarray) -> dict[str, Any]:
-    return {
-        "width": pixels.shape[1],
-        "height": pixels.shape[0],
-        "rgba": np.ascontiguousarray(pixels).tobytes(),
-    }
+def _denoise(denoiser: nn.Module, hats: Images) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return Ĩ with the maps that the denoiser has, and its kernels."""
+    pictures, kernels = {"denoised": denoiser(hats)}, {}
+    if isinstance(denoiser, PAFilter):
+        parts = denoiser.parts(hats)
+        pictures["W"] = parts.weight
+        kernels = {"sl": parts.kernels_sl, "m": parts.kernels_m}
+    elif isinstance(denoiser, KernelDenoiser):
+        kernels = {"": denoiser.kernels(hats)}
+    for name, taps in kernels.items():
+        pictures[f"uncertainty, {name}" if name else "uncertainty"] = uncertainty_map(taps)
+    return pictures, {name: taps.half() for name, taps in kernels.items()}
+
+
+def _encode(values: Tensor, low: float = 0, high: float = 1, colours: str = "") -> dict[str, Any]:
+    """Return an RGB image, or a map in colours, as a browser draws it: RGBA, row by row."""
+    scaled = (values.permute(1, 2, 0).numpy() - low) / max(high - low, 1e-12)
+    if colours:
+        pixels = matplotlib.colormaps[colours](scaled[..., 0], bytes=True)
+    else:
+        rgb = (255 * scaled.clip(0, 1)).round().astype(np.uint8)
+        pixels = np.pad(rgb, ((0, 0), (0, 0), (0, 1)), constant_values=255)
+    return {"height": len(pixels), "width": len(pixels[0]), "rgba": pixels.tobytes()}
 
 
 class Explorer(anywidget.AnyWidget):
-    """See `nbsupport.interactive.widgets.explore`.
-
-    Attributes
-    ----------
-    image, strength, method, row, column
-        What is chosen: numbers of the image and of the strength, the method, the pixel.
-    again
-        Counted up in the browser to have the image attacked from another random start.
-    busy, message
-        Whether that goes on; what went wrong.
-    answers
-        Counted up with every choice that was seen to; until then the browser says that it waits.
-    shown
-        The screen for what is chosen.
-    curves
-        Accuracy on the images over ε, for each method.
-    fixed
-        What does not change: labels, thumbnails, the curves' colours.
-    """
+    """The screen of an `Exploration`: looks up and colours a choice, which `explorer.js` draws."""
 
     _esm = files(__package__).joinpath("explorer.js").read_text(encoding="utf-8")
     _css = files(__package__).joinpath("explorer.css").read_text(encoding="utf-8")
 
-    image = traitlets.Int(0).tag(sync=True)
+    image = traitlets.Int(0).tag(sync=True)  # the choice, down to the pixel's column
     strength = traitlets.Int(0).tag(sync=True)
     method = traitlets.Unicode(ATTACKED).tag(sync=True)
     row = traitlets.Int(0).tag(sync=True)
     column = traitlets.Int(0).tag(sync=True)
-    again = traitlets.Int(0).tag(sync=True)
-    busy = traitlets.Bool(False).tag(sync=True)
-    message = traitlets.Unicode("").tag(sync=True)
-    answers = traitlets.Int(0).tag(sync=True)
-    shown = traitlets.Dict().tag(sync=True)
-    curves = traitlets.Dict().tag(sync=True)
-    fixed = traitlets.Dict().tag(sync=True)
+    again = traitlets.Int(0).tag(sync=True)  # the browser counts up to ask for another attack
+    busy = traitlets.Bool(False).tag(sync=True)  # while that attack runs
+    message = traitlets.Unicode("").tag(sync=True)  # the last error
+    answers = traitlets.Int(0).tag(sync=True)  # counts answered choices; the browser waits for it
+    shown = traitlets.Dict().tag(sync=True)  # the screen for the choice
+    curves = traitlets.Dict().tag(sync=True)  # each method's accuracy over ε
+    fixed = traitlets.Dict().tag(sync=True)  # thumbnails, names and colours
 
-    def __init__(self, exploration: Exploration) -> None:
-        self.exploration = exploration
-        methods = list(exploration.denoisers)
+    def __init__(self, exploration: Exploration, classes: Sequence[str] = ()) -> None:
+        self.exploration, methods = exploration, list(exploration.denoisers)
         self._limits = {method: exploration.limits(method) for method in methods}
         super().__init__(strength=(len(exploration.eps) + 1) // 2, method=methods[-1])
-        height, width = exploration.attacked.images.shape[-2:]
-        self.row, self.column = height // 2, width // 2
-        self.fixed, self.curves = self._fixed(), exploration.accuracy()
+        self.row, self.column = (side // 2 for side in exploration.images.shape[-2:])
+        self.curves = exploration.accuracy()
+        self.fixed = {
+            "thumbnails": [_encode(image) for image in exploration.images],
+            "labels": exploration.labels.tolist(),
+            "classes": list(classes),
+            "eps": [eps_label(strength) for strength in exploration.eps],
+            "colours": {method: COLOURS.get(method, "#888888") for method in methods},
+        }
         self.observe(self._show, ["image", "strength", "method", "row", "column"])
-        self.observe(self._attack_again, ["again"])
+        self.observe(self._start_attack, ["again"])
         self._show()
 
-    def _fixed(self) -> dict[str, Any]:
-        part, eps = self.exploration.attacked, self.exploration.eps
-        return {
-            "thumbnails": [_picture(image) for image in part.images],
-            "names": [self.exploration.word(int(label)) for label in part.labels],
-            "eps": [eps_label(strength) for strength in eps],
-            "methods": list(self.exploration.denoisers),
-            "colours": {
-                method: COLOURS.get(method, "#888888") for method in self.exploration.denoisers
-            },
-        }
-
     def _show(self, change: Any = None) -> None:
-        # An exception in a callback is visible nowhere in JupyterLab, so it is shown where the person looks.
+        # JupyterLab does not show an exception of a callback, so the screen does.
         try:
-            self.shown = self._screen()
-            self.message = ""
+            self.shown, self.message = self._look_up(), ""
         except Exception as error:
             self.message = f"{type(error).__name__}: {error}"
         self.answers += 1
 
-    def _screen(self) -> dict[str, Any]:
-        found, at, eps = self.exploration, self.strength, self.exploration.eps[self.strength]
-        clean, frame = found.attacked.images[self.image], found.frames[self.image, at, self.method]
-        before = found.frames[self.image, at, ATTACKED]
-        truth = found.word(int(found.attacked.labels[self.image]))
-        change = (before.denoised - clean) / (2 * eps) + 0.5 if eps else clean * 0 + 0.5
-        pictures = {
-            "clean": _picture(clean),
-            "attacked": _picture(before.denoised),
-            "perturbation": _picture(change),
-            "denoised": _picture(frame.denoised),
-        }
-        for name in frame.maps:
-            low, high = (0.0, 1.0) if name == "W" else self._limits[self.method]
-            pictures[name] = _map(
-                frame.maps[name], low, high, "cividis" if name == "W" else "viridis"
-            )
+    def _look_up(self) -> dict[str, Any]:
+        source, chosen = self.exploration, (self.image, self.strength)
+        attacked, frame = source.frames[*chosen, ATTACKED], source.frames[*chosen, self.method]
+        clean, hat = source.images[self.image], attacked.pictures["denoised"]
+        change = (hat - clean) / (source.eps[self.strength] or 1)
+        pictures = {"clean": _encode(clean), "attacked": _encode(hat)}
+        pictures["perturbation"] = _encode(change, -1, 1)
+        scales: dict[str, Any] = {"denoised": (), "W": (0, 1, "cividis")}
+        uncertainty = (*self._limits[self.method], "viridis")
+        for name, values in frame.pictures.items():
+            pictures[name] = _encode(values, *scales.get(name, uncertainty))
         return {
             "pictures": pictures,
-            "truth": truth,
-            "before": found.top(self.image, at, ATTACKED),
-            "after": found.top(self.image, at, self.method),
-            "quality": [
-                [name, *_quality(part)]
-                for name, part in {"attacked": before, "denoised": frame}.items()
-            ],
-            "kernels": [self._kernels(name) for name in frame.kernels],
+            "label": int(source.labels[self.image]),
+            "probabilities": [each.probabilities.tolist() for each in (attacked, frame)],
+            "quality": [f"{each.psnr:.1f} dB, SSIM {each.ssim:.3f}" for each in (attacked, frame)],
+            "kernels": [self._kernels(*filter) for filter in frame.kernels.items()],
         }
 
-    def _kernels(self, name: str) -> dict[str, Any]:
-        taps = self.exploration.frames[self.image, self.strength, self.method].kernels[name]
-        at = taps[:, self.row, self.column].float()
-        size = round((len(at) / 3) ** 0.5)
-        values = [_map(kernel, -1.2, 1.2, "RdBu_r") for kernel in at.view(3, size, size)]
+    def _kernels(self, name: str, taps: Tensor) -> dict[str, Any]:
+        size = math.isqrt(len(taps) // 3)
+        kernels = taps[:, self.row, self.column].float().view(3, 1, size, size)
         return {
             "name": name,
-            "sums": [f"{float(kernel.sum()):.2f}" for kernel in at.view(3, -1)],
-            "kernels": values,
+            "sums": [f"{float(kernel.sum()):.2f}" for kernel in kernels],
+            "kernels": [_encode(kernel, -1.2, 1.2, "RdBu_r") for kernel in kernels],
         }
 
-    def _attack_again(self, change: Any) -> None:
-        # In a thread, so that the kernel goes on answering the browser.
+    def _start_attack(self, change: Any) -> None:
         self.answers += 1
         if not self.busy:
-            self.busy = True
-            threading.Thread(
-                target=self._attack, args=(self.image, self.strength), daemon=True
-            ).start()
+            self.busy, choice = True, (self.image, self.strength)
+            # in a thread, so that the kernel keeps answering the browser
+            threading.Thread(target=self._attack, args=choice, daemon=True).start()
 
     def _attack(self, image: int, strength: int) -> None:
         try:
@@ -170,25 +224,21 @@ class Explorer(anywidget.AnyWidget):
             self.busy = False
 
 
-def _quality(frame: Any) -> list[str]:
-    return ["∞ dB" if frame.psnr == float("inf") else f"{frame.psnr:.1f} dB", f"{frame.ssim:.3f}"]
-
-
 def explore(
-    classifier: nn.Module,
-    denoisers: Mapping[str, nn.Module],
-    images: Float[Tensor, "n 3 h w"],
-    labels: Int[Tensor, "n"],
-    classes: Sequence[str] = (),
-    *,
-    eps: Sequence[float] = EPS,
-) -> Explorer:
-    """Images, attacks and denoisers on one screen.
+    classifier: nn.Module, denoisers: Mapping[str, nn.Module], images: Images, labels: Labels,
+    classes: Sequence[str] = (), *, eps: Sequence[float] = EPS,
+) -> Explorer:  # fmt: skip
+    """Show images, attacks, denoised images and kernels on one screen, all computed now.
 
-    Choose an image, a strength and a method; see the image clean, attacked and denoised, the perturbation, the
-    weight W and the uncertainty maps, what the classifier thinks, and by a click the kernels of a pixel. Everything
-    is computed now, with a progress bar; interrupted, it shows the images that are done.
-
-    Parameters and refusals are those of `nbsupport.interactive.exploration.Exploration`.
+    Images are RGB in [0, 1], denoisers in evaluation mode, `classifier` returns logits (see `wrap`). An
+    interruption keeps the images that are done. Raises `ValueError` or `TypeError` if images, labels or
+    classifier are refused, the strengths do not rise from 0, or the frames need more than 4 GiB.
     """
-    return Explorer(Exploration(classifier, denoisers, images, labels, classes, eps=eps))
+    check_images(images, caller="explore")
+    check_labels(labels, images=images, classes=None, caller="explore")
+    if not (len(eps) > 1 and eps[0] == 0 and list(eps) == sorted(set(eps)) and eps[-1] <= 1):
+        raise ValueError(f"explore: expected at least two strengths from 0 up to 1, got {eps}")
+    if not isinstance(classifier, Classifier):
+        classifier = wrap(classifier, images, labels)
+    methods = {ATTACKED: nn.Identity(), **denoisers}
+    return Explorer(Exploration(classifier, methods, images, labels, tuple(eps)), classes)

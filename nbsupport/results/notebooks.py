@@ -1,5 +1,6 @@
-"""Notebooks executed as a person would: each in a fresh kernel, every cell, every slider moved."""
+"""Notebooks executed in fresh kernels and kept as web pages; run as a module it renews the links between them."""
 
+import itertools
 import os
 import time
 from html import unescape
@@ -7,116 +8,88 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+from nbclient import NotebookClient
 from nbclient.exceptions import DeadKernelError
 from nbconvert import HTMLExporter
-from nbconvert.preprocessors import ExecutePreprocessor
 from nbformat import NotebookNode
 from tqdm import tqdm
 
 from .save import REPOSITORY
 
 NOTEBOOKS = REPOSITORY / "notebooks"
-RESULTS = REPOSITORY / "build"
-EXERCISE = "from nbsupport import widgets\nprint(widgets.exercise(), 'sliders moved to both ends')"
+PAGES = REPOSITORY / "build"
+WIDGETS = "application/vnd.jupyter.widget-state+json"
 
 
 class NotebookError(RuntimeError):
-    """A notebook that did not do what it promises."""
+    """A notebook failed, left a cell out, or hides an error in a widget."""
 
 
 def find(names: list[str]) -> list[Path]:
-    """The notebooks whose names begin with one of `names`; all of them where that is empty.
-
-    Raises
-    ------
-    FileNotFoundError
-        If a name fits no notebook.
-    """
+    """The notebooks that begin with one of `names`, or all. Raises `FileNotFoundError` if a name fits none."""
     every = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
-    stems = [Path(name).stem for name in names]
+    if not every:
+        raise FileNotFoundError(f"no notebooks in {NOTEBOOKS}: they come with a clone")
+    stems = tuple(Path(name).stem for name in names)
     for stem in stems:
         if not any(path.stem.startswith(stem) for path in every):
             there = ", ".join(path.stem for path in every)
-            raise FileNotFoundError(
-                f"no notebook in {NOTEBOOKS} begins with {stem!r}; there are: {there}"
-            )
-    return [
-        path for path in every if not stems or any(path.stem.startswith(stem) for stem in stems)
-    ]
+            raise FileNotFoundError(f"no notebook begins with {stem!r}; there are: {there}")
+    return [path for path in every if path.stem.startswith(stems or "")]
 
 
-class _Watched(ExecutePreprocessor):
-    """Shows beside the bar over cells what the bars inside of a cell say, which are widgets there."""
+class _Watched(NotebookClient):
+    """Shows the progress bars inside a cell, which are widgets, beside its `bar` over cells."""
 
-    def __init__(self, bar: tqdm, **options: Any) -> None:
-        super().__init__(**options)
-        self.bar, self.share = bar, ""
+    bar: tqdm
+    percentage = ""
 
-    def process_message(
-        self, msg: dict[str, Any], cell: NotebookNode, cell_index: int
-    ) -> NotebookNode | None:
-        state = (
-            msg["content"].get("data", {}).get("state", {}) if msg["msg_type"] == "comm_msg" else {}
-        )
-        text = unescape(str(state.get("value", ""))).replace("\u2007", " ").strip()  # tqdm's spaces
+    def process_message(self, msg: Any, cell: NotebookNode, cell_index: int) -> NotebookNode | None:
+        data = msg["content"].get("data", {}) if msg["msg_type"] == "comm_msg" else {}
+        text = unescape(str(data.get("state", {}).get("value", "")))
+        text = text.replace("\u2007", " ").strip()  # the spaces of tqdm
         if text.endswith("%"):
-            self.share = text
-        elif "/" in text and text.endswith("]"):  # done, and the time that is left
-            self.bar.set_postfix_str(f"{self.share} {text}")
+            self.percentage = text
+        elif "/" in text and text.endswith("]"):  # finished steps and the remaining time
+            self.bar.set_postfix_str(f"{self.percentage} {text}")
         return super().process_message(msg, cell, cell_index)
 
 
 def execute(path: Path, study: str, scale: str, **choices: str) -> NotebookNode:
-    """Run a notebook at a scale and move its sliders.
+    """Run a notebook and return it with its outputs and the state of its widgets.
 
-    Parameters
-    ----------
-    path
-        The notebook.
-    study, scale, choices
-        What `Study.chosen` finds in the kernel's environment: the study, its scale, and whatever else is
-        chosen of ``classifier``, ``data`` and ``image_size``.
-
-    Returns
-    -------
-    The executed notebook, with outputs and the state of its widgets.
-
-    Raises
-    ------
-    NotebookError
-        If a cell fails or is left out, or an error hides in a widget.
+    `Study.chosen` finds the study, its scale and the `choices` (``classifier``, ``data``, ``image_size``)
+    in the kernel's environment. Raises `NotebookError` if a cell fails or an error hides in a widget.
     """
     notebook = nbformat.read(path, as_version=4)
-    notebook.cells.append(nbformat.v4.new_code_cell(EXERCISE))
+    chosen = {"study": study, "scale": scale, **choices}
+    environment = {f"NBSUPPORT_{name.upper()}": value for name, value in chosen.items()}
     with tqdm(total=len(notebook.cells), desc=path.stem, unit="cell", leave=False) as bar:
 
-        def executed(**_: Any) -> None:
+        def advance(**_: Any) -> None:
             bar.set_postfix_str("", refresh=False)
             bar.update(1)
 
-        processor = _Watched(
-            bar, timeout=None, kernel_name="python3", on_cell_executed=executed,
-            extra_arguments=["--log-level=CRITICAL"],  # no encryption on this computer alone, no word on interruption
+        client: Any = _Watched(
+            notebook, timeout=None, kernel_name="python3", on_cell_executed=advance,
+            resources={"metadata": {"path": str(path.parent)}},
+            extra_arguments=["--log-level=CRITICAL"],  # no warning of an unencrypted connection to this computer
         )  # fmt: skip
-        chosen = {"study": study, "scale": scale} | choices
-        overrides = {f"NBSUPPORT_{name.upper()}": value for name, value in chosen.items()}
-        before = {name: os.environ.get(name) for name in overrides}
-        os.environ.update(overrides)  # the kernel inherits them
+        client.bar = bar
         try:
-            processor.preprocess(notebook, {"metadata": {"path": str(path.parent)}})
+            # client.execute() takes over SIGINT: an interruption would look like a dead kernel
+            with client.setup_kernel(env=os.environ | environment):
+                reply = client.wait_for_reply(client.kc.kernel_info())
+                notebook.metadata["language_info"] = reply["content"]["language_info"]
+                for number, cell in enumerate(notebook.cells):
+                    client.execute_cell(cell, number)
+            client.set_widgets_metadata()
         except DeadKernelError as error:
-            advice = "often memory ran out; what was finished is kept, and the same command goes on from there"
+            advice = "often memory ran out; everything finished is kept, run the same command again"
             raise NotebookError(f"{path.name}: {error}; {advice}") from error
         except Exception as error:
             raise NotebookError(f"{path.name}: {error}") from error
-        finally:
-            for name, value in before.items():
-                if value is None:
-                    del os.environ[name]
-                else:
-                    os.environ[name] = value
     _inspect(notebook, path.name)
-    notebook.cells.pop()
     return notebook
 
 
@@ -124,48 +97,51 @@ def _inspect(notebook: NotebookNode, name: str) -> None:
     for number, cell in enumerate(notebook.cells):
         if cell.cell_type == "code" and cell.source.strip() and cell.execution_count is None:
             raise NotebookError(f"{name}: cell {number} was not executed")
-        for output in cell.get("outputs", ()):
-            if output["output_type"] == "error":
-                raise NotebookError(
-                    f"{name}: cell {number} failed: {output['ename']}: {output['evalue']}"
-                )
-    states = (
-        notebook.metadata.get("widgets", {})
-        .get("application/vnd.jupyter.widget-state+json", {})
-        .get("state", {})
-    )
-    for widget in states.values():
-        for output in widget["state"].get("outputs", ()):
-            if output["output_type"] == "error":
-                raise NotebookError(
-                    f"{name}: an error hides in a widget: {output['ename']}: {output['evalue']}"
-                )
+    widgets = notebook.metadata.get("widgets", {}).get(WIDGETS, {}).get("state", {})
+    shown = [cell.get("outputs", ()) for cell in notebook.cells]
+    hidden = [widget["state"].get("outputs", ()) for widget in widgets.values()]
+    for output in itertools.chain(*shown, *hidden):
+        if output["output_type"] == "error":
+            reason = f"{output['ename']}: {output['evalue']}"
+            raise NotebookError(f"{name}: error in a cell or widget: {reason}")
 
 
 def run(names: list[str], study: str, scale: str, **choices: str) -> Path:
-    """Execute notebooks one after the other and keep a web page of each; `choices` as for `execute`.
-
-    Returns
-    -------
-    The folder of the pages, ``build/<study>-<scale>``, which git ignores.
-    """
-    folder, paths = RESULTS / f"{study}-{scale}", find(names)
+    """Execute notebooks one after the other, as `execute` does, into web pages in ``build/<study>-<scale>``."""
+    paths, folder = find(names), PAGES / f"{study}-{scale}"
     folder.mkdir(parents=True, exist_ok=True)
-    exporter, total = HTMLExporter(), time.monotonic()
+    exporter, start = HTMLExporter(), time.monotonic()
     for path in paths:
-        start = time.monotonic()
+        before = time.monotonic()
         notebook = execute(path, study, scale, **choices)
-        page, _ = exporter.from_notebook_node(
-            notebook, {"metadata": {"name": path.stem, "path": str(path.parent)}}
-        )
-        page = page.replace("../figures/", "../../figures/").replace(
-            "../nbsupport/", "../../nbsupport/"
-        )
-        for other in find([]):  # as a page where it is one, too
-            there = other in paths or (folder / f"{other.stem}.html").exists()
-            link = f"{other.stem}.html" if there else f"../../notebooks/{other.name}"
+        resources = {"metadata": {"name": path.stem, "path": str(path.parent)}}
+        page, _ = exporter.from_notebook_node(notebook, resources)
+        for place in ("figures", "nbsupport"):
+            page = page.replace(f"../{place}/", f"../../{place}/")
+        for other in find([]):  # a link leads to the other's page if there is one
+            exists = other in paths or (folder / f"{other.stem}.html").exists()
+            link = f"{other.stem}.html" if exists else f"../../notebooks/{other.name}"
             page = page.replace(f'href="{other.name}"', f'href="{link}"')
         (folder / f"{path.stem}.html").write_text(page, encoding="utf-8")
-        print(f"{path.stem:30} {time.monotonic() - start:6.0f} s", flush=True)
-    print(f"{'all':30} {time.monotonic() - total:6.0f} s", flush=True)
+        print(f"{path.stem:30} {time.monotonic() - before:6.0f} s", flush=True)
+    print(f"{'all':30} {time.monotonic() - start:6.0f} s", flush=True)
     return folder
+
+
+def link(paths: list[Path]) -> None:
+    """Write the links to the previous, first and next notebook into each last cell; the first lists all."""
+    notebooks = [nbformat.read(path, as_version=4) for path in paths]
+    titles = [each.cells[0].source.partition("\n")[0].removeprefix("# ") for each in notebooks]
+    links = [f"[{title}]({path.name})" for title, path in zip(titles, paths, strict=True)]
+    for number, (path, notebook) in enumerate(zip(paths, notebooks, strict=True)):
+        onward = [f"{link} →" for link in links[number + 1 : number + 2]]
+        text = " · ".join([f"← {links[number - 1]}", f"[all notebooks]({paths[0].name})", *onward])
+        if number == 0:
+            text = "\n".join(["**All notebooks**", "", *(f"* {link}" for link in links[1:])])
+        if notebook.cells[-1].source != text:
+            notebook.cells[-1].source = text
+            nbformat.write(notebook, path)
+
+
+if __name__ == "__main__":
+    link(find([]))

@@ -1,1 +1,1 @@
-"""How classifiers and denoisers learn."""
+"""Training of classifiers and denoisers."""

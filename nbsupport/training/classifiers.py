@@ -1,262 +1,148 @@
-"""How the classifiers learn: plainly, or against attacks on themselves (Madry et al. 2018), FD and FPD included."""
+"""Training of classifiers: plain, or adversarial (Madry et al. 2018), with FD and FPD among them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..attacks.pgd import pgd
-from ..classifiers import feature_denoising, feature_pyramid
-from ..classifiers import models as classifiers
-from ..classifiers.feature_pyramid import FeaturePyramidDecoder
+from ..classifiers import feature_denoising, feature_pyramid, models
+from ..classifiers.feature_pyramid import FeaturePyramidDecoder, attack_target
 from ..classifiers.models import Classifier
+from ..data.images import Images, Labels
 from ..study import Study
 from .loop import fit
 
-LEARNING_RATE, BATCH_SIZE = 1e-2, 64
-FPD_LEARNING_RATES, FPD_NOISE = (2e-3, 2e-3, 1e-3), 0.01  # of its phases; the noise is the authors'
-FPD_CLIP_NORM = 1.0  # with the authors' 5, and 2e-3 in the last phase, rounding decided whether it became robust
-Images = Float[Tensor, "b c h w"]
-Labels = Int[Tensor, "b"]
+BATCH_SIZE = 64
+FPD_NOISE = 0.01  # the authors'
+FPD_CLIP_NORM = 1.0  # with the authors' 5 and 2e-3 in the last phase, rounding decided robustness
+
+PLAIN, MADRY = {"plain": 1e-2}, {"adversarial": 1e-2}  # phases and their learning rates
+FPD = {"restoration": 2e-3, "restoration and labels": 2e-3, "adversarial": 1e-3}
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A classifier of the study.
+    """A classifier of a study: its architecture and its training."""
 
-    Attributes
-    ----------
-    ending
-        Of its architecture's name, after the study's.
-    build
-        From name, classes and image size to the untrained classifier.
-    adversarial
-        Whether it learns against attacks.
-    seed
-        Added to the study's.
-    loss
-        What PGD raises when this classifier is attacked itself: the margin where logits are flattened in the end.
-    """
-
-    ending: str = ""
-    build: Callable[[str, int, int], Classifier] = classifiers.build
-    adversarial: bool = True
-    seed: int = 0
-    loss: str = "cross-entropy"
+    phases: dict[str, float]
+    ending: str = ""  # of the architecture's name, after the study's
+    build: Callable[[str, int, int], Classifier] = models.build  # from name, classes, image size
+    seed: int = 0  # added to the study's
+    clip_norm: float | None = None
+    loss: str = "cross-entropy"  # of PGD on this classifier; margin where logits are squashed
 
     @property
     def split(self) -> str:
-        """Which of the study's images it learns from."""
-        return "adversarial" if self.adversarial else "classifier"
+        """The study's images that it learns from: ``adversarial`` or ``classifier``."""
+        return "adversarial" if "adversarial" in self.phases else "classifier"
 
 
+# standard is under attack everywhere; attacks on second are transferred to it
 KINDS = {
-    "standard": Kind(adversarial=False),
-    "second": Kind(adversarial=False, seed=1),
-    "Adv": Kind(),
-    "FD": Kind("_fd", feature_denoising.build),
-    "FPD": Kind("_fpd", feature_pyramid.build, loss="margin"),
+    "standard": Kind(PLAIN),
+    "second": Kind(PLAIN, seed=1),
+    "Adv": Kind(MADRY),
+    "FD": Kind(MADRY, "_fd", feature_denoising.build),
+    "FPD": Kind(FPD, "_fpd", feature_pyramid.build, clip_norm=FPD_CLIP_NORM, loss="margin"),
 }
-"""``standard`` is the one under attack everywhere, ``second`` the one that attacks are transferred from."""
 
 
-class Unsquashed(nn.Module):
-    """FPD without the tanh on its logits, which flattens the gradient: what its attacker sees."""
-
-    def __init__(self, classifier: FeaturePyramidDecoder) -> None:
-        super().__init__()
-        self.classifier = classifier
-
-    def forward(self, images: Images) -> Float[Tensor, "b classes"]:
-        return self.classifier.unsquashed(images)
-
-
-def target(classifier: nn.Module) -> nn.Module:
-    """What an attacker of this classifier differentiates: itself, or FPD before its tanh."""
-    if isinstance(classifier, FeaturePyramidDecoder):
-        return Unsquashed(classifier).train(classifier.training)
-    return classifier
-
-
-def training(name: str, study: Study) -> dict[str, Any]:
-    """How the classifier `name` of `KINDS` is trained, for its artefact.
-
-    Raises
-    ------
-    ValueError
-        If there is none of this name.
-    """
+def specify_training(name: str, study: Study) -> dict[str, Any]:
+    """The adversarial training of a classifier of `KINDS`, for its key; empty if it is plain."""
     if name not in KINDS:
         raise ValueError(f"no classifier named {name!r}; there are: {', '.join(KINDS)}")
-    if not KINDS[name].adversarial:
+    kind = KINDS[name]
+    if kind.split == "classifier":
         return {}
-    return {
+    settings = ("eps", "steps", "rel_step", "epochs")
+    return {key: getattr(study, f"adversarial_{key}") for key in settings} | {
         "against": "LinfPGD on itself",
-        "eps": study.adversarial_eps,
-        "steps": study.adversarial_steps,
-        "rel_step": study.adversarial_rel_step,
-        "epochs": study.adversarial_epochs,
-        "phases": [phase for phase, _ in _phases(name)],
-    } | (
-        {"learning_rates": list(FPD_LEARNING_RATES), "clip_norm": FPD_CLIP_NORM}
-        if name == "FPD"
-        else {}
-    )
-
-
-def _augmented(images: Images, generator: torch.Generator, how: str) -> Images:
-    return {"shift": _shifted, "crop": _cropped}[how](images, generator)
-
-
-def _cropped(images: Images, generator: torch.Generator) -> Images:
-    """Each shifted by up to an eighth of its side, borders repeated, and half of them mirrored."""
-    number, _, height, width = images.shape
-    most = max(height, width) // 8
-    padded = F.pad(images, (most, most, most, most), mode="replicate")
-    top, left = (
-        torch.randint(2 * most + 1, (number, 1, 1), generator=generator).to(images.device)
-        for _ in range(2)
-    )
-    rows = top + torch.arange(height, device=images.device)[:, None]
-    columns = left + torch.arange(width, device=images.device)
-    mirrored = (torch.rand(number, 1, 1, generator=generator) < 0.5).to(images.device)
-    columns = torch.where(mirrored, columns.flip(-1), columns)
-    picked = padded.permute(0, 2, 3, 1)[
-        torch.arange(number, device=images.device)[:, None, None], rows, columns
-    ]
-    return picked.permute(0, 3, 1, 2)
-
-
-def _shifted(images: Images, generator: torch.Generator) -> Images:
-    """Shifted by up to one pixel, all alike, borders repeated."""
-    shift_y, shift_x = (int(torch.randint(3, (), generator=generator)) for _ in range(2))
-    padded, (height, width) = F.pad(images, (1, 1, 1, 1), mode="replicate"), images.shape[-2:]
-    return padded[..., shift_y : shift_y + height, shift_x : shift_x + width]
-
-
-Loss = Callable[[Classifier, Images, Labels, torch.Generator, Study], Tensor]
-
-
-def _plain(
-    classifier: Classifier, images: Images, labels: Labels, generator: torch.Generator, study: Study
-) -> Tensor:
-    return F.cross_entropy(classifier(images), labels)
-
-
-def _attacked(
-    classifier: Classifier, images: Images, labels: Labels, generator: torch.Generator, study: Study
-) -> Images:
-    """PGD on the classifier as it is now, in evaluation mode, from another start each time."""
-    modes = [(module, module.training) for module in classifier.modules()]
-    seed = int(torch.randint(2**31, (), generator=generator))
-    options: dict[str, Any] = {
-        "steps": study.adversarial_steps,
-        "rel_step": study.adversarial_rel_step,
-        "seed": seed,
+        "phases": kind.phases,
+        "clip_norm": kind.clip_norm,
     }
-    eps = torch.full((len(images),), study.adversarial_eps)
-    if isinstance(
-        classifier, FeaturePyramidDecoder
-    ):  # at the full strength from the start it does not begin to learn
-        eps = eps * torch.rand(len(images), generator=generator)
-    attacked = pgd(target(classifier.eval()), images, labels, eps.to(images), **options)
-    for module, mode in modes:
-        module.training = mode
-    return attacked
-
-
-def _madry(
-    classifier: Classifier, images: Images, labels: Labels, generator: torch.Generator, study: Study
-) -> Tensor:
-    return F.cross_entropy(
-        classifier(_attacked(classifier, images, labels, generator, study)), labels
-    )
-
-
-def _fpd_loss(
-    classifier: Classifier, images: Images, clean: Images, labels: Labels | None
-) -> Tensor:
-    assert isinstance(classifier, FeaturePyramidDecoder)
-    if labels is None:
-        return F.mse_loss(classifier.restoration(images), clean)
-    restored, logits = classifier.outputs(images)
-    return F.mse_loss(restored, clean) + F.cross_entropy(logits.tanh(), labels)
-
-
-def _noisy(images: Images, generator: torch.Generator) -> Images:
-    noise = torch.rand(images.shape, generator=generator).to(images) * 2 - 1
-    return (images + FPD_NOISE * noise).clamp(0, 1)
-
-
-def _restoring(
-    classifier: Classifier, images: Images, labels: Labels, generator: torch.Generator, _: Study
-) -> Tensor:
-    return _fpd_loss(classifier, _noisy(images, generator), images, None)
-
-
-def _joint(
-    classifier: Classifier, images: Images, labels: Labels, generator: torch.Generator, _: Study
-) -> Tensor:
-    return _fpd_loss(classifier, _noisy(images, generator), images, labels)
-
-
-def _robust(
-    classifier: Classifier, images: Images, labels: Labels, generator: torch.Generator, study: Study
-) -> Tensor:
-    return _fpd_loss(
-        classifier, _attacked(classifier, images, labels, generator, study), images, labels
-    )
-
-
-def _phases(name: str) -> Iterator[tuple[str, Loss]]:
-    if name == "FPD":
-        yield from {
-            "restoration": _restoring,
-            "restoration and labels": _joint,
-            "adversarial": _robust,
-        }.items()
-    else:
-        yield ("adversarial", _madry) if KINDS[name].adversarial else ("plain", _plain)
 
 
 def train(
     name: str, classifier: Classifier, images: Images, labels: Labels, study: Study, scratch: Path
 ) -> dict[str, list[float]]:
-    """Train a classifier of `KINDS` in place, phase by phase; go on from `scratch` after an interruption.
+    """Train a classifier of `KINDS` in place; return the mean loss of each epoch by phase.
 
-    FPD's batch norms keep the statistics of its first phase, which runs one pass only: both passes
-    share them, and a mixture of the two would fit neither.
-
-    Returns
-    -------
-    The mean loss of each epoch, for each phase.
+    Checkpoints lie in `scratch`, see `fit`. The batch norms of FPD keep the statistics of its first
+    phase, which runs one pass only: both passes share them, and a mixture would fit neither.
     """
-    history, device = {}, classifier.mean.device
-    for number, (phase, loss) in enumerate(_phases(name)):
-        adversarial = loss in (_madry, _robust)
-        classifier.train(loss not in (_joint, _robust)).requires_grad_(loss is not _restoring)
-        if loss is _restoring and isinstance(classifier, FeaturePyramidDecoder):
-            for parameter in classifier.restoration_parameters():
-                parameter.requires_grad_(True)
-        place = scratch / f"phase{number}"
-        place.mkdir(exist_ok=True)
+    kind, device, history = KINDS[name], classifier.mean.device, {}
+    augment = {"shift": _shift, "crop": _crop}[study.augmentation]
+    for number, (phase, learning_rate) in enumerate(kind.phases.items()):
+        pyramid = isinstance(classifier, FeaturePyramidDecoder)
+        classifier.train(not pyramid or phase == "restoration").requires_grad_(True)
+        if phase == "restoration":
+            classifier.get_submodule("head").requires_grad_(False)
+        folder = scratch / f"phase{number}"
+        folder.mkdir(exist_ok=True)
 
-        def batch_loss(batch: Tensor, generator: torch.Generator, loss: Loss = loss) -> Tensor:
-            part, truth = images[batch].to(device), labels[batch].to(device)
-            return loss(
-                classifier, _augmented(part, generator, study.augmentation), truth, generator, study
-            )
+        def loss(batch: Tensor, generator: torch.Generator, phase: str = phase) -> Tensor:
+            truth = labels[batch].to(device)
+            clean = augment(images[batch].to(device), generator)
+            inputs = _disturb(phase, classifier, clean, truth, generator, study)
+            if not isinstance(classifier, FeaturePyramidDecoder):
+                return F.cross_entropy(classifier(inputs), truth)
+            if phase == "restoration":
+                return F.mse_loss(classifier.restoration(inputs), clean)
+            restored, logits = classifier.outputs(inputs)
+            return F.mse_loss(restored, clean) + F.cross_entropy(logits.tanh(), truth)
 
+        adversarial = phase == "adversarial"
         history[phase] = fit(
-            classifier, batch_loss, examples=len(labels),
-            epochs=study.adversarial_epochs if adversarial else study.classifier_epochs, batch_size=BATCH_SIZE,
-            learning_rate=FPD_LEARNING_RATES[number] if name == "FPD" else LEARNING_RATE, seed=study.seed,
-            clip_norm=FPD_CLIP_NORM if name == "FPD" else None, label=f"training the {name} classifier: {phase}",
-            precision=study.precision, scratch=place,
+            classifier, loss, examples=len(labels), batch_size=BATCH_SIZE, seed=study.seed,
+            epochs=study.adversarial_epochs if adversarial else study.classifier_epochs,
+            learning_rate=learning_rate, clip_norm=kind.clip_norm, scratch=folder,
+            label=f"training the {name} classifier: {phase}", precision=study.precision,
         )  # fmt: skip
     return history
+
+
+def _disturb(
+    phase: str, classifier: Classifier, images: Images, labels: Labels, generator: torch.Generator,
+    study: Study,
+) -> Images:  # fmt: skip
+    """The inputs of a phase. Each attack is on the classifier as it is, from another random start."""
+    if phase == "plain":
+        return images
+    if phase != "adversarial":
+        noise = torch.rand(images.shape, generator=generator).to(images) * 2 - 1
+        return (images + FPD_NOISE * noise).clamp(0, 1)
+    training = classifier.training
+    seed = int(torch.randint(2**31, (), generator=generator))
+    eps = torch.full((len(images),), study.adversarial_eps)
+    if isinstance(classifier, FeaturePyramidDecoder):  # at full strength it does not start to learn
+        eps = eps * torch.rand(len(images), generator=generator)
+    steps, rel_step = study.adversarial_steps, study.adversarial_rel_step
+    network, eps = attack_target(classifier.eval()), eps.to(images)
+    attacked = pgd(network, images, labels, eps, steps=steps, rel_step=rel_step, seed=seed)
+    classifier.train(training)
+    return attacked
+
+
+def _shift(images: Images, generator: torch.Generator) -> Images:
+    """Shift the whole batch by up to one pixel; borders repeat."""
+    top, left = (int(torch.randint(3, (), generator=generator)) for _ in range(2))
+    padded, (height, width) = F.pad(images, (1, 1, 1, 1), mode="replicate"), images.shape[-2:]
+    return padded[..., top : top + height, left : left + width]
+
+
+def _crop(images: Images, generator: torch.Generator) -> Images:
+    """Shift each image by up to an eighth of its side, borders repeating, and mirror half of them."""
+    number, _, height, width = images.shape
+    most, device = max(height, width) // 8, images.device
+    padded = F.pad(images, (most, most, most, most), mode="replicate")
+    top, left = (torch.randint(2 * most + 1, (number, 1, 1), generator=generator) for _ in range(2))
+    rows, columns = top + torch.arange(height)[:, None], left + torch.arange(width)
+    mirrored = torch.rand(number, 1, 1, generator=generator) < 0.5
+    columns = torch.where(mirrored, columns.flip(-1), columns)
+    indices = torch.arange(number)[:, None, None].to(device), rows.to(device), columns.to(device)
+    return padded.permute(0, 2, 3, 1)[indices].permute(0, 3, 1, 2)

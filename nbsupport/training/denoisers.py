@@ -1,23 +1,104 @@
-"""How the denoisers learn: from stored attacks on the bare classifier, or against attacks through themselves."""
+"""Training of denoisers: the paper's losses, a recipe for each denoiser, signs of a collapse."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..attacks.pgd import AttackedSet, pgd
 from ..classifiers.models import Classifier
-from ..denoisers.models import HEADS, Denoiser, MultiHead, PAFilter, View, YNet
-from ..denoisers.unet import OutputLayer
-from ..experiments.methods import RECIPES, Objective
+from ..data.images import Images
+from ..denoisers.models import Additive, Denoiser, Filtering, MultiHead, PAFilter, View, YNet
 from ..study import STRONG_EPS, Study
-from .devices import precision
-from .loop import Loss, fit
-from .losses import fusion_loss
+from .loop import choose_precision, fit
 
-HEALTH_IMAGES, ALIVE_IMAGES = 128, 16
+HEALTH_IMAGES = 128
+Scalar = Float[Tensor, ""]
+
+
+def image_loss(denoised: Images, clean: Images) -> Scalar:
+    """L_img = ‖I − Ĩ‖₁ (eq. 4), averaged over all values."""
+    return F.l1_loss(denoised, clean)
+
+
+def semantic_loss(classifier: Classifier, denoised: Images, clean: Images) -> Scalar:
+    """L_sem = ‖φ(I) − φ(Ĩ)‖₁ for the logits φ (eq. 5), averaged over all values."""
+    return F.l1_loss(classifier(denoised), classifier(clean).detach())
+
+
+def fusion_loss(
+    classifier: Classifier, fused: Images, clean: Images, weights: Float[Tensor, "b"] | None = None
+) -> Scalar:
+    """Cross-entropy on the fused images against the probabilities on the clean ones (section 4.2).
+
+    The mean over images, each multiplied by its weight first.
+    """
+    probabilities = classifier(clean).detach().softmax(dim=1)
+    losses = F.cross_entropy(classifier(fused), probabilities, reduction="none")
+    return (losses if weights is None else losses * weights).mean()
+
+
+Objective = Callable[[Denoiser, Classifier, Tensor, Tensor, Tensor], Tensor]
+"""A loss of (denoiser, classifier, attacked images, clean images, ε of each)."""
+
+
+def _compare(loss: Callable[[Classifier, Images, Images], Tensor]) -> Objective:
+    """The objective that compares all denoised images with the clean ones."""
+    return lambda denoiser, classifier, images, clean, _: loss(classifier, denoiser(images), clean)
+
+
+def _heads(denoiser: Any, _: Classifier, images: Tensor, clean: Tensor, eps: Tensor) -> Tensor:
+    """Each image trains the head for its strength (section 3.4)."""
+    bands, losses = torch.tensor([MultiHead.band(each) for each in eps.tolist()]), []
+    for head in bands.unique().tolist():
+        rows = (bands == head).to(images.device)
+        loss = image_loss(View(denoiser, head)(images[rows]), clean[rows])
+        losses.append(loss * rows.sum() / len(images))
+    return torch.stack(losses).sum()
+
+
+def _branches(denoiser: Any, _: Classifier, images: Tensor, clean: Tensor, eps: Tensor) -> Tensor:
+    """All images train φ_sl, those under strong attacks also φ_m (section 4.2)."""
+    loss = image_loss(View(denoiser, "sl")(images), clean)
+    strong = torch.isin(eps, torch.tensor(STRONG_EPS)).to(images.device)
+    if strong.any():
+        loss = loss + image_loss(View(denoiser, "m")(images[strong]), clean[strong])
+    return loss
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a denoiser is built and trained."""
+
+    build: Callable[..., Denoiser]  # takes width and kernel_size
+    objective: Objective
+    strong_only: bool = False  # learns from the attacks of STRONG_EPS only
+    base: str | None = None  # the recipe whose denoiser it starts from
+    adaptive: bool = False  # learns from PGD through itself and the classifier
+    as_published: bool = False  # the paper's fusion: its inputs, loss and learning rate
+
+
+_IMAGE = _compare(lambda classifier, denoised, clean: image_loss(denoised, clean))
+_SEMANTIC, _FUSION = _compare(semantic_loss), _compare(fusion_loss)
+_PUBLISHED = partial(PAFilter, as_published=True)
+RECIPES = {
+    "Add(L_img)": Recipe(Additive, _IMAGE),
+    "Add(L_sem)": Recipe(Additive, _SEMANTIC),
+    "Filt(L_img)": Recipe(Filtering, _IMAGE),
+    "Filt(L_sem)": Recipe(Filtering, _SEMANTIC),
+    "Filt(L_img*)": Recipe(Filtering, _IMAGE, strong_only=True),
+    "Multi-head-Filt(L_img)": Recipe(MultiHead, _heads),
+    "Y-Net": Recipe(YNet, _branches),
+    "PA-Filt(L_img)": Recipe(PAFilter, _FUSION, base="Y-Net"),
+    "PA-Filt(L_img)_as_published": Recipe(_PUBLISHED, _FUSION, base="Y-Net", as_published=True),
+    "PA-Filt(L_adv)": Recipe(PAFilter, _FUSION, base="PA-Filt(L_img)", adaptive=True),
+}
 
 
 def training_seed(study: Study) -> int:
@@ -25,175 +106,90 @@ def training_seed(study: Study) -> int:
     return study.seed if study.denoiser_seed is None else study.denoiser_seed
 
 
-def budget(name: str, study: Study) -> dict[str, Any]:
-    """Epochs and learning rate of a recipe: the same for all, but for what only adjusts a trained denoiser."""
-    recipe = RECIPES[name]
-    if recipe.knowing:
-        epochs, rate = study.knowing_epochs, study.fusion_learning_rate
-        attack = {
-            "eps": study.adversarial_eps,
-            "steps": study.adversarial_steps,
-            "rel_step": study.adversarial_rel_step,
-        }
-        return {"epochs": epochs, "learning_rate": rate, "against": attack}
-    if recipe.literal:
-        return {
-            "epochs": study.fusion_epochs,
-            "learning_rate": study.learning_rate,
-            "literal": True,
-        }
-    if recipe.base:
-        balanced = {"fusion": study.fusion} if study.fusion != "mean" else {}
-        return {
-            "epochs": study.fusion_epochs,
-            "learning_rate": study.fusion_learning_rate,
-        } | balanced
-    return {"epochs": study.epochs, "learning_rate": study.learning_rate}
+def specify_training(name: str, study: Study) -> dict[str, Any]:
+    """The settings of a recipe's training, for its key."""
+    recipe, keys = RECIPES[name], ("eps", "steps", "rel_step")
+    if recipe.base is None or recipe.as_published:
+        epochs = study.fusion_epochs if recipe.base else study.epochs
+        return {"epochs": epochs, "learning_rate": study.learning_rate}
+    rate = {"learning_rate": study.fusion_learning_rate}
+    if recipe.adaptive:
+        attack = {key: getattr(study, f"adversarial_{key}") for key in keys}
+        return {"epochs": study.adaptive_epochs, "against": attack} | rate
+    return {"epochs": study.fusion_epochs, "fusion": study.fusion} | rate
 
 
 def train(
-    name: str,
-    denoiser: Denoiser,
-    classifier: Classifier,
-    attacked: AttackedSet,
-    study: Study,
+    name: str, denoiser: Denoiser, classifier: Classifier, attacked: AttackedSet, study: Study,
     scratch: Path,
-) -> dict[str, Any]:
-    """Train the denoiser of a recipe in place; go on from `scratch` after an interruption.
+) -> dict[str, Any]:  # fmt: skip
+    """Train the denoiser of a recipe in place; return its losses and `health`.
 
-    Parameters
-    ----------
-    name, denoiser
-        Of `nbsupport.experiments.methods.RECIPES`; the weights of its base, where it has one, are in it.
-    classifier
-        Frozen.
-    attacked
-        The training images.
-    study, scratch
-        Sizes and seed; the folder for checkpoints.
-
-    Returns
-    -------
-    Its losses, and the signs of a collapse (`health`).
-
-    Raises
-    ------
-    ValueError
-        If the recipe learns from strengths that the study does not have.
+    The classifier is frozen, and the denoiser holds the weights of its base; `scratch` as in `fit`.
+    Raises `ValueError` if the study lacks strengths that the recipe needs.
     """
-    recipe = RECIPES[name]
+    recipe, options, device = RECIPES[name], specify_training(name, study), classifier.mean.device
     if (recipe.strong_only or name == "Y-Net") and not set(STRONG_EPS) <= set(study.eps):
-        raise ValueError(
-            f"{name} learns from ε = {STRONG_EPS}, but the study's strengths are {study.eps}"
-        )
-    if isinstance(denoiser, PAFilter) and not recipe.knowing:
+        raise ValueError(f"{name} needs ε = {STRONG_EPS}, but the study has {study.eps}")
+    if isinstance(denoiser, PAFilter) and not recipe.adaptive:
         denoiser.ynet.requires_grad_(False)
-    loss = (_knowing if recipe.knowing else _oblivious)(name, denoiser, classifier, attacked, study)
-    wanted = budget(name, study)
-    history = fit(
-        denoiser.train(), loss, examples=len(attacked.images) * (1 if recipe.knowing else len(study.attacked_eps)),
-        epochs=wanted["epochs"], batch_size=study.batch_size, learning_rate=wanted["learning_rate"],
-        seed=training_seed(study), scratch=scratch, label=f"training {name}", precision=study.precision,
-    )  # fmt: skip
-    used = precision(study.precision, next(denoiser.parameters()).device)
-    return {"loss": history, "precision": used} | health(denoiser.eval(), attacked)
+    balanced = options.get("fusion") == "balanced"
+    objective = _balance(denoiser, classifier, attacked) if balanced else recipe.objective
+    strengths = STRONG_EPS if recipe.strong_only else study.attacked_eps
+    rows = torch.tensor([study.eps.index(eps) for eps in strengths])
+    chain = nn.Sequential(denoiser, classifier)
+    steps, rel_step = study.adversarial_steps, study.adversarial_rel_step
 
+    def learn_from_stored(batch: Tensor, _: torch.Generator) -> Tensor:
+        # every image comes once per strength of the study; of fewer strengths, each comes more often
+        number = len(attacked.images)
+        numbers, chosen = batch % number, rows[batch // number % len(rows)]
+        clean, eps = attacked.images[numbers].to(device), torch.tensor(study.eps)[chosen]
+        images = attacked.pick(chosen, numbers).to(device)
+        return objective(denoiser, classifier, images, clean, eps)
 
-def _oblivious(
-    name: str, denoiser: Denoiser, classifier: Classifier, attacked: AttackedSet, study: Study
-) -> Loss:
-    recipe, device = RECIPES[name], next(denoiser.parameters()).device
-    balanced = study.fusion == "balanced" and recipe.base == "Y-Net" and not recipe.literal
-    objective = _balanced(denoiser, classifier, attacked) if balanced else recipe.objective
-    strengths = [
-        study.eps.index(eps) for eps in (STRONG_EPS if recipe.strong_only else study.attacked_eps)
-    ]
-
-    def loss(batch: Tensor, generator: torch.Generator) -> Tensor:
-        # Every image comes once per strength and epoch; who has fewer strengths sees each more often.
-        numbers, slots = batch % len(attacked.images), batch // len(attacked.images)
-        rows = torch.tensor(strengths)[slots % len(strengths)]
-        clean, images = (
-            x.to(device) for x in (attacked.images[numbers], attacked.pick(rows, numbers))
-        )
-        return objective(denoiser, classifier, images, clean, torch.tensor(study.eps)[rows])
-
-    return loss
-
-
-@torch.no_grad()
-def _balanced(denoiser: Denoiser, classifier: Classifier, attacked: AttackedSet) -> Objective:
-    """The fusion's loss over that of the untrained fusion, W = ½, on average at the same strength."""
-    number, device = min(HEALTH_IMAGES, len(attacked.images)), classifier.mean.device
-    clean, strengths = attacked.images[:number].to(device), torch.tensor(attacked.eps)
-    start = torch.stack([fusion_loss(classifier, denoiser(attacked.at(eps, number).to(device)), clean)
-                         for eps in attacked.eps])  # fmt: skip
-
-    def objective(
-        denoiser: Denoiser, classifier: Classifier, images: Tensor, clean: Tensor, eps: Tensor
-    ) -> Tensor:
-        rows = (eps[:, None] == strengths).float().argmax(dim=1)
-        return fusion_loss(classifier, denoiser(images), clean, 1 / start[rows.to(device)])
-
-    return objective
-
-
-def _knowing(
-    name: str, denoiser: Denoiser, classifier: Classifier, attacked: AttackedSet, study: Study
-) -> Loss:
-    """Against PGD through denoiser and classifier as they are now, with a strength of its own for each image."""
-    chain, device = nn.Sequential(denoiser, classifier), next(denoiser.parameters()).device
-
-    def loss(batch: Tensor, generator: torch.Generator) -> Tensor:
+    def learn_adaptively(batch: Tensor, generator: torch.Generator) -> Tensor:
         clean, labels = attacked.images[batch].to(device), attacked.labels[batch].to(device)
         eps = (study.adversarial_eps * torch.rand(len(batch), generator=generator)).to(device)
         seed = int(torch.randint(2**31, (), generator=generator))
-        options: dict[str, Any] = {
-            "steps": study.adversarial_steps,
-            "rel_step": study.adversarial_rel_step,
-        }
-        images = pgd(chain.eval(), clean, labels, eps, seed=seed, **options)
-        return RECIPES[name].objective(denoiser.train(), classifier, images, clean, eps)
+        images = pgd(chain.eval(), clean, labels, eps, steps=steps, rel_step=rel_step, seed=seed)
+        return objective(denoiser.train(), classifier, images, clean, eps)
 
-    return loss
+    losses = fit(
+        denoiser.train(), learn_adaptively if recipe.adaptive else learn_from_stored,
+        examples=len(attacked.images) * (1 if recipe.adaptive else len(study.attacked_eps)),
+        epochs=options["epochs"], learning_rate=options["learning_rate"],
+        batch_size=study.batch_size, seed=training_seed(study), scratch=scratch,
+        label=f"training {name}", precision=study.precision,
+    )  # fmt: skip
+    report = {"loss": losses, "precision": choose_precision(study.precision, device)}
+    return report | health(denoiser.eval(), attacked)
+
+
+@torch.no_grad()
+def _balance(denoiser: Denoiser, classifier: Classifier, attacked: AttackedSet) -> Objective:
+    """The fusion's loss, relative to the mean loss at the same strength before training (W = ½)."""
+    number, device = min(HEALTH_IMAGES, len(attacked.images)), classifier.mean.device
+    clean, strengths = attacked.images[:number].to(device), torch.tensor(attacked.eps)
+    batches = (attacked.at(eps, number).to(device) for eps in attacked.eps)
+    start = torch.stack([fusion_loss(classifier, denoiser(x), clean) for x in batches])
+
+    def weigh(eps: Tensor) -> Tensor:
+        return 1 / start[(eps[:, None] == strengths).float().argmax(dim=1).to(device)]
+
+    return lambda denoiser, classifier, images, clean, eps: fusion_loss(
+        classifier, denoiser(images), clean, weigh(eps)
+    )
 
 
 @torch.no_grad()
 def health(denoiser: Denoiser, attacked: AttackedSet) -> dict[str, Any]:
-    """Per strength the mean distance of Ĩ from Î and, where there is a W, its mean; and W's spread over everything.
-
-    Also, for each output layer, the share of the features before it that are above 0: none are where the
-    ReLUs of a decoder died, which then says the same of every pixel.
-    """
+    """Signs of a collapse: at each strength the mean |Ĩ − Î| and the mean of W; W's deviation."""
     number, device = min(HEALTH_IMAGES, len(attacked.images)), next(denoiser.parameters()).device
     batches = [attacked.at(eps, number).to(device) for eps in attacked.eps]
-    found: dict[str, Any] = {"change": [float((denoiser(x) - x).abs().mean()) for x in batches]}
-    found["alive"] = _alive(denoiser, torch.cat([batch[:ALIVE_IMAGES] for batch in batches]))
+    report: dict[str, Any] = {"change": [float((denoiser(x) - x).abs().mean()) for x in batches]}
     if isinstance(denoiser, PAFilter):
         weights = torch.stack([denoiser.parts(x).weight for x in batches])
-        found["weight_mean"] = weights.flatten(1).mean(dim=1).tolist()
-        found["weight_std"] = float(weights.std())
-    return found
-
-
-def _alive(denoiser: Denoiser, images: Tensor) -> dict[str, float]:
-    found: dict[str, float] = {}
-    layers = {
-        name: layer for name, layer in denoiser.named_modules() if isinstance(layer, OutputLayer)
-    }
-
-    def noting(name: str) -> Callable[[nn.Module, tuple[Tensor]], None]:
-        return lambda layer, inputs: found.update({name: float((inputs[0] > 0).float().mean())})
-
-    hooks = [layer.register_forward_pre_hook(noting(name)) for name, layer in layers.items()]
-    outputs = range(1, HEADS + 1) if isinstance(denoiser, MultiHead) else ("sl", "m")
-    views = (
-        [View(denoiser, output) for output in outputs]
-        if isinstance(denoiser, MultiHead | YNet)
-        else [denoiser]
-    )
-    for view in views:
-        view(images)
-    for hook in hooks:
-        hook.remove()
-    return found
+        report["weight_mean"] = weights.flatten(1).mean(dim=1).tolist()
+        report["weight_std"] = float(weights.std())
+    return report

@@ -10,7 +10,7 @@ from nbsupport.attacks.pgd import CHUNK, prepare
 from nbsupport.classifiers.models import build
 from nbsupport.experiments.methods import RECIPES
 from nbsupport.study import Study
-from nbsupport.training.devices import autocast
+from nbsupport.training.loop import choose_precision
 
 NAMES = ("Filt(L_img)", "Filt(L_sem)", "Y-Net", "PA-Filt(L_img)")
 EPS = torch.tensor([1e-4, 1e-3, 1e-2, 1e-1])  # one of four is among those that teach φ_m
@@ -57,7 +57,8 @@ def test_memory_at_the_papers_scale(benchmark, name, way):
 
     def learn(recipe, denoiser, times):
         batch = images.repeat(times, 1, 1, 1)
-        with autocast(study.precision, torch.device("cpu")):
+        low = choose_precision(study.precision, torch.device("cpu")) == "bfloat16"
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
             RECIPES[recipe].objective(denoiser, classifier, batch, batch, EPS.repeat(times))
 
     def attack(times):

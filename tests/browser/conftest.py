@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from contextlib import closing
 
 import pytest
 from lab import NOTEBOOKS, SCREENSHOTS, Lab, Opened
@@ -10,22 +11,18 @@ from playwright.sync_api import sync_playwright
 CHROMIUM = os.environ.get("CHROMIUM", "chromium")
 
 
-def pytest_configure() -> None:
+def pytest_configure(config) -> None:
+    config.addinivalue_line(
+        "markers", "matrix: many combinations, which -m 'not matrix' leaves out"
+    )
     if not shutil.which(CHROMIUM):
-        raise pytest.UsageError(
-            f"expected a browser, found no {CHROMIUM!r}; install Chromium, or set CHROMIUM to its path"
-        )
-
-
-def pytest_report_header() -> str:
-    return f"Chromium: {shutil.which(CHROMIUM)}; screenshots: {SCREENSHOTS}"
+        raise pytest.UsageError(f"no browser {CHROMIUM!r}: install Chromium, or set CHROMIUM to it")
 
 
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory):
-    server = Lab(tmp_path_factory.mktemp("lab"))
-    yield server
-    server.close()
+    with closing(Lab(tmp_path_factory.mktemp("lab"))) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
@@ -39,9 +36,6 @@ def browser():
 
 @pytest.fixture(scope="session", params=NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
 def notebook(request, lab, browser):
-    opened = Opened(lab, browser.new_page(), request.param)
-    try:
+    with closing(Opened(lab, browser.new_page(), request.param)) as opened:
         opened.run()
         yield opened
-    finally:
-        opened.close()

@@ -1,5 +1,6 @@
-"""A JupyterLab of its own on copies of the notebooks, and one of them in a page: run, scrolled to, looked at."""
+"""A JupyterLab on copies of the notebooks, and one of them opened in a page."""
 
+import contextlib
 import json
 import os
 import secrets
@@ -25,31 +26,23 @@ SETTINGS = {
 PANEL = "window.jupyterapp.shell.currentWidget"
 IDLE = "window.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'"
 CODE = f"{PANEL}.content.widgets.filter((cell) => cell.model.type === 'code')"
-# What the kernel says beside the outputs of cells, too: an error in a callback is in none of them. JupyterLab asks for
-# widgets before the kernel has imported any, hence "No such comm". A picture's pixels are decoded, since the address of
-# a widget's image is another one whenever it is set; while it is being set there are none.
-PREPARE = f"""() => {{
+# Errors in callbacks are in no cell's outputs, so the kernel's messages are recorded. JupyterLab
+# asks for widgets before the kernel has any, hence "No such comm".
+RECORD = f"""() => {{
   const context = {PANEL}.sessionContext;
   window.kernel = {{ statuses: [], reported: [], failed: false }};
   context.statusChanged.connect((_, status) => window.kernel.statuses.push(status));
   context.iopubMessage.connect((_, {{ header, content }}) => {{
-    if (header.msg_type === "error") window.kernel.failed = window.kernel.reported.push(content.traceback.join("\\n"));
+    if (header.msg_type === "error")
+      window.kernel.failed = window.kernel.reported.push(content.traceback.join("\\n"));
     if (header.msg_type === "stream" && content.name === "stderr" && !content.text.startsWith("No such comm"))
       window.kernel.reported.push(content.text);
   }});
-  window.pixels = async (element) => {{
-    if (element instanceof HTMLImageElement && await element.decode().catch(() => "set")) return "";
-    const bitmap = await createImageBitmap(element);
-    const context = new OffscreenCanvas(bitmap.width, bitmap.height).getContext("2d");
-    context.drawImage(bitmap, 0, 0);
-    const digest = await crypto.subtle.digest("SHA-256", context.getImageData(0, 0, bitmap.width, bitmap.height).data);
-    return [bitmap.width, bitmap.height, ...new Uint8Array(digest)].join(" ");
-  }};
 }}"""
 
 
 class Lab:
-    """A server whose settings, store and copies of ``notebooks`` and ``figures`` lie below one folder."""
+    """A server whose settings, store and copies of `notebooks` and `figures` lie below one folder."""
 
     def __init__(self, root: Path) -> None:
         for name in ("notebooks", "figures"):
@@ -61,34 +54,21 @@ class Lab:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        self.token, self.url, self.log = (
-            secrets.token_hex(),
-            f"http://127.0.0.1:{port}",
-            root / "log",
-        )
+        self.url, self.token = f"http://127.0.0.1:{port}", secrets.token_hex()
+        self.log = root / "log"
+        kept = ((k, v) for k, v in os.environ.items() if not k.startswith(("NBSUPPORT", "JUPYTER")))
         folders = {"JUPYTERLAB_SETTINGS_DIR": "settings", "JUPYTERLAB_WORKSPACES_DIR": "workspaces",
                    "JUPYTER_CONFIG_DIR": "config", "JUPYTER_RUNTIME_DIR": "runtime", "JUPYTER_DATA_DIR": "data",
                    "IPYTHONDIR": "ipython", "NBSUPPORT_HOME": "store", "NBSUPPORT_FIGURES": "saved"}  # fmt: skip
-        chosen = {
-            "NBSUPPORT_STUDY": "digits",
-            "NBSUPPORT_SCALE": "smoke",
-            "JUPYTER_TOKEN": self.token,
-        }
-        chosen["PYTHONPATH"] = str(
-            REPOSITORY
-        )  # kernels import the package that stands beside these tests
-        inherited = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith(("NBSUPPORT", "JUPYTER"))
-        }
+        environment = dict(kept) | {name: str(root / folder) for name, folder in folders.items()}
+        # Kernels import the package that stands beside these tests.
+        environment |= {"PYTHONPATH": str(REPOSITORY), "JUPYTER_TOKEN": self.token,
+                        "NBSUPPORT_STUDY": "digits", "NBSUPPORT_SCALE": "smoke"}  # fmt: skip
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}",
                  "--ServerApp.port_retries=0", f"--ServerApp.root_dir={root}", "--LabApp.expose_app_in_browser=True",
-                 "--LabApp.extension_manager=readonly"],
-                env=inherited | chosen | {name: str(root / folder) for name, folder in folders.items()},
-                stdout=log, stderr=subprocess.STDOUT,
+                 "--LabApp.extension_manager=readonly"], env=environment, stdout=log, stderr=subprocess.STDOUT,
             )  # fmt: skip
         deadline = time.monotonic() + 60
         while not self._answers():
@@ -99,25 +79,22 @@ class Lab:
             time.sleep(0.2)
 
     def _answers(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self.url}/api/status?token={self.token}", timeout=5):
-                return True
-        except OSError:
-            return False
+        with contextlib.suppress(OSError):
+            urllib.request.urlopen(f"{self.url}/api/status?token={self.token}", timeout=5).close()
+            return True
+        return False
 
     def check(self) -> None:
         """Fail with the end of its log if the server is gone."""
         if self.process.poll() is not None:
-            pytest.fail(
-                f"JupyterLab ended with {self.process.returncode}:\n{self.log.read_text()[-3000:]}"
-            )
+            end = self.log.read_text()[-3000:]
+            pytest.fail(f"JupyterLab ended with {self.process.returncode}:\n{end}")
 
     def close(self) -> None:
         self.process.terminate()
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(20)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
+        self.process.kill()
 
 
 class Opened:
@@ -126,35 +103,28 @@ class Opened:
     def __init__(self, lab: Lab, page, path: Path) -> None:
         self.lab, self.page, self.name = lab, page, path.stem
         self.sources = [cell.source for cell in nbformat.read(path, as_version=4).cells]
-        self.page_errors: list[str] = []
-        page.on("pageerror", lambda error: self.page_errors.append(str(error)))
-        page.on("console", self._console)
+        errors = self.page_errors = []
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("console", lambda m: m.type == "error" and errors.append(f"{m.text} {m.location}"))
+        page.add_init_script(path=Path(__file__).with_name("probes.js"))
         lab.check()
         page.goto(f"{lab.url}/lab/tree/notebooks/{path.name}?reset&token={lab.token}")
         self.until(IDLE, "a kernel", seconds=120)
-        page.evaluate(PREPARE)
+        page.evaluate(RECORD)
 
     def run(self) -> None:
         """Run all cells, up to the first that fails."""
-        self.page.evaluate(
-            "() => { window.jupyterapp.commands.execute('notebook:run-all-cells'); }"
-        )
+        self.execute("'notebook:run-all-cells'")
         executed = f"{CODE}.every((cell) => cell.model.executionCount !== null)"
-        self.until(
-            f"{IDLE} && (window.kernel.failed || {executed})",
-            "the end of the last cell",
-            seconds=900,
-        )
+        end = f"{IDLE} && (window.kernel.failed || {executed})"
+        self.until(end, "the end of the last cell", seconds=900)
 
-    def _console(self, message) -> None:
-        if message.type == "error":
-            self.page_errors.append(f"{message.text} {message.location}")
+    def execute(self, command: str) -> None:
+        """Start a command of JupyterLab, in JavaScript."""
+        self.page.evaluate(f"() => {{ window.jupyterapp.commands.execute({command}); }}")
 
     def until(self, condition: str, what: str, *arguments, seconds: float = 60) -> None:
-        """Wait until an expression in JavaScript, of `arguments` as `a` and `b`, holds.
-
-        The test fails if it does not within `seconds`, or if the server or the kernel dies.
-        """
+        """Wait until an expression in JavaScript, of `arguments` as `a` and `b`, holds, or fail."""
         deadline = time.monotonic() + seconds
         while not self.page.evaluate(f"async ([a, b]) => !!({condition})", list(arguments)):
             self.lab.check()
@@ -167,36 +137,21 @@ class Opened:
             self.page.wait_for_timeout(50)
 
     def press(self, key: str, control, picture, what: str, *, back_to: str = "") -> str:
-        """Press a key on a control, and wait until the picture is another one, or `back_to`.
-
-        Returns
-        -------
-        The picture before, as text that stands for its pixels.
-        """
+        """Press a key, wait for another picture, or for `back_to`, and return the one before."""
         element = picture.element_handle()
         self.until("await pixels(a)", "a picture", element)
         before = element.evaluate("pixels")
         control.focus()
         self.page.keyboard.press(key)
-        if back_to:
-            self.until(
-                "await pixels(a) === b", f"{what} to bring the picture back", element, back_to
-            )
-        else:
-            self.until(
-                "!['', b].includes(await pixels(a))",
-                f"{what} to change the picture",
-                element,
-                before,
-            )
+        wanted = "await pixels(a) === b" if back_to else "!['', b].includes(await pixels(a))"
+        self.until(wanted, f"the picture after {what}", element, back_to or before)
         return before
 
     def outputs(self) -> list[dict]:
-        """Of all code cells; in place of one that was not executed, its source."""
-        return self.page.evaluate(
-            f"() => {CODE}.flatMap((cell) => cell.model.executionCount === null"
-            "? [{ output_type: 'not executed', source: cell.model.sharedModel.source }] : cell.model.outputs.toJSON())"
-        )
+        """Return the outputs of all code cells, and the source of those that were not executed."""
+        skipped = "{ output_type: 'not executed', source: cell.model.sharedModel.source }"
+        output = f"cell.model.executionCount === null ? {skipped} : cell.model.outputs.toJSON()"
+        return self.page.evaluate(f"() => {CODE}.flatMap((cell) => {output})")
 
     def reported(self) -> list[str]:
         """Errors and warnings of page and kernel so far."""
@@ -204,14 +159,13 @@ class Opened:
 
     def show(self, number: int):
         """Scroll to a cell, which brings it into the page, and return it."""
+        scroll = f"await {PANEL}.content.scrollToItem(n, 'start')"
         self.page.evaluate(
-            f"async (number) => {{ {PANEL}.content.activeCellIndex = number;"
-            f" await {PANEL}.content.scrollToItem(number, 'start'); }}", number,
-        )  # fmt: skip
+            f"async (n) => {{ {PANEL}.content.activeCellIndex = n; {scroll}; }}", number
+        )
         return self.page.locator(f".jp-Notebook:visible [data-windowed-list-index='{number}']")
 
     def shoot(self, what: str) -> None:
-        """Keep a screenshot."""
         self.page.screenshot(path=SCREENSHOTS / f"{self.name}-{what}.png")
 
     def close(self) -> None:

@@ -1,0 +1,117 @@
+"""Images in [0, 1] with labels: the aliases of their shapes, and the checks at the edge."""
+
+import contextlib
+import errno
+import os
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+Images = Float[Tensor, "b c h w"]
+Labels = Int[Tensor, "b"]
+Kernels = Float[Tensor, "b taps h w"]
+Map = Float[Tensor, "b 1 h w"]
+Logits = Float[Tensor, "b classes"]
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class Split:
+    """The training or test part of a data set.
+
+    `images` may be a function, which decodes them when they are first needed. Labels are class
+    numbers from 0; there are as many logits as names in `classes`. `specification` says where the
+    images come from; keys and provenance contain it.
+    """
+
+    def __init__(
+        self,
+        images: Images | Callable[[], Images],
+        labels: Labels,
+        classes: tuple[str, ...],
+        specification: dict[str, Any],
+    ) -> None:
+        self._images, self.labels = images, labels
+        self.classes, self.specification = classes, specification
+
+    @cached_property
+    def images(self) -> Images:
+        """Values in [0, 1]."""
+        return self._images if isinstance(self._images, Tensor) else self._images()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def check_images(images: Tensor, *, caller: str, channels: int | None = 3) -> None:
+    """Refuse anything but a batch of floating-point images in [0, 1].
+
+    `caller` opens the message; with `channels` None, any number passes. Raises `TypeError` for
+    other types, `ValueError` for other shapes and for values outside [0, 1].
+    """
+    if not isinstance(images, Tensor) or not images.is_floating_point():
+        got = getattr(images, "dtype", type(images).__name__)
+        hint = "convert 8 bits with images.float() / 255"
+        raise TypeError(f"{caller}: expected a floating-point tensor of images, got {got}; {hint}")
+    shape = tuple(images.shape)
+    if len(shape) != 4:
+        hint = "; add the batch dimension with images[None]" if len(shape) == 3 else ""
+        raise ValueError(f"{caller}: expected images of shape (b, c, h, w), got {shape}{hint}")
+    if channels is not None and shape[1] != channels:
+        hint = "; make grayscale RGB with images.expand(-1, 3, -1, -1)" if shape[1] == 1 else ""
+        hint = "; move them with images.permute(0, 3, 1, 2)" if shape[3] == channels else hint
+        raise ValueError(f"{caller}: expected {channels} colour channels, got {shape}{hint}")
+    if 0 in shape:
+        raise ValueError(f"{caller}: expected at least one image and one pixel, got {shape}")
+    if torch.compiler.is_compiling():  # a graph that is traced or exported has no values yet
+        return
+    low, high = torch.aminmax(images.detach())
+    if not (low >= 0 and high <= 1):  # NaN fails every comparison, so it is refused as well
+        hint = "; divide by 255" if 2 < high <= 255 else ""
+        hint = "; do not normalise, the classifier does" if low < 0 else hint
+        got = f"got {low:g} to {high:g}{hint}"
+        raise ValueError(f"{caller}: expected finite values in [0, 1], {got}")
+
+
+def check_labels(labels: Tensor, *, images: Tensor, classes: int | None, caller: str) -> None:
+    """Raise `ValueError` unless there is one integer from 0 to `classes` − 1 per image."""
+    if labels.shape != images.shape[:1] or labels.is_floating_point() or labels.dtype == torch.bool:
+        got = f"{labels.dtype} of shape {tuple(labels.shape)}"
+        raise ValueError(f"{caller}: expected {len(images)} integer labels, got {got}")
+    low, high = (int(value) for value in torch.aminmax(labels))
+    if low < 0 or (classes is not None and high >= classes):
+        hint = "; labels that start at 1 need labels - 1" if low == 1 and high == classes else ""
+        upto = f" to {classes - 1}" if classes else ""
+        raise ValueError(f"{caller}: expected labels from 0{upto}, got {low} to {high}{hint}")
+
+
+@contextlib.contextmanager
+def room(place: Path) -> Iterator[None]:
+    """Turn the `OSError` of a full disk or a used-up quota into one that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise OSError(
+            error.errno,
+            f"the disk is full: cannot write to {place}; nothing finished is lost: free some space, "
+            "or name another folder in NBSUPPORT_HOME, and run again",
+        ) from error
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file beside `path`, then move it into place in one step."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

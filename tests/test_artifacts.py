@@ -1,0 +1,366 @@
+"""The artifacts of a study: their specifications name everything they are made from, and each is made once."""
+
+import dataclasses
+import functools
+import shutil
+
+import pytest
+import torch
+from torch import nn
+
+from nbsupport.denoisers.models import MultiHead, PAFilter, YNet
+from nbsupport.experiments import artifacts as module
+from nbsupport.experiments.artifacts import Experiment
+from nbsupport.experiments.methods import AS_PUBLISHED, RECIPES, TABLES
+from nbsupport.experiments.store import Store, depend_on
+from nbsupport.study import Study
+from nbsupport.training import classifiers as classifier_training
+from nbsupport.training import denoisers as denoiser_training
+from nbsupport.training.classifiers import KINDS
+from nbsupport.training.denoisers import fusion_loss, image_loss, semantic_loss
+
+METHODS = sorted({method for methods in TABLES.values() for method in methods} | {"PA-Filt(L_adv)"})
+FUSED = {"PA-Filt(L_img)", AS_PUBLISHED, "PA-Filt(L_adv)"}
+
+
+def of(**changes):
+    return Experiment(dataclasses.replace(Study.named("digits", "smoke"), **changes))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _data_once():
+    """Images are read once and not again for every specification."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "load", functools.cache(module.load))
+        yield
+
+
+@pytest.fixture
+def untrained(experiment, tmp_path):
+    """The experiment with classifier and attacked images, but no denoiser yet."""
+    experiment.attacked("train")
+    for kind in ("classifier", "attacked"):
+        shutil.copytree(experiment.store.home / kind, tmp_path / "store" / kind)
+    return Experiment(experiment.study, Store(tmp_path / "store"))
+
+
+def equal_weights(one, other):
+    one, other = one.state_dict(), other.state_dict()
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+# -- specifications ------------------------------------------------------------------------------
+
+CLASSIFIER = dict(classifier_epochs=3, image_size=20, classifier="resnet18", seed=1)
+ATTACK = dict(steps=5, train_images=49, eps=(0.0, 0.1, 0.3, 0.5))
+TRAINING = dict(width=5, kernel_size=5, epochs=2, batch_size=47, learning_rate=1e-3)
+AGAINST = dict(adversarial_eps=0.2, adversarial_steps=3, adversarial_rel_step=0.1)
+ROBUST = {"Adv", "FD", "FPD"}
+SPECIFICATIONS = {name: lambda e, name=name: e.classifier_specification(name) for name in KINDS}
+SPECIFICATIONS |= {
+    split: lambda e, split=split: e.attacked_specification(split) for split in ("train", "test")
+}
+SPECIFICATIONS |= {name: lambda e, name=name: e.denoiser_specification(name) for name in RECIPES}
+EVERYTHING, ATTACKED = set(SPECIFICATIONS), {"train", "test"}
+DEPENDENCIES = [
+    (CLASSIFIER, EVERYTHING),
+    (dict(steps=5, eps=(0.0, 0.1, 0.3, 0.5)), ATTACKED | {*RECIPES}),
+    (dict(train_images=49), {"train", *RECIPES}),
+    (TRAINING, {*RECIPES}),
+    (dict(denoiser_seed=3), {*RECIPES}),
+    (dict(fusion="balanced", fusion_learning_rate=1e-4), FUSED - {AS_PUBLISHED}),
+    (dict(fusion_epochs=2), FUSED),
+    (AGAINST, ROBUST | {"PA-Filt(L_adv)"}),
+    (dict(adversarial_epochs=2), ROBUST),
+    (dict(adaptive_epochs=2), {"PA-Filt(L_adv)"}),
+    (dict(test_images=25), {"test"}),
+    (dict(scale="quick"), set()),
+]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [({name: value}, out) for each, out in DEPENDENCIES for name, value in each.items()],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_a_change_of_the_study_changes_exactly_the_artifacts_that_depend_on_it(change, expected):
+    one, other = of(), of(**change)
+    assert {name for name, get in SPECIFICATIONS.items() if get(one) != get(other)} == expected
+
+
+def test_no_two_artifacts_share_a_folder():
+    experiment = of()
+    every = [get(experiment) for get in SPECIFICATIONS.values()]
+    every += [experiment.attacked_specification("test", classifier=name) for name in [*KINDS][1:]]
+    every += [experiment.attacked_specification("test", *rest) for rest in ((5,), (None, (0.1,)))]
+    assert len({Store("home").folder(each) for each in every}) == len(every)
+
+
+def test_a_combination_is_its_denoiser_before_its_classifier(experiment):
+    assert isinstance(experiment.denoiser("FPD"), nn.Identity)
+    assert experiment.denoiser("Filt+FD") is experiment.denoiser("Filt(L_img)")
+    specification = experiment.specification("Filt+FD")
+    assert specification["classifier"] == experiment.classifier_specification("FD")
+    assert specification["trained"] == experiment.denoiser_specification("Filt(L_img)")
+
+
+# -- made once -----------------------------------------------------------------------------------
+
+
+def test_asking_twice_gives_the_same_object(experiment):
+    assert experiment.classifier() is experiment.classifier("standard")
+    assert experiment.attacked("train") is experiment.attacked("train", None, classifier="standard")
+    assert experiment.denoiser("Filt(L_img)") is experiment.denoiser("Filt(L_img)")
+    heads = [experiment.denoiser(f"head_{head}").whole for head in (1, 4)]
+    assert heads[0] is heads[1] is experiment.trained("Multi-head-Filt(L_img)")[0]
+
+
+def test_a_second_session_loads_everything_and_makes_nothing(experiment, monkeypatch):
+    first = {name: experiment.trained(name) for name in RECIPES}
+    classifiers = {name: experiment.classifier(name) for name in KINDS}
+    attacked = {split: experiment.attacked(split) for split in ("train", "test")}
+
+    def make(*arguments, **options):
+        raise AssertionError("made again")
+
+    monkeypatch.setattr(classifier_training, "fit", make)
+    monkeypatch.setattr(denoiser_training, "fit", make)
+    monkeypatch.setattr(module, "ratios", make)
+    second = Experiment(experiment.study, Store(experiment.store.home))
+    for name, (denoiser, report) in first.items():
+        again, as_stored = second.trained(name)
+        assert again is not denoiser and equal_weights(again, denoiser) and as_stored == report
+    assert all(equal_weights(second.classifier(name), classifiers[name]) for name in KINDS)
+    for split, images in attacked.items():
+        assert torch.equal(second.attacked(split).ratios, images.ratios)
+
+
+def test_training_twice_gives_equal_weights(experiment, untrained):
+    torch.manual_seed(7)  # the session's random state has no influence
+    assert equal_weights(experiment.denoiser("Filt(L_img)"), untrained.denoiser("Filt(L_img)"))
+
+
+def test_networks_are_frozen(experiment):
+    networks = [experiment.classifier(name) for name in KINDS]
+    for network in networks + [experiment.trained(name)[0] for name in RECIPES]:
+        assert not any(module.training for module in network.modules())
+        assert not any(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_the_second_classifier_has_another_seed(experiment, untrained, monkeypatch):
+    names = ("standard", "second")
+    one, two = (experiment.classifier_specification(name) for name in names)
+    assert two == one | {"seed": one["seed"] + 1}
+    shutil.rmtree(untrained.store.home / "classifier")
+    monkeypatch.setattr(classifier_training, "train", lambda *arguments: {})
+    starts = [untrained.classifier(name).state_dict() for name in names]
+    different = [name for name in starts[0] if not torch.equal(starts[0][name], starts[1][name])]
+    assert any("weight" in name for name in different)
+
+
+def test_nothing_made_from_other_weights_is_used(experiment, tmp_path, monkeypatch):
+    """A classifier trained again ends at other weights: its attacks and denoisers are made anew."""
+    study, home = experiment.study, tmp_path / "home"
+    experiment.denoiser("PA-Filt(L_img)")
+    shutil.copytree(experiment.store.home, home)
+    other, calls = Experiment(study, Store(home)), []
+    (other.store.folder(other.classifier_specification()) / "artifact.json").unlink()
+    train, train_denoiser = classifier_training.train, denoiser_training.train
+
+    def train_elsewhere(name, classifier, *arguments):
+        history = train(name, classifier, *arguments)
+        next(classifier.parameters()).data.mul_(1 + 1e-6)
+        return history
+
+    monkeypatch.setattr(classifier_training, "train", train_elsewhere)
+    spy = lambda name, *rest: calls.append(name) or train_denoiser(name, *rest)  # noqa: E731
+    monkeypatch.setattr(denoiser_training, "train", spy)
+    before = len(list((home / "attacked").glob("*")))
+    other.denoiser("PA-Filt(L_img)")
+    assert calls == ["Y-Net", "PA-Filt(L_img)"]
+    assert len(list((home / "attacked").glob("*"))) == before + 1
+    Experiment(study, Store(home)).denoiser("PA-Filt(L_img)")
+    assert calls == ["Y-Net", "PA-Filt(L_img)"]
+
+
+def test_a_denoiser_trained_again_changes_those_that_start_from_it(untrained, monkeypatch):
+    train, calls = denoiser_training.train, []
+
+    def train_elsewhere(name, denoiser, *arguments):
+        report = train(name, denoiser, *arguments)
+        calls.append(name)
+        next(denoiser.parameters()).data.mul_(1 + 1e-6 * len(calls))
+        return report
+
+    monkeypatch.setattr(denoiser_training, "train", train_elsewhere)
+    untrained.denoiser("PA-Filt(L_img)")
+    (folder,) = (untrained.store.home / "denoiser").glob("Y-Net-*")
+    (folder / "artifact.json").unlink()
+    Experiment(untrained.study, untrained.store).denoiser("PA-Filt(L_img)")
+    assert calls == ["Y-Net", "PA-Filt(L_img)"] * 2
+
+
+# -- attacked images -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def asked(untrained, monkeypatch):
+    """The calls of `ratios` on an empty store of attacked images; it answers with ε itself."""
+    shutil.rmtree(untrained.store.home / "attacked")
+    calls = []
+
+    def spy(classifier, images, labels, eps, **options):
+        calls.append((classifier, images, labels, eps, options))
+        return torch.tensor(eps).view(-1, 1, 1, 1, 1).expand(-1, *images.shape).half()
+
+    monkeypatch.setattr(module, "ratios", spy)
+    return calls
+
+
+def test_all_strengths_are_attacked_in_one_call_as_the_study_says(untrained, asked):
+    attacked, study, test = untrained.attacked("test"), untrained.study, untrained.images("test")
+    assert attacked.ratios.dtype == torch.float16
+    assert torch.equal(attacked.ratios[:, 0, 0, 0, 0], torch.tensor(study.attacked_eps).half())
+    assert torch.equal(torch.cat([images for _, images, *_ in asked]), test.images)
+    assert torch.equal(torch.cat([labels for _, _, labels, *_ in asked]), test.labels)
+    expected = {"steps": study.steps, "seed": study.seed, "loss": "cross-entropy"}
+    for _, images, _, eps, options in asked:
+        assert len(images) * len(eps) <= 64  # on a CPU, so that the progress bar moves
+        assert (eps, options) == (study.attacked_eps, expected)
+
+
+def test_only_a_missing_strength_is_attacked_again(untrained, asked):
+    untrained.attacked("test")
+    made_from = depend_on(untrained.attacked_specification("test"), untrained.classifier())
+    shutil.rmtree(untrained.store.folder(made_from) / "array.zarr/c/3")
+    asked.clear()
+    Experiment(untrained.study, untrained.store).attacked("test")
+    assert [eps for _, _, _, eps, _ in asked] == [(untrained.study.eps[4],)]
+
+
+def test_fpd_is_attacked_before_its_tanh_with_the_margin(untrained, asked):
+    untrained.attacked("test", 3, (0.1, 0.2), "FPD")
+    images, classifier = untrained.images("test").images[:2], untrained.classifier("FPD")
+    for network, _, _, eps, options in asked:
+        assert torch.allclose(network(images).tanh(), classifier(images), atol=1e-6)
+        assert not torch.equal(network(images), classifier(images))
+        assert (eps, options["steps"], options["loss"]) == ((0.1, 0.2), 3, "margin")
+
+
+# -- trainings -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_training_is_that_of_its_specification(untrained, monkeypatch, name):
+    calls = []
+
+    def spy(trained, loss, **options):
+        calls.append(options)
+        return [0.0] * options["epochs"]
+
+    monkeypatch.setattr(denoiser_training, "fit", spy)
+    study = dataclasses.replace(untrained.study, epochs=2, fusion_epochs=3, adaptive_epochs=4)
+    changed = Experiment(study, untrained.store)
+    losses, specification = changed.report(name)["loss"], changed.denoiser_specification(name)
+    epochs = {"PA-Filt(L_img)": 3, AS_PUBLISHED: 3, "PA-Filt(L_adv)": 4}.get(name, 2)
+    assert len(losses) == specification["epochs"] == epochs
+    for option in ("epochs", "batch_size", "learning_rate", "seed"):
+        assert calls[-1][option] == specification[option]
+    strengths = 1 if name == "PA-Filt(L_adv)" else len(study.attacked_eps)  # it attacks anew
+    assert calls[-1]["examples"] == study.train_images * strengths
+
+
+def test_pa_filt_starts_from_the_trained_y_net_and_learns_its_fusion_only(experiment):
+    ynet, fused = experiment.denoiser("Y-Net"), experiment.denoiser("PA-Filt(L_img)")
+    assert equal_weights(fused.ynet, ynet)
+    sizes = dict(width=experiment.study.width, kernel_size=experiment.study.kernel_size)
+    fresh = experiment._seeded(lambda: PAFilter(**sizes), experiment.study.seed)
+    assert not torch.equal(fused.fusion[-2].weight, fresh.fusion[-2].weight)
+
+
+def test_the_adversarially_trained_pa_filt_starts_from_the_trained_one(untrained, monkeypatch):
+    monkeypatch.setattr(denoiser_training, "fit", lambda *arguments, **options: [])
+    assert equal_weights(untrained.denoiser("PA-Filt(L_adv)"), untrained.denoiser("PA-Filt(L_img)"))
+
+
+# -- objectives ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def batch():
+    """Attacked and clean images that differ everywhere, four of them."""
+    return torch.rand(2, 4, 3, 16, 16, generator=torch.Generator().manual_seed(0)).unbind()
+
+
+def loss(name, denoiser, classifier, batch, eps):
+    return RECIPES[name].objective(denoiser, classifier, *batch, torch.tensor(eps))
+
+
+@pytest.mark.parametrize(
+    ("eps", "bands"),
+    [([0.5, 1e-4, 0.01, 0.1], (4, 1, 3, 4)), ([1e-3, 5e-4, 5e-3, 5e-2], (2, 1, 2, 3))],
+)
+def test_each_head_gets_its_images(experiment, batch, eps, bands):
+    heads = MultiHead(4, 3)
+    for number, output in enumerate(heads.outputs, 1):
+        output.bias.data *= number  # head i multiplies the image by i
+    pairs = zip(bands, *batch, strict=True)
+    expected = sum(image_loss((n * x[None]).clamp(0, 1), clean[None]) for n, x, clean in pairs)
+    value = loss("Multi-head-Filt(L_img)", heads, experiment.classifier(), batch, eps)
+    torch.testing.assert_close(value, expected / 4)
+
+
+def test_each_branch_gets_its_images(experiment, batch):
+    ynet, (images, clean), strong = YNet(4, 3), batch, [0, 2]
+    ynet.outputs["m"].bias.data *= 2
+    expected = image_loss((2 * images[strong]).clamp(0, 1), clean[strong])
+    value = loss("Y-Net", ynet, experiment.classifier(), batch, [0.1, 0.05, 0.5, 1e-4])
+    torch.testing.assert_close(value, image_loss(images, clean) + expected)
+
+
+CASES = dict.fromkeys(("Add(L_img)", "Filt(L_img)", "Filt(L_img*)"), image_loss)
+CASES |= {"Add(L_sem)": semantic_loss, "Filt(L_sem)": semantic_loss, "PA-Filt(L_img)": fusion_loss}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_recipe_minimises_the_loss_in_its_name(experiment, batch, name):
+    denoiser, classifier = RECIPES[name].build(width=4, kernel_size=3), experiment.classifier()
+    network = () if CASES[name] is image_loss else (classifier,)  # denoisers start as identities
+    expected = CASES[name](*network, *batch)
+    torch.testing.assert_close(loss(name, denoiser, classifier, batch, [0.1] * 4), expected)
+
+
+# -- methods -------------------------------------------------------------------------------------
+
+
+def test_every_method_of_the_tables_makes_images(experiment):
+    images = experiment.attacked("test").at(0.5)
+    for method in METHODS:
+        with torch.no_grad():
+            denoised = experiment.denoiser(method)(images)
+        assert denoised.shape == images.shape
+        assert denoised.min() >= 0 and denoised.max() <= 1, method  # False for NaN, too
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "output"),
+    [("head_4", "Multi-head-Filt(L_img)", 4), ("PA-Filt(L_img)_m", "Y-Net", "m")],
+)
+def test_a_view_is_one_output_of_its_whole(experiment, method, name, output):
+    images = experiment.attacked("test").at(0.1)
+    expected = experiment.trained(name)[0].kernels(images, output)
+    assert torch.equal(experiment.denoiser(method).kernels(images), expected)
+
+
+def test_unknown_methods_and_classifiers_are_refused(experiment):
+    with pytest.raises(ValueError, match=r"'Filt'.*Add\(L_img\), .*head_1.*JPEG 75"):
+        experiment.denoiser("Filt")
+    with pytest.raises(ValueError, match=r"'robust'.*standard, second, Adv, FD, FPD"):
+        experiment.classifier("robust")
+
+
+def test_open_takes_the_study_and_the_environments_overrides(monkeypatch):
+    changed = Study.named("digits", "smoke", seed=3)
+    assert Experiment.open("digits", "smoke", seed=3).study == changed
+    monkeypatch.setenv("NBSUPPORT_SCALE", "smoke")
+    assert Experiment.open("digits").study == Study.named("digits", "smoke")

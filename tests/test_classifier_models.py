@@ -1,0 +1,123 @@
+"""The classifiers under attack: their logits, their refusals, the architectures by name."""
+
+import pytest
+import torch
+from torch import nn
+
+from nbsupport.classifiers.models import (
+    Classifier,
+    SmallResNet,
+    build,
+    check_logits,
+    predicted_classes,
+)
+
+
+class Constant(nn.Module):
+    """The same output for every image."""
+
+    def __init__(self, output):
+        super().__init__()
+        self.forward = lambda images: output
+
+
+def on_meta(name, size, classes=10):
+    """Shapes without weights: the largest networks in no time."""
+    with torch.device("meta"):
+        return build(name, classes, size).eval()
+
+
+def test_normalisation_is_inside_and_travels_with_the_weights():
+    mean, std, images = (0.1, 0.2, 0.3), (0.5, 1.0, 2.0), torch.rand(2, 3, 4, 5)
+    normalised = torch.stack([(images[:, c] - mean[c]) / std[c] for c in range(3)], dim=1)
+    there, here = Classifier(nn.Flatten(), mean, std), Classifier(nn.Flatten())
+    here.load_state_dict(there.state_dict())
+    for classifier in (there, here):
+        torch.testing.assert_close(classifier(images), normalised.flatten(1))
+
+
+def test_networks_of_torchvision_get_imagenets_normalisation():
+    classifier = build("resnet18", 10, 32)
+    torch.testing.assert_close(classifier.mean.flatten(), torch.tensor([0.485, 0.456, 0.406]))
+    torch.testing.assert_close(classifier.std.flatten(), torch.tensor([0.229, 0.224, 0.225]))
+
+
+def test_classes_without_a_name_are_numbers():
+    logits = torch.eye(4)[[0, 3, 1]]
+    found = predicted_classes(Constant(logits), torch.rand(3, 3, 2, 2), ("cat", "dog"))
+    assert found == ["cat", "3", "dog"]
+
+
+@pytest.mark.parametrize(
+    ("logits", "message"),
+    [
+        (torch.rand(2, 5).softmax(dim=1), "probabilities"),
+        (torch.tensor([[0.0, torch.nan]]), "finite"),
+        (torch.tensor([[-torch.inf, 0.0]]), "finite"),
+        (torch.zeros(2), "shape"),
+        (torch.zeros(2, 5, 1, 1), "shape"),
+        ({"logits": torch.zeros(2, 5)}, "got dict"),
+    ],
+)
+def test_other_outputs_are_refused(logits, message, no_shape_checker):
+    with pytest.raises(ValueError, match=message):
+        Classifier(Constant(logits))(torch.rand(2, 3, 2, 2))
+
+
+@pytest.mark.parametrize(
+    "logits",
+    [
+        [[0.5, 0.5], [0.5, 0.6]],  # only one row sums to 1
+        [[1.5, -0.5], [0.5, 0.5]],
+        [[1.0], [1.0]],
+        [[-0.7, -0.7], [-0.1, -2.3]],
+    ],
+)
+def test_logits_that_resemble_probabilities_pass(logits):
+    check_logits(torch.tensor(logits))
+
+
+@pytest.mark.parametrize("images", [torch.zeros(1, 1, 2, 2), torch.full((1, 3, 2, 2), 255.0)])
+def test_other_images_are_refused(images, no_shape_checker):
+    with pytest.raises(ValueError, match="classifier: "):
+        Classifier(nn.Flatten())(images)
+
+
+@pytest.mark.parametrize("name", ["small_resnet", "mobilenet_v2"])
+def test_logits_are_the_same_without_the_checks_and_for_one_image(name):
+    classifier, images = build(name, 10, 32).eval(), torch.rand(2, 3, 32, 32)
+    assert classifier(images).shape == (2, 10)
+    assert torch.equal(classifier.unchecked(images), classifier(images))
+    torch.testing.assert_close(classifier(images[:1]), classifier(images)[:1])
+    assert classifier.unchecked(images - 5).shape == (2, 10)
+
+
+@pytest.mark.parametrize("size", [63, 64, 224])
+@pytest.mark.parametrize("name", ["resnet50", "vgg16"])
+def test_the_papers_networks_take_images_of_the_data_sets_sizes(name, size):
+    classifier = on_meta(name, size, classes=7)
+    assert classifier.unchecked(torch.empty(2, 3, size, size, device="meta")).shape == (2, 7)
+
+
+@pytest.mark.parametrize(
+    ("size", "stem", "pooling", "features"),
+    [(32, ((3, 3), (1, 1)), nn.Identity, 512), (64, ((7, 7), (2, 2)), nn.MaxPool2d, 512 * 7 * 7)],
+)
+def test_stem_and_head_fit_the_image(size, stem, pooling, features):
+    network = on_meta("resnet50", size).network
+    assert (network.conv1.kernel_size, network.conv1.stride) == stem
+    assert isinstance(network.maxpool, pooling)
+    assert on_meta("vgg16", size).network.classifier[0].in_features == features
+
+
+def test_the_small_resnet_of_3_blocks_is_resnet_20():
+    network = SmallResNet(10, width=16, blocks=3)
+    sizes = [getattr(layer, "kernel_size", None) for layer in network.modules()]
+    assert sizes.count((3, 3)) + 1 == 20  # and the last, linear one
+    assert network.stages(network.stem(torch.rand(2, 3, 16, 16))).shape == (2, 64, 4, 4)
+
+
+@pytest.mark.parametrize("name", ["resnet51", "", "fcn_resnet50"])
+def test_an_unknown_name_is_refused(name):
+    with pytest.raises(ValueError, match=f"no classifier named '{name}'"):
+        build(name, 10, 32)

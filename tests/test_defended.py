@@ -1,0 +1,103 @@
+"""A denoiser before a classifier, and exported."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import nbsupport
+from nbsupport.attacks import pgd
+from nbsupport.classifiers.models import build
+from nbsupport.denoisers.defended import defend, export
+from nbsupport.denoisers.models import Additive, Filtering, MultiHead, PAFilter, YNet
+
+
+def trained(kind):
+    """As after training: no weight is where it started."""
+    torch.manual_seed(1)
+    denoiser = kind(width=2, kernel_size=3)
+    for parameter in denoiser.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    return denoiser.eval().requires_grad_(False)
+
+
+@pytest.fixture
+def classifier():
+    torch.manual_seed(0)
+    return build("small_resnet", 10, 16).eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize(("number", "size"), [(1, 16), (3, 17)])
+def test_the_classifier_sees_denoised_images(number, size, classifier):
+    denoiser, images = trained(Filtering), torch.rand(number, 3, size, size + 2)
+    defended = nbsupport.defend(classifier, denoiser)
+    assert torch.equal(defended(images), classifier(denoiser(images)))
+    assert not any(part.training for part in defended.modules())
+
+
+def test_a_white_box_attacker_gets_through_it(classifier):
+    images, defended = torch.rand(4, 3, 16, 16), defend(classifier, trained(PAFilter))
+    labels = defended(images).argmax(dim=1)
+    attacked, loss = pgd(defended, images, labels, 0.1, steps=5), nn.CrossEntropyLoss()
+    assert loss(defended(attacked), labels) > loss(defended(images), labels)
+
+
+REFUSED = {
+    "classifier in training": (
+        lambda c, d: (c.train(), d),
+        ValueError,
+        r"classifier.* training mode",
+    ),
+    "denoiser in training": (lambda c, d: (c, d.train()), ValueError, r"denoiser.* training mode"),
+    "order": (lambda c, d: (d, c), TypeError, "classifier comes first"),
+    "function": (lambda c, d: (c, lambda images: images), TypeError, r"nn\.Module as denoiser"),
+    "devices": (lambda c, d: (c.to("meta"), d), ValueError, "one device"),
+}
+
+
+@pytest.mark.parametrize(("change", "error", "word"), REFUSED.values(), ids=REFUSED)
+def test_networks_that_do_not_fit_are_refused(change, error, word, classifier, no_shape_checker):
+    with pytest.raises(error, match=word):
+        defend(*change(classifier, trained(Filtering)))
+
+
+def test_a_denoiser_that_changes_the_shape_is_refused(classifier):
+    with pytest.raises(ValueError, match="shape"):
+        defend(classifier, nn.AvgPool2d(2).eval())(torch.rand(1, 3, 16, 16))
+
+
+ALONE = """
+import sys, torch
+program = torch.export.load(sys.argv[1]).module()
+images = torch.load(sys.argv[2])
+torch.save([program(part) for part in images], sys.argv[3])
+assert not any(name.startswith("nbsupport") for name in sys.modules)
+"""
+
+
+def test_an_exported_denoiser_needs_pytorch_alone(tmp_path):
+    denoiser = trained(PAFilter)
+    images = [torch.rand(number, 3, 9, 14) for number in (1, 2, 7)]
+    torch.save(images, tmp_path / "images.pt")
+    path = export(denoiser, tmp_path / "denoiser.pt2", (9, 14))
+    arguments = [path, tmp_path / "images.pt", tmp_path / "denoised.pt"]
+    subprocess.run([sys.executable, "-c", ALONE, *map(str, arguments)], check=True)
+    for exported, batch in zip(torch.load(tmp_path / "denoised.pt"), images, strict=True):
+        torch.testing.assert_close(exported, denoiser(batch), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("kind", [Additive, Filtering, MultiHead, YNet, PAFilter])
+def test_every_denoiser_can_be_exported(kind, tmp_path):
+    denoiser, images = trained(kind), torch.rand(5, 3, 8, 8)
+    exported = torch.export.load(export(denoiser, tmp_path / "x.pt2", 8)).module()
+    torch.testing.assert_close(exported(images), denoiser(images), atol=1e-6, rtol=0)
+    assert [file.name for file in tmp_path.iterdir()] == ["x.pt2"]
+
+
+def test_export_refuses_training_mode_and_other_suffixes(tmp_path):
+    with pytest.raises(ValueError, match="training mode"):
+        export(trained(Filtering).train(), tmp_path / "x.pt2", 8)
+    with pytest.raises(ValueError, match=r"\.pt2"):
+        export(trained(Filtering), tmp_path / "x.onnx", 8)

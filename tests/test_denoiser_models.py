@@ -1,0 +1,229 @@
+"""The denoisers before training, and eqs. 6 to 11 in NumPy."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from numpy.lib.stride_tricks import sliding_window_view
+from scipy.special import expit
+from torch import nn
+
+from nbsupport.denoisers.filtering import filter_pixels
+from nbsupport.denoisers.models import Additive, Filtering, MultiHead, PAFilter, View, YNet
+from nbsupport.denoisers.unet import OutputLayer, resize
+from nbsupport.study import EPS
+
+SIZES = [(1, 1), (5, 7), (16, 16), (17, 33)]
+
+every_kind = pytest.mark.parametrize("kind", [Additive, Filtering, MultiHead, YNet, PAFilter])
+every_size = pytest.mark.parametrize("size", SIZES, ids=str)
+
+
+def made(kind, *, seed=0, width=2, kernel_size=3, **options):
+    torch.manual_seed(seed)
+    return kind(width=width, kernel_size=kernel_size, **options).requires_grad_(False)
+
+
+def disturbed(kind, *, by=0.3, **options):
+    """A denoiser away from the identity."""
+    denoiser = made(kind, **options)
+    for parameter in denoiser.parameters():
+        parameter += by * torch.randn_like(parameter)
+    return denoiser
+
+
+def rand(*shape, seed=0):
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@every_kind
+@every_size
+def test_every_denoiser_starts_at_the_identity(kind, size):
+    images = rand(1, 3, *size)
+    torch.testing.assert_close(made(kind)(images), images, atol=1e-6, rtol=0)
+
+
+@every_kind
+def test_as_published_it_does_not_start_there(kind):
+    images = rand(2, 3, 16, 16)
+    assert (made(kind, as_published=True)(images) - images).abs().mean() > 0.01
+
+
+@pytest.mark.parametrize("kind", [Additive, Filtering, MultiHead, YNet])
+def test_gradients_reach_the_output_layers_at_the_identity(kind):
+    denoiser = made(kind).requires_grad_()
+    denoiser(rand(2, 3, 16, 16)).sum().backward()
+    layers = [layer for layer in denoiser.modules() if isinstance(layer, OutputLayer)]
+    assert any(layer.weight.grad is not None and layer.weight.grad.any() for layer in layers)
+
+
+def test_the_additive_denoiser_adds():
+    additive, images = made(Additive), rand(2, 3, 9, 8)
+    additive.output.bias.copy_(torch.tensor([0.1, -0.2, 0.3]))
+    expected = (images + torch.tensor([0.1, -0.2, 0.3]).view(1, 3, 1, 1)).clamp(0, 1)
+    torch.testing.assert_close(additive(images), expected)
+
+
+@pytest.mark.parametrize("as_published", [True, False])
+def test_only_the_published_additive_denoiser_is_dead_for_some_seeds(as_published):
+    """Its three rectified channels are all zero, so it never learns."""
+    dead = []
+    for seed in range(20):
+        additive = made(Additive, seed=seed, width=4, as_published=as_published)
+        dead.append(not additive.decoder(additive.encoder(rand(4, 3, 16, 16))).any())
+    assert any(dead) == as_published
+
+
+@every_kind
+@every_size
+def test_images_of_any_size_stay_images_of_that_size(kind, size):
+    denoiser, images = disturbed(kind).double(), rand(2, 3, *size).double()
+    denoised = denoiser(images)
+    assert torch.equal(denoised, denoiser.denoise(images).clamp(0, 1))
+    assert denoised.shape == images.shape
+    torch.testing.assert_close(denoised[1:], denoiser(images[1:]))
+
+
+pixels = torch.tensor([-0.1, 0.5, 2.0]).view(1, 3, 1, 1)
+BAD = {
+    "array": (np.zeros((1, 3, 4, 4)), TypeError),
+    "8-bit": (torch.zeros(1, 3, 4, 4, dtype=torch.uint8), TypeError),
+    "no batch": (torch.zeros(3, 4, 4), ValueError),
+    "grayscale": (torch.zeros(1, 1, 4, 4), ValueError),
+    "no image": (torch.zeros(0, 3, 4, 4), ValueError),
+    "NaN": (pixels * torch.nan, ValueError),
+    "normalised": (pixels, ValueError),
+    "0 to 255": (255 * pixels.clamp(0, 1), ValueError),
+}
+
+
+@pytest.mark.parametrize(("images", "error"), BAD.values(), ids=BAD)
+def test_anything_else_is_refused(images, error, no_shape_checker):
+    for refuse in (made(Filtering), made(PAFilter), made(PAFilter).parts):
+        with pytest.raises(error, match=r"^(Filtering|PAFilter): "):
+            refuse(images)
+
+
+def convolved(x, layer):
+    windows = sliding_window_view(np.pad(x, ((0, 0), (1, 1), (1, 1))), (3, 3), axis=(1, 2))
+    sums = np.einsum("ihwyx,oiyx->ohw", windows, layer.weight.numpy())
+    return sums + layer.bias.numpy()[:, None, None]
+
+
+def rectified(x, block):
+    """Each of a block's three 3×3 convolutions and its ReLU, by einsum."""
+    layers = [layer for layer in block if isinstance(layer, nn.Conv2d)]
+    assert len(layers) == 3
+    for layer in layers:
+        x = np.stack([np.maximum(convolved(image, layer), 0) for image in x])
+    return x
+
+
+def test_phi_is_the_papers_unet():
+    """Blocks, poolings and skips (section 3.2), with SciPy's and NumPy's operators."""
+    filtering, images = disturbed(Filtering).double(), rand(2, 3, 32, 48).double()
+    outputs, x = [], images.numpy()
+    for number, block in enumerate(filtering.encoder.blocks):
+        if number:
+            b, c, h, w = x.shape
+            x = x.reshape(b, c, h // 2, 2, w // 2, 2).mean(axis=(3, 5))
+        outputs.append(x := rectified(x, block))
+    for block, skip in zip(filtering.decoder.blocks, outputs[3:0:-1], strict=True):
+        enlarged = F.interpolate(torch.from_numpy(x), skip.shape[2:], mode="bilinear").numpy()
+        x = rectified(np.concatenate([enlarged, skip], axis=1), block)
+    enlarged = F.interpolate(torch.from_numpy(x), (32, 48), mode="bilinear")
+    expected = F.conv2d(enlarged, filtering.output.weight, filtering.output.bias)
+    torch.testing.assert_close(filtering.kernels(images), expected)
+
+
+def test_blocks_have_the_papers_widths():
+    with torch.device("meta"):
+        filtering = Filtering(width=64, kernel_size=5)
+        blocks = (*filtering.encoder.blocks, *filtering.decoder.blocks)
+        assert [block[-2].out_channels for block in blocks] == [
+            64,
+            128,
+            256,
+            512,
+            512,
+            512,
+            256,
+            75,
+        ]
+        assert filtering.kernels(torch.empty(1, 3, 224, 224)).shape == (1, 3 * 5**2, 224, 224)
+
+
+@every_size
+def test_resizing_after_the_output_layer_equals_resizing_before_it(size):
+    torch.manual_seed(0)
+    layer, small = (
+        OutputLayer(5, torch.empty(7), True).double(),
+        torch.rand(2, 5, 3, 4, dtype=torch.float64),
+    )
+    large = torch.empty(2, 1, *size)
+    torch.testing.assert_close(resize(layer(small), large), layer(resize(small, large)))
+
+
+@pytest.mark.parametrize(("kind", "outputs"), [(MultiHead, (1, 2, 3, 4)), (YNet, ("sl", "m"))])
+def test_a_view_filters_with_the_kernels_of_its_output(kind, outputs):
+    whole, images = disturbed(kind), rand(2, 3, 8, 8)
+    denoised = [View(whole, output)(images) for output in outputs]
+    for output, one in zip(outputs, denoised, strict=True):
+        expected = filter_pixels(images, whole.kernels(images, output)).clamp(0, 1)
+        torch.testing.assert_close(one, expected)
+    assert not any(torch.equal(one, other) for one, other in pairwise(denoised))
+    assert torch.equal(whole(images), denoised[-1] if kind is MultiHead else denoised[0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "output"), [(MultiHead, 0), (MultiHead, 5), (MultiHead, "sl"), (YNet, "large")]
+)
+def test_an_unknown_output_is_refused(kind, output):
+    with pytest.raises(ValueError, match=f"{kind.__name__}: expected"):
+        View(made(kind), output)(rand(1, 3, 4, 4))
+
+
+def test_every_strength_has_its_head():
+    heads = [1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4]
+    assert [MultiHead.band(eps) for eps in EPS[1:]] == heads
+    assert [MultiHead.band(float(np.float32(eps))) for eps in EPS[1:]] == heads
+    for eps in (0.0, 1e-5, 1.0):
+        with pytest.raises(ValueError):
+            MultiHead.band(eps)
+
+
+@pytest.mark.parametrize("as_published", [False, True])
+def test_the_weight_is_the_fusion_of_both_uncertainty_maps(as_published):
+    pafilter = disturbed(PAFilter, by=0.05, as_published=as_published).double()
+    parts = pafilter.parts(rand(2, 3, 5, 6).double())
+    layers = [layer for layer in pafilter.fusion if isinstance(layer, nn.Conv2d)]
+    for number in range(2):
+        kernels = parts.kernels_sl[number].numpy(), parts.kernels_m[number].numpy()
+        x = np.stack([k.max(axis=0) for k in kernels]) - (0 if as_published else 1)
+        for layer in layers[:-1]:
+            x = np.maximum(convolved(x, layer), 0)
+        weight = expit(convolved(x, layers[-1]))
+        np.testing.assert_allclose(parts.weight[number].numpy(), weight, rtol=1e-9, atol=1e-12)
+
+
+def test_the_parts_are_the_outputs_of_the_ynet_and_fused_pixel_by_pixel():
+    pafilter, images = disturbed(PAFilter), rand(2, 3, 5, 6)
+    parts, fused = pafilter.parts(images), pafilter(images)
+    for name in ("sl", "m"):
+        torch.testing.assert_close(getattr(parts, name), View(pafilter.ynet, name)(images))
+        kernels = pafilter.ynet.kernels(images, name)
+        torch.testing.assert_close(getattr(parts, f"kernels_{name}"), kernels)
+        expected = kernels.amax(dim=1, keepdim=True)
+        torch.testing.assert_close(getattr(parts, f"uncertainty_{name}"), expected)
+    for n, channel, y, x in np.ndindex(fused.shape):
+        weight, at = float(parts.weight[n, 0, y, x]), (n, channel, y, x)
+        expected = weight * float(parts.sl[at]) + (1 - weight) * float(parts.m[at])
+        assert float(fused[at]) == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_weight_starts_at_one_half():
+    pafilter = made(PAFilter)
+    pafilter.ynet = disturbed(YNet)
+    assert (pafilter.parts(rand(2, 3, 5, 6)).weight == 0.5).all()

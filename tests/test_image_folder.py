@@ -1,0 +1,214 @@
+"""Image folders: the files that are found, how they are decoded, and what is refused."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from nbsupport.data import image_folder
+from nbsupport.data.benchmarks import fit_to_images, load
+from nbsupport.study import Study
+
+
+def picture(seed, mode="RGB", size=(9, 7)):
+    """Noise of any mode, `size` as width and height."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    return Image.fromarray(pixels).convert(mode)
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A function that writes files of noise, by their paths below the tree's root."""
+
+    def write(*names):
+        for seed, name in enumerate(names):
+            path = tmp_path / "tree" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            picture(seed).save(path)
+        return tmp_path / "tree"
+
+    return write
+
+
+def two_classes(number=6):
+    return [f"{name}/{i}.png" for name in ("cat", "dog") for i in range(number)]
+
+
+def images(root, split="train", number=None):
+    study = Study.named("folder", "smoke", data=str(root), image_size=7)
+    return load(fit_to_images(study), split, number)
+
+
+def decode(path):
+    """A single file, which must lie in a class folder with neighbours."""
+    files = image_folder.find(str(path.parents[1])).files
+    assert path in dict([*files["train"], *files["test"]])
+    return image_folder.read(path.parents[1], [(path, 0)], 7)[0]
+
+
+def test_given_splits_are_kept(tree):
+    train = {"train/a/0.png": 0, "train/a/1.png": 0, "train/b/0.png": 1}
+    test = {"test/a/0.png": 0, "test/b/sub/0.png": 1}
+    root = tree(*train, *test)
+    found = image_folder.find(str(root))
+    assert found.classes == ("a", "b") and not found.specification["gaps"]
+    for split, expected in (("train", train), ("test", test)):
+        assert {str(path.relative_to(root)): n for path, n in found.files[split]} == expected
+
+
+@pytest.mark.parametrize(("classes", "number"), [(3, 9), (30, 1)])
+def test_other_folders_are_split_by_thirds_of_each_class(classes, number, tree):
+    names = [f"c{name}/{i}.png" for name in range(classes) for i in range(number)]
+    files = image_folder.find(str(tree(*names))).files
+    assert not set(files["train"]) & set(files["test"])
+    assert len(files["train"]) == 2 * len(files["test"])
+    counts = np.bincount([label for _, label in files["test"]], minlength=classes)
+    assert np.all(np.abs(counts - number / 3) < 1)
+
+
+def test_the_first_images_are_a_mixture(tree):
+    labels = images(tree(*two_classes(30)), number=20).labels
+    assert 4 <= labels.sum() <= 16
+
+
+def test_the_split_does_not_depend_on_the_place(tree, tmp_path):
+    root = tree(*two_classes())
+    moved = shutil.copytree(root, tmp_path / "elsewhere")
+    for split in image_folder.SPLITS:
+        here, elsewhere = images(root, split), images(moved, split)
+        assert torch.equal(here.images, elsewhere.images)
+        assert here.labels.tolist() == elsewhere.labels.tolist()
+        assert here.specification == elsewhere.specification
+        assert str(tmp_path) not in str(here.specification)
+
+
+@pytest.mark.parametrize("change", ["content", "name", "class"])
+def test_other_data_have_another_specification(change, tree):
+    root = tree(*two_classes())
+    before, used = images(root).specification, image_folder.find(str(root)).files["train"][0][0]
+    if change == "content":
+        picture(99).save(used)
+    else:
+        used.rename(used.with_name("other.png") if change == "name" else root / "dog" / "other.png")
+    assert images(root).specification != before
+
+
+@pytest.mark.parametrize("numbers", [(0, 2, 10), (1, 3, 5), (2, 3, 4)])
+def test_numeric_names_are_class_numbers(numbers, tree):
+    found = image_folder.find(str(tree(*(f"{number}/{i}.png" for number in numbers for i in "ab"))))
+    files = [file for part in found.files.values() for file in part]
+    assert {(path.parent.name, label) for path, label in files} == {(str(n), n) for n in numbers}
+    assert found.classes == tuple(map(str, range(max(numbers) + 1)))
+    assert found.specification["gaps"]
+
+
+def test_hidden_files_do_not_count(tree):
+    root = tree(*two_classes())
+    for name in (".DS_Store", "Thumbs.db"):
+        (root / "cat" / name).write_bytes(b"nothing")
+    (root / ".git").mkdir()
+    assert len(images(root)) + len(images(root, "test")) == 12
+
+
+def test_a_study_asks_for_no_more_images_than_there_are(tree):
+    study = Study.named("folder", "smoke", data=str(tree(*two_classes())))
+    assert (fit_to_images(study).train_images, fit_to_images(study).test_images) == (8, 4)
+    with pytest.raises(ValueError, match="8 train images, but 48"):
+        load(study, "train", study.train_images)
+
+
+def test_a_split_is_decoded_once_until_the_files_are_looked_at_again(tree):
+    root = tree(*two_classes())
+    study = fit_to_images(Study.named("folder", "smoke", data=str(root), image_size=7))
+    before = load(study, "train", 8)
+    picture(99).save(image_folder.find(str(root)).files["train"][0][0])
+    assert load(study, "train", 8) is before
+    assert not torch.equal(load(fit_to_images(study), "train", 8).images, before.images)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "1", "LA", "RGBA", "CMYK"])
+def test_every_mode_becomes_rgb(mode, tree):
+    made = picture(0, mode, (7, 7))
+    path = tree(*two_classes(3)) / "cat" / ("x.tiff" if mode == "CMYK" else "x.png")
+    made.save(path)
+    oracle = np.asarray(made.convert("RGB"), dtype=np.float32).transpose(2, 0, 1) / 255
+    np.testing.assert_allclose(decode(path).numpy(), oracle, atol=1e-6)
+
+
+def test_16_bits_transparency_and_exif_count(tree):
+    folder = tree(*two_classes(3)) / "cat"
+    deep = np.linspace(0, 65535, 49).reshape(7, 7).astype(np.uint16)
+    Image.fromarray(deep).save(folder / "deep.png")
+    np.testing.assert_allclose(decode(folder / "deep.png")[1].numpy(), deep / 65535, atol=1e-6)
+    Image.new("RGBA", (7, 7), (200, 0, 0, 0)).save(folder / "glass.png")
+    assert torch.equal(decode(folder / "glass.png"), torch.ones(3, 7, 7))
+    pixels, exif = picture(5, size=(7, 7)), Image.Exif()
+    exif[0x0112] = 3  # turned by half a turn
+    pixels.save(folder / "turned.png", exif=exif)
+    upright = torch.from_numpy(np.asarray(pixels).copy()).permute(2, 0, 1).flip(1, 2) / 255
+    torch.testing.assert_close(decode(folder / "turned.png"), upright)
+
+
+@pytest.mark.parametrize(("width", "height"), [(9, 7), (7, 12), (40, 31), (3, 5), (1, 1)])
+def test_all_sizes_become_one(width, height, tree):
+    made = picture(1, size=(width, height))
+    made.save(path := tree(*two_classes(3)) / "cat" / "x.png")
+    image = decode(path)
+    assert image.shape == (3, 7, 7)
+    assert 0 <= image.min() <= image.max() <= 1
+    scale = 7 / min(width, height)
+    resized = made.resize((int(width * scale), int(height * scale)), Image.Resampling.BILINEAR)
+    left, top = (resized.width - 7) / 2, (resized.height - 7) / 2
+    middle = resized.crop((round(left), round(top), round(left) + 7, round(top) + 7))
+    oracle = np.asarray(middle, dtype=np.float32).transpose(2, 0, 1) / 255
+    np.testing.assert_allclose(image.numpy(), oracle, atol=1.5 / 255)
+
+
+def test_all_unreadable_files_are_named_at_once(tree):
+    root = tree(*(f"{split}/{name}" for split in ("train", "test") for name in two_classes()))
+    (root / "test/cat/notes.txt").write_text("no image")
+    (root / "train/dog/empty.jpg").write_bytes(b"")
+    whole = (root / "train/dog/5.png").read_bytes()
+    (root / "train/dog/5.png").write_bytes(whole[: len(whole) // 2])
+    Image.fromarray(np.full((7, 7), 300.0, dtype=np.float32)).save(root / "train/dog/float.tiff")
+    with pytest.raises(ValueError, match=r"^folder: cannot read 4 files") as error:
+        images(root)
+    names = [line.split(":")[0] for line in str(error.value).splitlines()[1:]]
+    damaged = ["train/dog/5.png", "train/dog/empty.jpg", "train/dog/float.tiff"]
+    assert names == [f"  {name}" for name in ("test/cat/notes.txt", *damaged)]
+
+
+@pytest.mark.parametrize("name", ["", "nowhere", "file.png"])
+def test_a_folder_must_be_named_and_there(name, tmp_path):
+    picture(0).save(tmp_path / "file.png")
+    with pytest.raises(FileNotFoundError, match=r"--study folder --data DIR"):
+        images(tmp_path / name if name else "")
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["0.png", "1.png"], "no class folders"),
+        (["train/a/0.png", "train/b/0.png"], "or one split"),
+        (["train/a/0.png", "train/b/0.png", "test/a/0.png"], "only one of them has b"),
+        (["1/0.png", "2/0.png", "3/0.png"], "numbers from 0, got .* 1 to 3"),
+        (["train/1/0.png", "test/2/0.png"], "numbers from 0, got .* 1 to 2"),
+        (["0/0.png", "1/0.png", "01/0.png"], "same number"),
+        (["a/0.png", "b/0.png"], "2 images are too few"),
+    ],
+)
+def test_other_trees_are_refused(names, message, tree):
+    with pytest.raises(ValueError, match=f"^folder: .*{message}"):
+        images(tree(*names))
+
+
+@pytest.mark.parametrize("splits", [[""], ["train/", "test/"]], ids=["whole", "splits"])
+def test_empty_classes_are_named(splits, tree):
+    root = tree(*(split + name for split in splits for name in two_classes(3)))
+    for name in ("ant", "bee"):
+        for split in splits:
+            (root / split / name).mkdir()
+    with pytest.raises(ValueError, match=r"^folder: .*ant, bee.* Fill or remove"):
+        images(root)

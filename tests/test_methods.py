@@ -1,0 +1,62 @@
+"""The methods: the tables' rows, written out here once more, and the recipe behind each."""
+
+import pytest
+
+from nbsupport.experiments.methods import DEFENCES, TABLES, find_recipe, split_method
+
+BASELINES = ("8-bit", "JPEG 75", "median 3x3", "Gaussian blur", "total variation")
+FOUR = ("Add(L_sem)", "Filt(L_sem)", "Add(L_img)", "Filt(L_img)")
+HEADS = ("head_1", "head_2", "head_3", "head_4")
+FUSED = ("PA-Filt(L_img)_sl", "PA-Filt(L_img)_m", "PA-Filt(L_img)")
+ROWS = {
+    1: {"attacked", *FOUR, "Filt(L_img*)", *BASELINES},
+    2: {"attacked", *FOUR, "Filt(L_img*)", *BASELINES},
+    3: {"attacked", *HEADS, *BASELINES},
+    4: {"attacked", *FUSED, "PA-Filt(L_img)_as_published", "Filt(L_img)", *BASELINES},
+    5: {"attacked", "Adv", "Add+Adv", "Filt+Adv", "PA-Filt+Adv"},
+    6: {"attacked", "FPD", "Add+FPD", "Filt+FPD"},
+    7: {"attacked", "FD", "Add+FD", "Filt+FD"},
+}
+
+
+def test_a_table_has_the_papers_rows_and_the_simple_baselines():
+    assert {number: set(methods) for number, methods in TABLES.items()} == ROWS
+
+
+def test_the_adaptive_evaluation_covers_tables_1_to_5():
+    expected = {*FOUR, "Filt(L_img*)", *HEADS, *FUSED, *ROWS[5], *BASELINES, "PA-Filt(L_adv)"}
+    assert set(DEFENCES) == expected
+
+
+@pytest.mark.parametrize(
+    ("method", "denoiser", "classifier"),
+    [
+        ("8-bit", "8-bit", "standard"),
+        ("Adv", "attacked", "Adv"),
+        ("Filt+FD", "Filt(L_img)", "FD"),
+        ("PA-Filt+Adv", "PA-Filt(L_img)", "Adv"),
+    ],
+)
+def test_a_method_is_a_denoiser_before_a_classifier(method, denoiser, classifier):
+    assert split_method(method) == (denoiser, classifier)
+
+
+@pytest.mark.parametrize(
+    ("method", "recipe"),
+    [
+        ("Filt(L_img*)", ("Filt(L_img*)", None)),
+        ("head_3", ("Multi-head-Filt(L_img)", 3)),
+        ("PA-Filt(L_img)_m", ("Y-Net", "m")),
+        ("Filt+FD", ("Filt(L_img)", None)),
+        ("Adv", (None, None)),
+        ("JPEG 75", (None, None)),
+    ],
+)
+def test_the_recipe_of_a_method(method, recipe):
+    assert find_recipe(method) == recipe
+
+
+@pytest.mark.parametrize("method", ["PA-Filt(L_img)_literal", "standard", ""])
+def test_an_unknown_method_is_refused(method):
+    with pytest.raises(ValueError, match="no method named"):
+        find_recipe(method)

@@ -1,0 +1,178 @@
+"""The figures of a study show what was measured, and the frames of the slider are those images."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+
+from nbsupport.attacks.adaptive import chain
+from nbsupport.attacks.pgd import pgd
+from nbsupport.experiments.artifacts import Experiment
+from nbsupport.experiments.evaluation import Measurement, measure
+from nbsupport.results import paper_figures
+from nbsupport.results.paper_figures import lay_out_kernels, render_frames, to_8_bit
+from nbsupport.study import EPS, Study
+
+FUSED, IMAGE = "PA-Filt(L_img)", 3
+
+
+def shown(axis):
+    return np.asarray(axis.images[0].get_array())
+
+
+# -- which images --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("clean", "attacked", "number", "expected"),
+    [
+        ([1, 1, 0, 1, 1, 1], [1, 0, 0, 0, 1, 0], 2, [1, 3]),
+        ([1, 1, 0, 1, 1, 1], [1, 0, 0, 0, 1, 0], 5, [1, 3, 5, 0, 2]),
+        ([1, 1], [1, 0], 9, [1, 0]),
+    ],
+    ids=["the first", "others follow", "no more than there are"],
+)
+def test_fooled_images_come_first(clean, attacked, number, expected, monkeypatch):
+    predictions = torch.tensor([clean, [0] * len(clean), attacked])
+    zeros, labels = torch.zeros(predictions.shape), torch.ones(len(clean), dtype=torch.long)
+    measured = {"attacked": Measurement(predictions, labels, zeros, zeros, zeros, {})}
+    monkeypatch.setattr(paper_figures, "measure", lambda experiment, method: measured[method])
+    experiment = object.__new__(Experiment)
+    experiment.study = Study.named("digits", "smoke", eps=(0.0, 0.01, 0.1))
+    assert paper_figures.find_fooled(experiment, 0.1, number) == expected
+
+
+def test_images_are_labelled_with_number_and_true_class(experiment):
+    label = experiment.images("test").labels[5]
+    assert paper_figures.label_images(experiment, [5]) == {f"no. 5, “{label}”": 5}
+
+
+# -- figures -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["attacked", "PA-Filt(L_img)_m", "JPEG 75"])
+def test_before_after_shows_the_measured_image_and_words(method, experiment):
+    figure = paper_figures.show_before_after(experiment, method, IMAGE, 0.3)
+    hat = experiment.attacked("test").at(0.3)[IMAGE : IMAGE + 1]
+    denoised = experiment.denoiser(method)(hat)[0]
+    np.testing.assert_allclose(shown(figure.axes[3]), denoised.permute(1, 2, 0), atol=1e-6)
+    bare, defended = (measure(experiment, name).predictions for name in ("attacked", method))
+    row = EPS.index(0.3)
+    words = [bare[0, IMAGE], bare[row, IMAGE], defended[row, IMAGE]]
+    perturbation, clean = figure.axes[2].images[0], experiment.images("test").images[IMAGE]
+    np.testing.assert_allclose(perturbation.get_array(), (hat[0] - clean).mean(dim=0), atol=1e-6)
+    assert perturbation.get_clim() == (-0.3, 0.3)
+    titles = [figure.axes[column].get_title() for column in (0, 1, 3)]
+    assert [title[-3:] for title in titles] == [f"“{word}”" for word in words]
+
+
+def test_both_attackers_are_shown_before_and_after_the_denoiser(experiment):
+    figure = paper_figures.show_both_attackers(experiment, "Filt(L_img)", IMAGE, 0.1)
+    test, study = experiment.images("test"), experiment.study
+    classifier, denoiser = experiment.classifier(), experiment.denoiser("Filt(L_img)")
+    images, labels = test.images[IMAGE : IMAGE + 1], test.labels[IMAGE : IMAGE + 1]
+    for column, network in ((1, classifier), (3, chain(denoiser, classifier))):
+        hat = pgd(network, images, labels, 0.1, steps=study.steps, seed=study.seed)
+        for axis, image in ((column, hat), (column + 1, denoiser(hat))):
+            drawn = shown(figure.axes[axis])
+            np.testing.assert_allclose(drawn, image[0].permute(1, 2, 0), atol=1e-6)
+
+
+def test_architectures_show_what_the_networks_predict(experiment):
+    figure = paper_figures.show_architectures(experiment, 2, 0.1)
+    hat = experiment.attacked("test").at(0.1)[2:3]
+    drawn = {axis.get_title(): shown(axis) for axis in figure.axes if axis.images}
+    parts = experiment.denoiser(FUSED).parts(hat)
+    np.testing.assert_allclose(drawn["W"], parts.weight[0, 0], atol=1e-6)
+    np.testing.assert_allclose(drawn["U_m"], parts.uncertainty_m[0, 0], atol=1e-6)
+    np.testing.assert_allclose(drawn["Ĩ_sl"], parts.sl[0].permute(1, 2, 0).clamp(0, 1), atol=1e-6)
+    np.testing.assert_allclose(drawn["(c) attacked Î"], hat[0].permute(1, 2, 0))
+    residual = (experiment.denoiser("Add(L_img)")(hat) - hat)[0].mean(dim=0)
+    np.testing.assert_allclose(shown(figure.axes[2]), residual, atol=1e-6)
+
+
+def test_uncertainty_shows_the_measured_maps(experiment):
+    figure = paper_figures.show_uncertainty(experiment, 4)
+    measured = measure(experiment, "Filt(L_img)").extra["uncertainty"]
+    maps = [shown(axis) for axis in figure.axes if axis.images and shown(axis).ndim == 2]
+    np.testing.assert_allclose([map.mean() for map in maps[: len(EPS)]], measured[:, 4], rtol=1e-5)
+
+
+def test_parts_show_the_measured_psnr(experiment):
+    figure = paper_figures.show_parts(experiment, 1, (0.0, 0.3))
+    titles = [axis.get_title() for axis in figure.axes]
+    psnr = measure(experiment, FUSED).psnr[EPS.index(0.3), 1]
+    assert titles[11].endswith(f"{psnr:.1f} dB")
+    assert not any("dB" in title for title in titles[:2])  # the clean image has no finite PSNR
+    assert figure.axes[4].images[0].get_clim() == (0, 1)  # of W
+
+
+def test_kernels_are_those_of_the_method(experiment):
+    figure = paper_figures.show_kernels(experiment, "head_2", 0, (0.001, 0.3), {"red": (8, 7)})
+    hat = experiment.attacked("test").at(0.3)[:1]
+    expected = experiment.denoiser("head_2").kernels(hat)[0, :, 8, 7].view(3, 3, 3)
+    for channel in range(3):
+        np.testing.assert_allclose(shown(figure.axes[5 + channel]), expected[channel], atol=1e-6)
+    assert plt.get_fignums() == []
+
+
+@pytest.mark.parametrize("method", ["Add(L_img)", FUSED, "8-bit"])
+def test_kernels_of_a_method_that_does_not_filter_are_refused(method, experiment):
+    with pytest.raises(ValueError, match="filters"):
+        paper_figures.show_kernels(experiment, method, 0, (0.1,), {"red": (8, 7)})
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "size", "pixels"),
+    [(16, 16, 3, 4), (13, 7, 5, 2), (4, 4, 1, 2)],
+)
+def test_green_kernels_of_evenly_spaced_pixels_are_laid_out(height, width, size, pixels):
+    kernels = torch.rand(3 * size**2, height, width)
+    found = lay_out_kernels(kernels, pixels)
+    side = pixels * (size + 1) - 1
+    expected = torch.full((side, side), torch.nan)
+    for i, j, y, x in np.ndindex(pixels, pixels, size, size):
+        row, column = i * (height - 1) // (pixels - 1), j * (width - 1) // (pixels - 1)
+        tap = kernels[size**2 + y * size + x, row, column]
+        expected[i * (size + 1) + y, j * (size + 1) + x] = tap
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+
+
+# -- frames --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def frames(experiment):
+    return render_frames(experiment, IMAGE)
+
+
+@pytest.mark.parametrize("row", [0, 5, 12])
+def test_frame_k_is_the_image_under_strength_k(row, frames, experiment):
+    clean, size = experiment.images("test").images[IMAGE], frames.size
+    hat = experiment.attacked("test").at(EPS[row])[IMAGE]
+    methods = f"{FUSED}_sl", f"{FUSED}_m", FUSED
+    images = [clean, hat, *(experiment.denoiser(method)(hat[None])[0] for method in methods)]
+    for column, image in zip((0, 1, 2, 3, 5), images, strict=True):
+        place = np.s_[row * size : (row + 1) * size, column * size : (column + 1) * size]
+        expected = (255 * image.double().clamp(0, 1)).permute(1, 2, 0).numpy()
+        assert np.abs(frames.pixels[place] - expected).max() <= 0.5 + 1e-3, frames.names[column]
+
+
+def test_words_and_notes_are_those_that_are_measured(frames, experiment):
+    for column, method in ((1, "attacked"), (2, f"{FUSED}_sl"), (3, f"{FUSED}_m"), (5, FUSED)):
+        words = [str(int(word)) for word in measure(experiment, method).predictions[:, IMAGE]]
+        assert [row[column] for row in frames.words] == words
+    assert {row[4] for row in frames.words} == {None}  # W is no image
+    measured = measure(experiment, FUSED)
+    psnr, weight = measured.psnr[:, IMAGE], measured.extra["weight"][:, IMAGE]
+    assert [row[5] for row in frames.notes] == [f"{value:.1f} dB" for value in psnr]
+    assert [row[4] for row in frames.notes] == [f"mean {value:.2f}" for value in weight]
+    assert frames.pixels.shape == (13 * frames.size, 6 * frames.size, 3)
+    assert frames.truth == str(int(experiment.images("test").labels[IMAGE]))
+
+
+def test_an_image_is_rounded_and_a_map_is_bright_at_1():
+    values = torch.tensor([0.0, 0.5 / 255 + 1e-4, 1.0]).view(1, 1, 3).expand(3, -1, -1)
+    assert to_8_bit(values)[0, :, 0].tolist() == [0, 1, 255]
+    dark, bright = to_8_bit(torch.tensor([[0.0, 1.0]]))[0].astype(int)
+    assert bright.sum() > dark.sum() + 200

@@ -1,0 +1,249 @@
+"""How denoisers learn: losses against NumPy, stored attacks, and PGD through denoiser and classifier."""
+
+import dataclasses
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import log_softmax, softmax
+from torch import nn
+
+from nbsupport.attacks.pgd import AttackedSet, pgd
+from nbsupport.classifiers.models import Classifier
+from nbsupport.denoisers.models import PAFilter
+from nbsupport.study import STRONG_EPS, Study
+from nbsupport.training import denoisers as module
+from nbsupport.training.denoisers import RECIPES, fusion_loss, image_loss, semantic_loss
+
+EPS, NUMBER, SIDE, CLASSES = (0.0, 0.01, 0.1, 0.3, 0.5), 10, 9, 3
+STUDY = Study.named(
+    "digits", "smoke", eps=EPS, width=2, kernel_size=3, batch_size=4, adaptive_epochs=2, epochs=2,
+    fusion_epochs=3, adversarial_eps=0.2, adversarial_steps=2,
+)  # fmt: skip
+ADAPTIVE, FUSED, PUBLISHED = "PA-Filt(L_adv)", "PA-Filt(L_img)", "PA-Filt(L_img)_as_published"
+
+
+def rand(*shape, seed=0):
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE * SIDE, CLASSES))
+    return Classifier(network).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def attacked():
+    ratios = 2 * rand(len(EPS) - 1, NUMBER, 3, SIDE, SIDE, seed=1) - 1
+    labels = torch.arange(NUMBER) % CLASSES
+    return AttackedSet(rand(NUMBER, 3, SIDE, SIDE), labels, ratios.half(), EPS)
+
+
+def untrained(name):
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        denoiser = RECIPES[name].build(width=2, kernel_size=3)
+        for parameter in denoiser.parameters():
+            parameter.data += 0.05 * torch.randn_like(parameter)
+        return denoiser
+
+
+def weights(network):
+    return {name: tensor.clone() for name, tensor in network.state_dict().items()}
+
+
+def run(name, scratch, classifier, attacked, **changes):
+    denoiser, study = untrained(name), dataclasses.replace(STUDY, **changes)
+    scratch.mkdir(exist_ok=True)
+    return denoiser, module.train(name, denoiser, classifier, attacked, study, scratch)
+
+
+@pytest.fixture
+def images():
+    """Denoised and clean ones."""
+    return [rand(6, 3, SIDE, SIDE, seed=seed).requires_grad_() for seed in (1, 2)]
+
+
+def test_image_loss_is_the_mean_distance_of_pixels(images):
+    denoised, clean = (each.detach().numpy() for each in images)
+    assert image_loss(*images).item() == pytest.approx(np.abs(denoised - clean).mean())
+
+
+def test_semantic_loss_is_the_mean_distance_of_logits(classifier, images):
+    denoised, clean = (classifier(each).detach().double().numpy() for each in images)
+    expected = np.abs(denoised - clean).mean()
+    assert semantic_loss(classifier, *images).item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_fusion_loss_is_the_cross_entropy_with_soft_labels(weighted, classifier, images):
+    denoised, clean = (classifier(each).detach().double().numpy() for each in images)
+    losses = -(softmax(clean, axis=1) * log_softmax(denoised, axis=1)).sum(axis=1)
+    factors = torch.linspace(0.5, 2, len(losses))
+    expected = np.mean(losses * factors.numpy() if weighted else losses)
+    value = fusion_loss(classifier, *images, factors if weighted else None)
+    assert value.item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", [semantic_loss, fusion_loss])
+def test_the_gradient_reaches_the_denoised_images_only(loss, classifier, images):
+    denoised, clean = images
+    loss(classifier, denoised, clean).backward()
+    assert denoised.grad.abs().sum() > 0 and clean.grad is None
+    assert all(parameter.grad is None for parameter in classifier.parameters())
+    perfect = clean.detach().clone().requires_grad_()
+    loss(classifier, perfect, clean).backward()
+    torch.testing.assert_close(perfect.grad, torch.zeros_like(perfect), rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_what_starts_from_a_trained_denoiser_has_its_own_epochs_and_rate(name):
+    expected = {FUSED: (3, 5e-4), PUBLISHED: (3, 2e-3), ADAPTIVE: (2, 5e-4)}.get(name, (2, 2e-3))
+    found = module.specify_training(name, STUDY)
+    assert (found.pop("epochs"), found.pop("learning_rate")) == expected
+    attack = {"eps": 0.2, "steps": 2, "rel_step": 0.25}
+    assert found == {ADAPTIVE: {"against": attack}, FUSED: {"fusion": "mean"}}.get(name, {})
+
+
+@pytest.mark.parametrize("name", ["Filt(L_img*)", "Y-Net"])
+def test_a_study_without_strong_attacks_is_refused(name, tmp_path, classifier, attacked):
+    with pytest.raises(ValueError, match="needs"):
+        run(name, tmp_path, classifier, attacked, eps=(0.0, 0.01, 0.1))
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """The attacks in a training, and what its objective received."""
+    attacks, objectives, objective = [], [], RECIPES[ADAPTIVE].objective
+
+    def attack(network, images, labels, eps, *, seed, **options):
+        found = pgd(network, images, labels, eps, seed=seed, **options)
+        assert options == {"steps": 2, "rel_step": 0.25}
+        assert not any(each.training for each in network.modules())
+        attacks.append((network, weights(network[0]), images, labels, eps, found, seed))
+        return found
+
+    def spy(denoiser, classifier, *tensors):
+        objectives.append((denoiser.training, classifier.training, *tensors))
+        return objective(denoiser, classifier, *tensors)
+
+    monkeypatch.setattr(module, "pgd", attack)
+    monkeypatch.setitem(RECIPES, ADAPTIVE, dataclasses.replace(RECIPES[ADAPTIVE], objective=spy))
+    return attacks, objectives
+
+
+def test_it_is_attacked_through_itself_as_it_is_by_then(seen, tmp_path, classifier, attacked):
+    before = weights(classifier)
+    denoiser, _ = run(ADAPTIVE, tmp_path, classifier, attacked)
+    attacks, objectives = seen
+    assert len(attacks) == 2 * 3  # epochs of 4, 4 and 2 images
+    assert len({seed for *_, seed in attacks}) == 6
+    assert all(list(network) == [denoiser, classifier] for network, *_ in attacks)
+    for (_, first, *_), (_, second, *_) in pairwise(attacks):
+        assert any(not torch.equal(first[name], second[name]) for name in first)
+    for (*_, images, labels, eps, found, _), objective in zip(attacks, objectives, strict=True):
+        learning, frozen, *tensors = objective
+        assert learning and not frozen
+        assert all(map(torch.equal, tensors, (found, images, eps)))
+        for image, label in zip(images, labels.tolist(), strict=True):
+            (row,) = (attacked.images == image).flatten(1).all(dim=1).nonzero()[:, 0]
+            assert attacked.labels[row] == label
+        distance = (found - images).abs().amax(dim=(1, 2, 3))
+        assert (distance <= eps + 1e-6).all() and (distance > 0.3 * eps).all()
+    strengths = torch.cat([each[4] for each in attacks])
+    assert (
+        len(strengths.unique()) == 20 and strengths.min() < 0.06 and 0.14 < strengths.max() <= 0.2
+    )
+    for epoch in (attacks[:3], attacks[3:]):
+        assert len(torch.cat([each[2] for each in epoch]).unique(dim=0)) == NUMBER
+    start = untrained(ADAPTIVE).state_dict()
+    for part in ("ynet.encoder", "ynet.decoders.sl", "ynet.decoders.m", "ynet.outputs", "fusion"):
+        after = {name: each for name, each in weights(denoiser).items() if name.startswith(part)}
+        assert any(not torch.equal(tensor, start[name]) for name, tensor in after.items()), part
+    torch.testing.assert_close(weights(classifier), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("stop", [2, 5])
+def test_resumed_it_ends_at_the_same_weights(stop, tmp_path, classifier, attacked, monkeypatch):
+    expected, report = run(ADAPTIVE, tmp_path / "undisturbed", classifier, attacked)
+    calls = iter([pgd] * stop)
+    with monkeypatch.context() as patch, pytest.raises(StopIteration):
+        patch.setattr(module, "pgd", lambda *each, **options: next(calls)(*each, **options))
+        run(ADAPTIVE, tmp_path / "interrupted", classifier, attacked)
+    torch.manual_seed(99)
+    again, resumed = run(ADAPTIVE, tmp_path / "interrupted", classifier, attacked)
+    assert resumed == report
+    torch.testing.assert_close(weights(again), weights(expected), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", sorted({*RECIPES} - {ADAPTIVE}))
+def test_the_others_learn_from_stored_attacks(name, seen, tmp_path, classifier, attacked):
+    denoiser, _ = run(name, tmp_path, classifier, attacked)
+    assert seen[0] == []
+    assert not any(each.training for each in denoiser.modules())
+    start = untrained(name).state_dict()
+    changed = {key for key, each in weights(denoiser).items() if not torch.equal(each, start[key])}
+    fusion = {key for key in changed if key.startswith("fusion.")}
+    assert changed and (changed == fusion if RECIPES[name].base else not fusion)
+
+
+def test_strengths_are_those_of_the_stored_attacks(monkeypatch, tmp_path, classifier, attacked):
+    shown, recipe = [], RECIPES["Filt(L_img*)"]
+
+    def spy(denoiser, classifier, *tensors):
+        shown.append(tensors)
+        return recipe.objective(denoiser, classifier, *tensors)
+
+    monkeypatch.setitem(RECIPES, "Filt(L_img*)", dataclasses.replace(recipe, objective=spy))
+    run("Filt(L_img*)", tmp_path, classifier, attacked)
+    images, clean, eps = (torch.cat(each) for each in zip(*shown, strict=True))
+    assert len(eps) == 2 * NUMBER * 4
+    for image, original, strength in zip(images, clean, eps.tolist(), strict=True):
+        (row,) = (attacked.images == original).flatten(1).all(dim=1).nonzero()[:, 0]
+        nearest = min(STRONG_EPS, key=lambda each: abs(each - strength))
+        assert strength == pytest.approx(nearest)
+        assert torch.equal(image, attacked.at(nearest)[row])
+
+
+def test_balanced_is_relative_to_the_start_at_each_strength(classifier, attacked):
+    start, other = PAFilter(2, 3).eval(), untrained(FUSED).eval()  # W = ½; another W
+    start.ynet = untrained("Y-Net").eval()
+    objective, clean = module._balance(start, classifier, attacked), attacked.images
+    for eps in EPS:
+        loss = objective(start, classifier, attacked.at(eps), clean, torch.full((NUMBER,), eps))
+        assert loss.item() == pytest.approx(1, rel=1e-4)
+    rows, numbers, quotients = torch.arange(NUMBER) % len(EPS), torch.arange(NUMBER), []
+    images = attacked.pick(rows, numbers)
+    for number, row in enumerate(rows.tolist()):
+        one = slice(number, number + 1)
+        before = fusion_loss(classifier, start(attacked.at(EPS[row])), clean)
+        quotients.append(fusion_loss(classifier, other(images[one]), clean[one]) / before)
+    loss = objective(other, classifier, images, clean, torch.tensor(EPS)[rows])
+    assert loss.item() == pytest.approx(torch.stack(quotients).mean().item(), rel=1e-4)
+
+
+def test_balance_changes_only_the_fusion_that_is_not_as_published(tmp_path, classifier, attacked):
+    def fused(name, fusion):
+        place = tmp_path / f"{name}{fusion}"
+        return run(name, place, classifier, attacked, fusion=fusion)[0].fusion[0].weight
+
+    assert not torch.equal(fused(FUSED, "mean"), fused(FUSED, "balanced"))
+    assert torch.equal(fused(PUBLISHED, "mean"), fused(PUBLISHED, "balanced"))
+
+
+@pytest.mark.parametrize("name", ["Add(L_img)", ADAPTIVE])
+def test_health_is_the_change_and_the_weight_at_each_strength(name, attacked, monkeypatch):
+    monkeypatch.setattr(module, "HEALTH_IMAGES", 3)
+    denoiser = untrained(name).eval().requires_grad_(False)
+    batches, report = [attacked.at(eps)[:3] for eps in EPS], module.health(denoiser, attacked)
+    change = [float((denoiser(images) - images).abs().mean()) for images in batches]
+    assert report.pop("change") == pytest.approx(change) and min(change) > 0
+    if name == ADAPTIVE:
+        every = torch.stack([denoiser.parts(images).weight for images in batches]).double()
+        assert report.pop("weight_mean") == pytest.approx([float(each.mean()) for each in every])
+        assert report.pop("weight_std") == pytest.approx(float(every.std()), rel=1e-3)
+        assert every.std() > 0
+    assert report == {}
