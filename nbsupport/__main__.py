@@ -17,7 +17,7 @@ from .study import STUDIES, Study, default_home, sizes
 
 INSTALL = "python -m pip install -e '.[lab]' -c constraints.txt"
 NUMBERS = (1, 2, 3, 4, 5, 6, 7)
-FORMATS = ("smoke", "quick", "paper")
+SCALES = ("smoke", "quick", "paper")
 COMMANDS = {
     "run": "execute notebooks (all, or some by their numbers) and keep a web page of each",
     "compute": "make every artifact of some tables, without Jupyter",
@@ -26,7 +26,7 @@ COMMANDS = {
 }
 OPTIONS: dict[str, dict[str, Any]] = {
     "study": {"default": "digits", "help": ", ".join(STUDIES)},
-    "scale": {"default": "quick", "help": ", ".join(FORMATS)},
+    "scale": {"default": "quick", "help": ", ".join(SCALES)},
     "classifier": {
         "metavar": "FILE.py:FACTORY",
         "help": "a trained classifier: the return value of the factory in that file; or an architecture",

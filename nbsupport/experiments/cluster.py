@@ -35,7 +35,7 @@ def compute(
 ) -> None:
     """Measure some methods of a study and everything that they depend on.
 
-    A local cluster of `workers` processes does it (one per GPU where there are GPUs), or the running
+    A local cluster of `workers` processes does it (each with one GPU where there are any), or the running
     one at the address `scheduler`. Raises `RuntimeError` if a task failed, after all others, and
     `ConnectionError` if the scheduler is lost.
     """
