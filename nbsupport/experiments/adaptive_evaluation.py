@@ -22,18 +22,11 @@ from ..classifiers.models import are_probabilities
 from ..data.images import Images, Labels, write_atomically
 from .artifacts import VERSION, Experiment, Strengths, once
 from .evaluation import COLUMNS, measure, worst_case
-from .methods import split_method
+from .methods import CHECKS, TRANSFERRED, UNSEEN, WHITE_BOX, WORST, split_method
 from .store import Tensors, depend_on
 
-WHITE_BOX = ("PGD", "AutoAttack", "Square")
-"""Attacks on the whole defence; the first two follow its gradients."""
-TRANSFERRED = ("oblivious", "transfer")
-"""Attacks on the bare standard classifier, and on a second one."""
-UNSEEN = ("FGSM", "Gaussian noise", "uniform noise")
-"""Perturbations that the defence never saw in training, made without it."""
 Attack = Callable[[float], Tensor]
 TRACE = (10, 40, 100)  # numbers of PGD steps in the trace, before the study's and twice that
-WORST = "worst"
 MISSED = 0.02  # the share of images that may fall to an attack and withstand a harder one
 FLAT = 0.1  # the share of PGD's whole gain that doubling its steps may still gain
 
@@ -251,24 +244,23 @@ def _deterministic(outcome: Outcome) -> Verdict:
 GRAY_BOX = _no_weaker_than("oblivious", "gray-box")
 RANDOM = _no_weaker_than("Square", "by random search")
 ELSEWHERE = _no_weaker_than("transfer", "from another classifier")
-CHECKS: dict[str, tuple[str, Callable[[Outcome], Verdict]]] = {
-    "ε": ("a stronger attack succeeds more often", _monotone_in_eps),
-    "n": ("a longer attack succeeds more often", _monotone_in_steps),
-    "oblivious": ("a white-box attack is never weaker than a gray-box attack", GRAY_BOX),
-    "Square": ("gradients are never weaker than random search", RANDOM),
-    "transfer": ("nor than attacks on another classifier", ELSEWHERE),
-    "flat": ("doubling PGD's steps gains nearly nothing", _flat),
-    "gradient": ("every image has a gradient", _gradients),
-    "logits": ("the classifier returns logits", _logits),
-    "deterministic": ("the defence answers the same twice", _deterministic),
-    "chance": ("at ε = 0.5 accuracy is at most chance", _chance_at_half),
+_CHECKS: dict[str, Callable[[Outcome], Verdict]] = {
+    "ε": _monotone_in_eps,
+    "n": _monotone_in_steps,
+    "oblivious": GRAY_BOX,
+    "Square": RANDOM,
+    "transfer": ELSEWHERE,
+    "flat": _flat,
+    "gradient": _gradients,
+    "logits": _logits,
+    "deterministic": _deterministic,
+    "chance": _chance_at_half,
 }
-"""Each sanity check's name, the expectation, and the check."""
 
 
 def check(outcome: Outcome) -> dict[str, Verdict]:
     """For every sanity check whether it passed, and the finding."""
-    return {name: run(outcome) for name, (_, run) in CHECKS.items()}
+    return {name: _CHECKS[name](outcome) for name in CHECKS}
 
 
 def failed_checks(outcome: Outcome) -> list[str]:

@@ -24,7 +24,7 @@ from ..denoisers.filtering import distance_from_identity, uncertainty_map
 from ..denoisers.models import KernelDenoiser, PAFilter
 from ..study import EPS, STEPS
 from .artifacts import VERSION, Experiment, Steps, Strengths, once
-from .methods import TABLES, VIEWS, split_method
+from .methods import ENVELOPE, ITSELF, TABLES, VIEWS, split_method
 from .store import depend_on
 
 AT_ONCE = 50  # images per pass: SSIM of more leaves the CPU's caches, and takes 8 times longer
@@ -32,7 +32,6 @@ EQUAL = 140.0  # dB: above it two images differ by rounding in float32 only
 COLUMNS = ["table", "study", "classifier", "method", "attack"]
 COLUMNS += ["steps", "eps", "metric", "value", "n", "seed"]
 CONSTANT = 1e-2  # a W of smaller standard deviation over pixels, images and strengths is constant
-ENVELOPE, OWN = "pgd-envelope", "pgd-on-itself"
 PerImage = Shaped[np.ndarray, "strengths n"]
 
 
@@ -270,7 +269,7 @@ def table(experiment: Experiment, number: int, *chosen: str) -> pd.DataFrame:
         found = _rows_of(measure(experiment, method), metrics, study.eps)
         if split_method(method) == ("attacked", method):  # a robust classifier alone
             robust = worst_case(attack_itself(experiment, method))
-            found += _rows(OWN, "accuracy", robust, study.eps)
+            found += _rows(ITSELF, "accuracy", robust, study.eps)
         if number == 5:
             found += _sweep(experiment, method)
         rows += [same | {"method": method} | row for row in found]

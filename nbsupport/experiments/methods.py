@@ -61,6 +61,32 @@ def find_recipe(method: str) -> tuple[str | None, int | str | None]:
     raise ValueError(f"no method named {method!r}; there are: {names}")
 
 
+# -- the attacks, as the columns `attack` of tidy rows name them ----------------------------------
+
+ENVELOPE, ITSELF = "pgd-envelope", "pgd-on-itself"
+"""Gray-box PGD in its worst case over ε' ≤ ε, and PGD on a robust classifier itself."""
+WHITE_BOX = ("PGD", "AutoAttack", "Square")
+"""Attacks on the whole defence; the first two follow its gradients."""
+TRANSFERRED = ("oblivious", "transfer")
+"""Attacks on the bare standard classifier, and on a second one."""
+UNSEEN = ("FGSM", "Gaussian noise", "uniform noise")
+"""Perturbations that the defence never saw in training, made without it."""
+WORST = "worst"
+"""Per image the worst case of all white-box and transferred attacks over ε' ≤ ε."""
+CHECKS = {
+    "ε": "a stronger attack succeeds more often",
+    "n": "a longer attack succeeds more often",
+    "oblivious": "a white-box attack is never weaker than a gray-box attack",
+    "Square": "gradients are never weaker than random search",
+    "transfer": "nor than attacks on another classifier",
+    "flat": "doubling PGD's steps gains nearly nothing",
+    "gradient": "every image has a gradient",
+    "logits": "the classifier returns logits",
+    "deterministic": "the defence answers the same twice",
+    "chance": "at ε = 0.5 accuracy is at most chance",
+}
+"""The sanity checks of the adaptive evaluation, and what each expects."""
+
 # -- how figures draw them -----------------------------------------------------------------------
 
 # Relatives share a hue: adding is orange, filtering blue, the heads are violet, PA-Filt is green. The

@@ -13,11 +13,10 @@ from pandas.io.formats.style import Styler
 from scipy.stats import binomtest
 
 from ..attacks.adaptive import L2_RADII, RESTART_STEPS
-from ..experiments.adaptive_evaluation import CHECKS, UNSEEN, WHITE_BOX
-from ..experiments.adaptive_evaluation import WORST as WORST_OF_ALL
+from ..experiments import methods
 from ..experiments.artifacts import Experiment
-from ..experiments.evaluation import ENVELOPE, OWN, table
-from ..experiments.methods import METRICS
+from ..experiments.evaluation import table
+from ..experiments.methods import CHECKS, ENVELOPE, METRICS, UNSEEN, WHITE_BOX
 from ..study import Study, short
 from . import seeds
 
@@ -32,11 +31,11 @@ NAMES = {
     "neurips2017dev": "NeurIPS-2017DEV", "svhn": "SVHN", "cifar10": "CIFAR-10",
 }  # fmt: skip
 MEASURED, WORST, ITSELF, PUBLISHED = "measured", "worst case", "attacked itself", "published"
-SOURCES = {"pgd": MEASURED, ENVELOPE: WORST, OWN: ITSELF}
+SOURCES = {"pgd": MEASURED, ENVELOPE: WORST, methods.ITSELF: ITSELF}
 INTERVAL, DIFFERENCE, MEAN = "95 % interval", "difference", "mean"
 LIMITS = (1e-6, 0.1, 0.3)  # small, clear and large differences
 ROUNDED = 0.5e-3  # how far print rounds
-ATTACKERS = {"oblivious": "gray-box", "envelope": "gray-box, ε' ≤ ε", WORST_OF_ALL: WORST}
+ATTACKERS = {"oblivious": "gray-box", "envelope": "gray-box, ε' ≤ ε", methods.WORST: WORST}
 HEADLINE = ("attacked", "Add(L_img)", "Filt(L_img)", "PA-Filt(L_img)", "Adv", "JPEG 75")
 OUTCOMES = ("holds", "fails", "inconclusive")
 TEXTS = tomllib.loads(files(__package__).joinpath("captions.toml").read_text(encoding="utf-8"))
@@ -128,9 +127,9 @@ def adaptive_table(rows: pd.DataFrame, eps: float) -> pd.DataFrame:
         norms = part[part["metric"] == "median L2 norm"].set_index("attack")["value"]
         checks = part[part["metric"].str.startswith("check: ") & (part["value"] == 0)]["metric"]
         line: dict[tuple[str, str], object] = {("", "clean"): accuracy["PGD", 0.0]}
-        for attack in ("oblivious", "envelope", *WHITE_BOX, "transfer", WORST_OF_ALL):
+        for attack in ("oblivious", "envelope", *WHITE_BOX, "transfer", methods.WORST):
             line[at, ATTACKERS.get(attack, attack)] = accuracy[attack, eps]
-        for strength, value in accuracy[WORST_OF_ALL].items():
+        for strength, value in accuracy[methods.WORST].items():
             if strength:
                 line["worst case at ε", short(float(str(strength)))] = value
         for attack in UNSEEN:
@@ -192,7 +191,7 @@ def views(rows: pd.DataFrame, study: Study) -> dict[str, pd.DataFrame]:
         return {"": seeds.wide(rows).rename_axis("comparison"), "The interval at each ε": every}
     if name == "adaptive":
         both = rows[
-            (rows["metric"] == "accuracy") & rows["attack"].isin(("oblivious", WORST_OF_ALL))
+            (rows["metric"] == "accuracy") & rows["attack"].isin(("oblivious", methods.WORST))
         ]
         both = both.pivot(index="method", columns=["eps", "attack"], values="value")
         both = both.sort_index(axis=1).loc[rows["method"].unique()].rename(display_name)
@@ -228,7 +227,7 @@ def caption(name: str, study: Study) -> str:
         "error": study.adaptive_images**-0.5,
         "restart_steps": min(RESTART_STEPS, study.adaptive_steps),
         "radii": ", ".join(f"{radius:g}" for radius in L2_RADII),
-        "checks": "; ".join(f"*{check}*: {expected}" for check, (expected, _) in CHECKS.items()),
+        "checks": "; ".join(f"*{check}*: {expected}" for check, expected in CHECKS.items()),
         "few": f" on the first {few} images" if few else "",
         "paper": paper,
     }
