@@ -1,22 +1,19 @@
 """AdvFilter in notebooks: predictive filtering against adversarial attacks, measured.
 
-The public face: `load_pretrained`, `samples`, `wrap`, `defend`, `evaluate`, `explore`, and the wings
-`data`, `classifiers`, `denoisers`, `attacks`, `training`, `experiments`, `interactive`, `results`, each of
-which imports only from those before it. All of them are imported when they are first used.
+The public face: `load_pretrained`, `samples`, `wrap`, `defend`, `evaluate`, `explore`, and the
+wings, each of which imports only from those before it. All are imported when they are first used.
 """
 
 import importlib
 import os
 from typing import Any
 
-# OpenMP's threads spin while they wait for each other, which starves every other process on the same
+# OpenMP's threads spin while they wait for each other, which starves other processes on the same
 # cores. Here they give up soon (`make bench` compares). PyTorch reads this when it is loaded.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 __version__ = "0.1.0"
-__all__ = ["defend", "evaluate", "explore", "load_pretrained", "samples", "setup", "wrap"]
-
 _PUBLIC = {
     "defend": "denoisers.defended",
     "evaluate": "experiments.evaluation",
@@ -25,16 +22,9 @@ _PUBLIC = {
     "samples": "denoisers.pretrained",
     "wrap": "classifiers.custom",
 }
-_WINGS = [
-    "data",
-    "classifiers",
-    "denoisers",
-    "attacks",
-    "training",
-    "experiments",
-    "interactive",
-    "results",
-]
+_WINGS = {"data", "classifiers", "denoisers", "attacks", "training"}
+_WINGS |= {"experiments", "interactive", "results"}
+__all__ = [*_PUBLIC, "setup"]
 
 
 def __getattr__(name: str) -> Any:
@@ -52,8 +42,8 @@ def __dir__() -> list[str]:
 def setup() -> None:
     """Tune this process for the study: the command line, notebooks and workers call it once.
 
-    On Linux the C library keeps a gigabyte of freed memory for the next tensors, which halves the time of
-    attacks on photographs. Denormal numbers count as zero, since they slow a CPU several times.
+    On Linux the C library keeps a gigabyte of freed memory for the next tensors, which halves the
+    time of attacks on photographs. Denormal numbers count as zero, since they slow a CPU down.
     """
     import ctypes
     import platform

@@ -5,40 +5,25 @@ import importlib.metadata
 import io
 import os
 import platform
-import shlex
+import shutil
 import sys
 import textwrap
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from . import setup
+from . import __version__, setup
 from .study import STUDIES, Study, default_home, sizes
 
 INSTALL = "python -m pip install -e '.[lab]' -c constraints.txt"
-NUMBERS = (1, 2, 3, 4, 5, 6, 7)
-SCALES = ("smoke", "quick", "paper")
-COMMANDS = {
-    "run": "execute notebooks (all, or some by their numbers) and keep a web page of each",
-    "compute": "make every artifact of some tables, without Jupyter",
-    "report": "print a summary, or whole tables and claims, and write the page of all results",
-    "doctor": "list what is there, what is missing, and the command that gets it",
-}
+NUMBERS = [1, 2, 3, 4, 5, 6, 7]
 OPTIONS: dict[str, dict[str, Any]] = {
     "study": {"default": "digits", "help": ", ".join(STUDIES)},
-    "scale": {"default": "quick", "help": ", ".join(SCALES)},
-    "classifier": {
-        "metavar": "FILE.py:FACTORY",
-        "help": "a trained classifier: the return value of the factory in that file; or an architecture",
-    },
-    "data": {
-        "metavar": "DIR",
-        "help": "the data folder; for --study folder DIR/train/<class>/… and DIR/test/<class>/…",
-    },
-    "image-size": {
-        "metavar": "PIXELS",
-        "help": "height and width to which images are resized and cropped",
-    },
+    "scale": {"default": "quick", "help": ", ".join(STUDIES["digits"])},
+    "classifier": {"metavar": "FILE.py:FACTORY", "help": "a trained network; or an architecture"},
+    "data": {"metavar": "DIR", "help": "data sets; of --study folder {train,test}/<class>/<image>"},
+    "image-size": {"metavar": "PIXELS", "help": "images are resized and cropped to this square"},
 }
 """The options of every command. The environment variable NBSUPPORT_… gives a default for each."""
 
@@ -48,55 +33,71 @@ def main(arguments: list[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):  # a terminal or file may not know ε
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-    parser = _parser()
-    options = parser.parse_args(arguments)
     try:
-        choices = _choices(options)
-        study = Study.named(options.study, options.scale, **sizes(choices))
-    except ValueError as error:
-        parser.error(str(error))
-    setup()
-    try:
-        {"run": _run, "compute": _compute, "report": _report, "doctor": _doctor}[options.command](
-            options, study, choices
-        )
+        try:
+            _obey(arguments)
+        finally:
+            sys.stdout.flush()
     except KeyboardInterrupt:
         print("interrupted; finished work is kept, and the same command continues", file=sys.stderr)
         sys.exit(130)
     except (ValueError, RuntimeError) as error:
         sys.exit(f"python -m nbsupport: {error}")
-    except ModuleNotFoundError as error:
-        sys.exit(f"nbsupport {options.command} needs {error.name}: {INSTALL}")
+    except ImportError as error:
+        sys.exit(f"python -m nbsupport: {error.name or error} is missing or broken: {INSTALL}")
     except BrokenPipeError:  # the reader went away, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
-        sys.exit(f"python -m nbsupport: {place}{error.strerror or error}")
+        place, hint = f"{error.filename}: " if error.filename else "", ""
+        if place and Path(error.filename).is_relative_to(default_home()):
+            hint = "; name another folder in NBSUPPORT_HOME"
+        sys.exit(f"python -m nbsupport: {place}{error.strerror or error}{hint}")
+
+
+def _obey(arguments: list[str] | None) -> None:
+    for name in ("HOME", "DATA", "FIGURES"):  # notebooks run in another folder
+        if value := os.environ.get(f"NBSUPPORT_{name}"):
+            os.environ[f"NBSUPPORT_{name}"] = str(Path(value).expanduser().absolute())
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        choices = _choices(options)
+        study = Study.named(options.study, options.scale, **sizes(choices))
+    except (ValueError, RuntimeError) as error:
+        parser.error(str(error))
+    setup()
+    options.obey(options, study, choices)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m nbsupport", description="The AdvFilter study.")
+    parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, help_text in COMMANDS.items():
-        command = commands.add_parser(name, help=help_text, description=help_text)
+
+    def add(name: str, obey: Any, text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(obey=obey)
         for option, settings in OPTIONS.items():
             variable = f"NBSUPPORT_{option.upper().replace('-', '_')}"
             default = os.environ.get(variable) or settings.get("default")
             command.add_argument(f"--{option}", **settings | {"default": default})
-        if name == "run":
-            command.add_argument("notebooks", nargs="*", metavar="NOTEBOOK", help="such as 07")
-        if name in ("compute", "report"):
-            tables: dict[str, Any] = dict(nargs="+", type=int, choices=NUMBERS, help="1 to 7")
-            command.add_argument(
-                "--tables", default=[*NUMBERS] if name == "compute" else [], **tables
-            )
-        if name == "compute":
-            command.add_argument("--workers", type=int, help="processes; needs the extra cluster")
-            command.add_argument("--scheduler", help="of a running Dask cluster: tcp://host:8786")
-        if name == "report":
-            page: dict[str, Any] = {"nargs": "?", "type": Path, "metavar": "FILE", "const": Path()}
-            page["help"] = "write the results of all studies as one web page (build/report.html)"
-            command.add_argument("--html", **page)
+        return command
+
+    run = add("run", _run, "execute notebooks (all, or some) and keep a web page of each")
+    run.add_argument("notebooks", nargs="*", metavar="NOTEBOOK", help="such as 07")
+    compute = add("compute", _compute, "make every artifact of some tables, without Jupyter")
+    adaptive = "also the adaptive evaluation of these methods (hours at quick)"
+    compute.add_argument("--adaptive", action="store_true", help=adaptive)
+    compute.add_argument("--workers", type=int, help="processes; needs the extra cluster")
+    compute.add_argument("--scheduler", help="of a running Dask cluster: tcp://host:8786")
+    report = add("report", _report, "print a summary, or tables and claims; write all as a page")
+    page = "write the results of all studies as one web page (build/report.html)"
+    report.add_argument("--html", nargs="?", type=Path, metavar="FILE", const=Path(), help=page)
+    for command, default in ((compute, NUMBERS), (report, [])):
+        tables: dict[str, Any] = {"nargs": "+", "type": int, "choices": NUMBERS, "help": "1 to 7"}
+        command.add_argument("--tables", default=default, **tables)
+    add("doctor", _doctor, "list what is there, what is missing, and the command that gets it")
     return parser
 
 
@@ -105,23 +106,20 @@ def _choices(options: argparse.Namespace) -> dict[str, str]:
 
     Raises `ValueError` if a data folder is named for a study that has its own images.
     """
-    choices = {}
+    choices = {"image_size": options.image_size} if options.image_size else {}
     if options.data:
         data = str(Path(options.data).expanduser().absolute())
         if options.study == "folder":
             choices["data"] = data
         elif options.study != "digits":
             os.environ["NBSUPPORT_DATA"] = data
-        elif options.data != os.environ.get("NBSUPPORT_DATA"):
+        elif data != os.environ.get("NBSUPPORT_DATA"):
             raise ValueError("--data is for studies whose images lie in a folder, not for 'digits'")
     if options.classifier:
         file, colon, factory = options.classifier.rpartition(":")
         path = Path(file).expanduser().absolute()
         choices["classifier"] = f"{path}:{factory}" if colon else factory
-    return choices | ({"image_size": options.image_size} if options.image_size else {})
-
-
-# -- run, compute ----------------------------------------------------------------------------------
+    return choices
 
 
 def _run(options: argparse.Namespace, study: Study, choices: dict[str, str]) -> None:
@@ -139,21 +137,29 @@ def _run(options: argparse.Namespace, study: Study, choices: dict[str, str]) -> 
 
 
 def _compute(options: argparse.Namespace, study: Study, choices: dict[str, str]) -> None:
-    from .experiments.evaluation import failures, measure, table
+    from .experiments.adaptive_evaluation import evaluate_adaptively, rows
+    from .experiments.evaluation import failure, failures, measure, table
 
     methods = _methods(options.tables)
     experiment, start = _open(study, methods), time.monotonic()
     if options.workers or options.scheduler:
         from .experiments import cluster
 
-        cluster.compute(experiment, methods, options.workers, options.scheduler)
+        where = {"workers": options.workers, "scheduler": options.scheduler}
+        cluster.compute(experiment, methods, methods if options.adaptive else (), **where)
     for method in methods:
-        accuracy, seconds = measure(experiment, method).correct().mean(), time.monotonic() - start
+        accuracy, seconds = measure(experiment, method)["accuracy"].mean(), time.monotonic() - start
         print(f"{method:26} mean accuracy over ε {accuracy:.3f}   {seconds:5.0f} s", flush=True)
     for number in options.tables:
         table(experiment, number)  # Tables 5 to 7 need more than those measurements
     for reason in failures(experiment, methods):
         print(reason)
+    if options.adaptive:
+        outcomes = [
+            evaluate_adaptively(experiment, x) for x in methods if not failure(experiment, x)
+        ]
+        accuracy = rows(experiment, outcomes).query("attack == 'worst'")
+        print(accuracy.pivot(index="method", columns="eps", values="value").to_string())
     print(f"stored in {experiment.store.home}")
 
 
@@ -166,8 +172,8 @@ def _methods(numbers: list[int]) -> tuple[str, ...]:
 def _open(study: Study, methods: tuple[str, ...] = ()) -> Any:
     """The experiment, once its images and its classifier have been tried.
 
-    Raises `ValueError` or `OSError` if they are refused, or if a robust architecture that `methods` need
-    cannot be built.
+    Raises `ValueError` or `OSError` if they are refused, or if a robust architecture that `methods`
+    need cannot be built.
     """
     import torch
 
@@ -180,15 +186,16 @@ def _open(study: Study, methods: tuple[str, ...] = ()) -> Any:
     with torch.device("meta"):
         for kind in kinds - ({"standard"} if experiment.custom is not None else set()):
             KINDS[kind].build(experiment.architecture(kind), 2, study.image_size)
-    experiment.attacked_specification("test")
-    experiment.images("train")
+    if experiment.custom is not None:
+        experiment.classifier()
+    for split in ("train", "test"):
+        experiment.images(split)
     return experiment
 
 
-# -- report ----------------------------------------------------------------------------------------
-
-
 def _report(options: argparse.Namespace, study: Study, choices: dict[str, str]) -> None:
+    import pandas as pd
+
     from .experiments.evaluation import failures, table
     from .results import tables
 
@@ -201,7 +208,7 @@ def _report(options: argparse.Namespace, study: Study, choices: dict[str, str]) 
         if options.tables:
             _print_claims(experiment, options.tables)
         else:
-            print(tables.summarize(experiment))
+            print(tables.summarize(pd.concat([table(experiment, number) for number in (1, 4)])))
     if options.html:
         from .results import report
 
@@ -220,36 +227,24 @@ def _print_claims(experiment: Any, numbers: list[int]) -> None:
         print(f"{'':18} in the paper ({row['paper_outcome']}): {row['in_the_paper']}")
 
 
-# -- doctor ----------------------------------------------------------------------------------------
-
-
 def _doctor(options: argparse.Namespace, study: Study, choices: dict[str, str]) -> None:
-    import shutil
-
     import torch
 
     from .data.benchmarks import locate
 
-    print(f"python           {platform.python_version()} on {platform.platform()}")
-    complete = True
+    found = {"python": f"{platform.python_version()} on {platform.platform()}"}
     for name in ("nbsupport", "torch", "torchvision", "foolbox", "jupyterlab", "ipywidgets"):
         try:
-            print(f"{name:16} {importlib.metadata.version(name)}")
+            found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            print(f"{name:16} missing: {INSTALL}")
-            complete = False
-    extension = Path(sys.prefix, "share/jupyter/labextensions/@jupyter-widgets/jupyterlab-manager")
-    if not extension.is_dir():
-        print(f"sliders          JupyterLab lacks the widget extension: {INSTALL}")
-        complete = False
+            found[name] = f"missing: {INSTALL}"
+    extension = "share/jupyter/labextensions/@jupyter-widgets/jupyterlab-manager"
+    if not Path(sys.prefix, extension).is_dir():
+        found["sliders"] = f"JupyterLab lacks the widget extension: {INSTALL}"
     cuda = torch.cuda.is_available()
-    device = torch.cuda.get_device_name() if cuda else f"{os.cpu_count()} CPU cores, no CUDA device"
-    print(f"device           {device}")
-    home = default_home()
-    existing = next(place for place in (home, *home.parents) if place.exists())
-    free = shutil.disk_usage(existing).free / 1e9
-    state = "there" if home == existing else "made when needed"
-    print(f"store            {home} ({state}, {free:.0f} GB free)")
+    found["device"] = torch.cuda.get_device_name() if cuda else f"{os.cpu_count()} CPU cores"
+    found["store"] = _describe_store(default_home())
+    print("\n".join(f"{name:16} {what}" for name, what in found.items()))
     print("studies")
     for name in STUDIES:
         there, where = locate(study if name == study.name else Study.named(name, "quick"))
@@ -257,19 +252,30 @@ def _doctor(options: argparse.Namespace, study: Study, choices: dict[str, str]) 
     if study.name in ("cifar10", "svhn") and not locate(study)[0]:
         sys.exit(1)  # opening it would download it
     _describe(study)
-    if not complete:
+    if any(INSTALL in what for what in found.values()):
         sys.exit(1)
 
 
+def _describe_store(home: Path) -> str:
+    existing = next(place for place in (home, *home.parents) if place.exists())
+    free = f"{shutil.disk_usage(existing).free / 1e9:.0f} GB free"
+    if home != existing:
+        return f"{home} (made when needed, {free})"
+    used = sum(path.stat().st_size for path in home.rglob("*") if path.is_file()) / 1e9
+    counts = Counter(path.parts[-3] for path in home.glob("*/*/artifact.json"))
+    held = ", ".join(f"{kind} {counts[kind]}" for kind in sorted(counts)) or "empty"
+    return f"{home} (there, {free}): {held}; {used:.2f} GB"
+
+
 def _describe(study: Study) -> None:
-    """The study's images, its classifier if that is custom, and the artifacts that are stored."""
+    """The study's images, and its classifier if that is custom."""
     import torch
 
     experiment = _open(study)
     train, test = (experiment.images(split) for split in ("train", "test"))
+    sizes = f"{len(train)} to train on, {len(test)} to test on, {len(train.classes)} classes"
     print(f"study            {study.name} at {study.scale}")
-    print(f"images           {len(train)} to train on, {len(test)} to test on, {len(train.classes)} "
-          f"classes, {study.image_size}×{study.image_size} pixels")  # fmt: skip
+    print(f"images           {sizes}, {study.image_size}×{study.image_size} pixels")
     if experiment.custom is not None:
         classifier = experiment.classifier()
         with torch.no_grad():
@@ -277,25 +283,6 @@ def _describe(study: Study) -> None:
         accuracy = (logits.argmax(dim=1) == test.labels).float().mean()
         name = experiment.study.classifier_name
         print(f"classifier       {name}: {logits.shape[1]} logits, clean accuracy {accuracy:.3f}")
-    command = (
-        f"python -m nbsupport compute --study {study.name} --scale {study.scale}{_repeat(study)}"
-    )
-    for name, there in experiment.inventory().items():
-        print(f"  {name:22} {'there' if there else f'not made yet: {command}'}")
-
-
-def _repeat(study: Study) -> str:
-    """The options that choose this study besides its name and scale."""
-    usual = Study.named(study.name, study.scale)
-    changed = {
-        name: value
-        for name in ("classifier", "data", "image_size")
-        if (value := getattr(study, name)) != getattr(usual, name)
-    }
-    if study.name not in ("digits", "folder") and (home := os.environ.get("NBSUPPORT_DATA")):
-        changed["data"] = home
-    words = ((f"--{name.replace('_', '-')}", str(value)) for name, value in changed.items())
-    return "".join(f" {option} {shlex.quote(value)}" for option, value in words)
 
 
 if __name__ == "__main__":

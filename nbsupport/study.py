@@ -14,6 +14,7 @@ EPS = (0.0, 1e-4, 3e-4, 5e-4, 1e-3, 3e-3, 5e-3, 1e-2, 3e-2, 5e-2, 1e-1, 3e-1, 5e
 STRONG_EPS = (0.1, 0.3, 0.5)  # train Filt(L_img*) and the decoder of Ĩ_m
 STEPS = 40
 REL_STEP = 0.01 / 0.3  # PGD's step relative to ε: Foolbox's default, hence the paper's
+SMALLEST = 6  # height and width that SSIM can measure
 _TABLE = tomllib.loads(files(__package__).joinpath("studies.toml").read_text(encoding="utf-8"))
 
 
@@ -56,7 +57,7 @@ class Study:
     epochs: int
     batch_size: int
     learning_rate: float = 2e-3
-    # PA-Filt's fusion, on a frozen Y-Net; at the rate above its sigmoid saturates in the first epoch
+    # PA-Filt's fusion, on a frozen Y-Net; at the rate above, its sigmoid saturates in one epoch
     fusion_epochs: int
     fusion_learning_rate: float = 5e-4
     fusion: Literal["mean", "balanced"] = "mean"  # loss; balanced: relative to W = ½ at each ε
@@ -89,21 +90,23 @@ class Study:
     adaptive_queries: int = 5000  # Square
 
     def __post_init__(self) -> None:
-        rising = all(a < b for a, b in pairwise(self.eps))
-        if not (self.eps and self.eps[0] == 0 and rising and self.eps[-1] <= 1):
-            raise ValueError(f"Study.eps: expected values rising from 0, up to 1, got {self.eps}")
+        rising = all(a < b for a, b in pairwise(self.eps)) and self.eps[:1] == (0,)
+        fits = {
+            "eps": (rising and self.eps[-1] <= 1, "values rising from 0, up to 1"),
+            "kernel_size": (self.kernel_size % 2, "an odd number"),
+            "image_size": (self.image_size >= SMALLEST, f"{SMALLEST} pixels or more, for SSIM"),
+            "sweep_steps": (self.steps not in self.sweep_steps, f"other than steps = {self.steps}"),
+            "data": (not self.data or self.name == "folder", f"none for the study {self.name!r}"),
+        }
         for field in fields(self):
             value, choices = getattr(self, field.name), get_args(field.type)
-            if get_origin(field.type) is Literal and value not in choices:
-                raise ValueError(f"Study.{field.name}: expected one of {choices}, got {value!r}")
-            if isinstance(value, int | float) and "seed" not in field.name and not value > 0:
-                raise ValueError(f"Study.{field.name}: expected a positive number, got {value}")
-        if self.kernel_size % 2 == 0:
-            raise ValueError(f"Study.kernel_size: expected an odd number, got {self.kernel_size}")
-        if self.steps in self.sweep_steps:
-            raise ValueError(f"Study.sweep_steps: {self.sweep_steps} contains steps = {self.steps}")
-        if self.data and self.name != "folder":
-            raise ValueError(f"Study.data: only the study 'folder' takes one, not {self.name!r}")
+            if get_origin(field.type) is Literal:
+                fits[field.name] = value in choices, f"one of {choices}"
+            elif isinstance(value, int | float) and "seed" not in field.name and not value > 0:
+                fits[field.name] = False, "a positive number"
+        for name, (fine, expected) in fits.items():
+            if not fine:
+                raise ValueError(f"Study.{name}: expected {expected}, got {getattr(self, name)!r}")
 
     @classmethod
     def named(cls, name: str = "digits", scale: str = "quick", **changes: Any) -> "Study":
@@ -139,11 +142,11 @@ class Study:
         return asdict(self) | {"classifier": self.classifier_name, "data": Path(self.data).name}
 
     def _repr_html_(self) -> str:
-        cells = ((name, escape(str(value))) for name, value in self.specification().items())
-        rows = "".join(f"<tr><th>{name}</th><td>{value}</td></tr>" for name, value in cells)
         line = f"{self.name} at {self.scale}: {escape(self.classifier_name)}, {self.test_images}"
         line += f" test images, seed {self.seed}"
-        return f"<details><summary>{line}</summary><table>{rows}</table></details>"
+        cells = self.specification().items()
+        rows = (f"<tr><th>{name}</th><td>{escape(str(value))}</td></tr>" for name, value in cells)
+        return f"<details><summary>{line}</summary><table>{''.join(rows)}</table></details>"
 
 
 def sizes(options: dict[str, str]) -> dict[str, Any]:
@@ -170,7 +173,7 @@ def default_home() -> Path:
     A relative NBSUPPORT_HOME is made absolute for this process and the kernels that it starts.
     Raises `OSError` if the user has no home folder.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "nbsupport")
+    cache = Path("~/.cache", os.environ.get("XDG_CACHE_HOME", ""), "nbsupport")
     try:
         home = Path(os.environ.get("NBSUPPORT_HOME") or cache).expanduser().absolute()
     except RuntimeError as error:

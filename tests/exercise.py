@@ -1,4 +1,4 @@
-"""Move every slider and explorer of a session, as a person would; the notebooks' tests run it in the kernel."""
+"""Move every slider and explorer of a session; the notebooks' tests run it in the kernel."""
 
 import ipywidgets
 
@@ -7,10 +7,9 @@ from nbsupport.interactive.widgets import Browser
 
 
 def exercise() -> int:
-    """Move every slider to its ends and back, and change every explorer's choice and bring it back.
+    """Move every slider and every explorer's choice to its ends and back; return their number.
 
-    Returns the number of sliders; an explorer counts as one. Raises `RuntimeError` if a callback
-    failed, or if a picture does not change with its slider or does not come back.
+    Raises `RuntimeError` if a callback failed, or a picture does not change or come back.
     """
     widgets = list(ipywidgets.widgets.widget._instances.values())
     browsers = [widget for widget in widgets if isinstance(widget, Browser)]
@@ -43,12 +42,8 @@ def _move(browser: Browser, slider: ipywidgets.SelectionSlider) -> None:
 
 def _walk(explorer: Explorer) -> None:
     first, methods = explorer.shown, list(explorer.fixed["colours"])
-    ends = {
-        "image": len(explorer.fixed["labels"]) - 1,
-        "strength": 0,
-        "method": methods[0],
-        "row": 0,
-    }
+    ends = {"image": len(explorer.fixed["labels"]) - 1, "strength": 0, "method": methods[0]}
+    ends["row"] = 0
     start = {name: getattr(explorer, name) for name in ends}
     for name, end in ends.items():
         setattr(explorer, name, end)

@@ -103,7 +103,7 @@ def outcome(**changes):
         method="Filt(L_img*)", eps=EPS, robust=robust | changes.pop("robust", {}),
         envelope=rows(90, 84, 60, 40),
         norms={"L2-PGD": np.full(IMAGES, np.inf), "DeepFool": np.linspace(0, 2, IMAGES), "C&W": np.ones(IMAGES)},
-        steps=(0, 10, 40, 400), trace=rows(90, 50, 40, 39), margins=margins, trace_eps=0.1, zero_gradients=0.0,
+        steps=(0, 10, 40, 400), trace=rows(90, 50, 40, 39), margins=margins, trace_eps=0.1, zero_gradients=0.0, saturated=0.0,
         deterministic=True, logits=True, classes=10,
     )  # fmt: skip
     return Outcome(**given | changes)

@@ -10,12 +10,14 @@ from small import EPS, IMAGES, STUDY, SmallExperiment, linear, outcome, rows
 from torch import nn
 
 from nbsupport.attacks import adaptive
+from nbsupport.attacks.adaptive import Target
 from nbsupport.attacks.pgd import pgd
 from nbsupport.denoisers.baselines import Baseline
 from nbsupport.experiments import adaptive_evaluation as module
-from nbsupport.experiments.adaptive_evaluation import CHECKS, evaluate_adaptively, failed_checks
+from nbsupport.experiments.adaptive_evaluation import evaluate_adaptively, failed_checks
 from nbsupport.experiments.artifacts import Experiment
 from nbsupport.experiments.evaluation import COLUMNS
+from nbsupport.experiments.methods import CHECKS
 
 EFFORT = dict(adaptive_steps=3, adaptive_iterations=2, adaptive_queries=5, adaptive_images=6)
 CHEAP = dataclasses.replace(STUDY, **EFFORT)
@@ -88,17 +90,17 @@ def test_fgsm_is_one_step_of_the_signed_gradient_on_the_bare_classifier(attacked
 def jobs_of(experiment):
     part = experiment.images("test")
     networks = experiment.denoiser("blurred"), experiment.classifier()
-    return dict(module._attacks(experiment, networks, part.images[:6], part.labels[:6]))
+    return dict(module._attacks(experiment, Target(*networks, part.images[:6], part.labels[:6])))
 
 
 def test_noise_is_uniform_or_gaussian_of_the_same_standard_deviation(attacked, monkeypatch):
     seen, images = [], attacked.images("test").images[:6]
 
-    def spy(defence, x, labels):
+    def spy(target, x):
         seen.append(x - images)
         return torch.ones(6, dtype=torch.bool)
 
-    monkeypatch.setattr(module, "withstands", spy)
+    monkeypatch.setattr(Target, "withstands", spy)
     jobs = jobs_of(attacked)
     for name in ("uniform noise", "Gaussian noise", "uniform noise"):
         jobs[name](0.1)
@@ -115,9 +117,9 @@ def test_white_box_attacks_get_the_studys_effort(attacked, monkeypatch):
     calls = []
 
     def spy(name):
-        def attack(denoiser, classifier, images, labels, eps, **options):
-            calls.append((name, denoiser, len(images), eps, options))
-            return torch.ones(len(images), dtype=torch.bool)
+        def attack(target, eps, **options):
+            calls.append((name, target.denoiser, len(target.images), eps, options))
+            return torch.ones(len(target.images), dtype=torch.bool)
 
         return attack
 
@@ -137,8 +139,7 @@ def test_white_box_attacks_get_the_studys_effort(attacked, monkeypatch):
 def test_the_gray_box_worst_case_is_over_all_strengths_of_the_study(tmp_path, monkeypatch):
     correct = [[1, 1, 1, 1, 1, 0], [1, 0, 1, 1, 1, 1], [1, 1, 1, 1, 0, 1], [1, 1, 0, 1, 1, 1]]
     whole = np.concatenate([np.array(correct, dtype=bool), np.ones((4, 18), dtype=bool)], axis=1)
-    answer = type("Measured", (), {"correct": staticmethod(lambda: whole)})
-    monkeypatch.setattr(module, "measure", lambda experiment, method: answer)
+    monkeypatch.setattr(module, "measure", lambda experiment, method: {"accuracy": whole})
     envelope = evaluate_adaptively(small(tmp_path, adaptive_eps=(0.1,)), "attacked").envelope
     assert envelope.tolist() == [[1, 1, 1, 1, 1, 0], [1, 0, 1, 1, 0, 0]]
 
@@ -183,11 +184,11 @@ def interrupting(monkeypatch, after):
     def wrap(name):
         honest = getattr(adaptive, name)
 
-        def attack(denoiser, classifier, images, labels, eps, **options):
+        def attack(target, eps, **options):
             if len(calls) == after:
                 raise KeyboardInterrupt
             calls.append((options.get("attacks", ["PGD"])[0], eps))
-            return honest(denoiser, classifier, images, labels, eps, **options)
+            return honest(target, eps, **options)
 
         return attack
 
@@ -301,6 +302,7 @@ BROKEN = [
     ("flat", outcome(**margins(-3, -3, -3, -3))),
     ("flat", outcome(steps=(0, 4), trace=rows(90, 40), **margins(-3, 2))),
     ("gradient", outcome(zero_gradients=1 / IMAGES)),
+    ("saturation", outcome(saturated=0.2)),
     ("logits", outcome(logits=False)),
     ("deterministic", outcome(deterministic=False)),
     ("chance", white_box(90, 60, 30, 17)),
@@ -315,6 +317,7 @@ SOUND = {
         robust={"PGD": rows(90, 80, 80, 80), "AutoAttack": rows(90, 80, 50, 5)}
         | {"Square": rows(90, 90, 90, 90)}
     ),
+    "saturation: a tenth": outcome(saturated=0.1),
     "flat: a tenth": outcome(**margins(0, 5, 9, 10)),
     "chance: two standard errors above": white_box(90, 60, 30, 16),
 }
@@ -380,6 +383,11 @@ def test_a_hidden_gradient_is_noticed(broken, name):
 @pytest.mark.parametrize("name", ["noise", "batch"])
 def test_a_defence_that_is_random_or_depends_on_the_batch_is_noticed(broken, name):
     assert "deterministic" in broken(name)
+
+
+def test_saturated_logits_are_noticed(tmp_path):
+    experiment = SmallExperiment(tmp_path, study=CHEAP, classifier=linear(scale=10_000))
+    assert "saturation" in failed_checks(evaluate_adaptively(experiment, "attacked"))
 
 
 def test_too_few_steps_are_noticed(broken):

@@ -12,7 +12,7 @@ from nbsupport.denoisers.models import MultiHead, PAFilter, YNet
 from nbsupport.experiments import artifacts as module
 from nbsupport.experiments.artifacts import Experiment
 from nbsupport.experiments.methods import AS_PUBLISHED, RECIPES, TABLES
-from nbsupport.experiments.store import Store, depend_on
+from nbsupport.experiments.store import Store
 from nbsupport.study import Study
 from nbsupport.training import classifiers as classifier_training
 from nbsupport.training import denoisers as denoiser_training
@@ -217,25 +217,41 @@ def asked(untrained, monkeypatch):
     return calls
 
 
-def test_all_strengths_are_attacked_in_one_call_as_the_study_says(untrained, asked):
+def test_all_strengths_are_attacked_as_the_study_says(untrained, asked):
     attacked, study, test = untrained.attacked("test"), untrained.study, untrained.images("test")
     assert attacked.ratios.dtype == torch.float16
     assert torch.equal(attacked.ratios[:, 0, 0, 0, 0], torch.tensor(study.attacked_eps).half())
-    assert torch.equal(torch.cat([images for _, images, *_ in asked]), test.images)
-    assert torch.equal(torch.cat([labels for _, _, labels, *_ in asked]), test.labels)
+    assert [e for *_, eps, _ in asked for e in eps] == list(study.attacked_eps)
+    for _, images, labels, *_ in asked:
+        assert torch.equal(images, test.images) and torch.equal(labels, test.labels)
     expected = {"steps": study.steps, "seed": study.seed, "loss": "cross-entropy"}
     for _, images, _, eps, options in asked:
         assert len(images) * len(eps) <= 64  # on a CPU, so that the progress bar moves
-        assert (eps, options) == (study.attacked_eps, expected)
+        assert set(eps) <= set(study.attacked_eps) and options == expected
 
 
-def test_only_a_missing_strength_is_attacked_again(untrained, asked):
-    untrained.attacked("test")
-    made_from = depend_on(untrained.attacked_specification("test"), untrained.classifier())
-    shutil.rmtree(untrained.store.folder(made_from) / "array.zarr/c/3")
+def test_only_a_missing_block_is_attacked_again(untrained, asked, monkeypatch):
+    blocks = [slice(0, 10), slice(10, 20), slice(20, 24)]
+    monkeypatch.setattr(Experiment, "blocks", lambda experiment, split: blocks)
+    found = untrained.attacked("test").ratios
+    stored = sorted(
+        (untrained.store.home / "attacked").iterdir(), key=lambda each: each.stat().st_mtime_ns
+    )
+    assert len(stored) == 3
+    shutil.rmtree(stored[1])
     asked.clear()
-    Experiment(untrained.study, untrained.store).attacked("test")
-    assert [eps for _, _, _, eps, _ in asked] == [(untrained.study.eps[4],)]
+    again = Experiment(untrained.study, untrained.store).attacked("test").ratios
+    assert torch.equal(again, found)
+    images = untrained.images("test").images
+    assert asked and all(torch.equal(part, images[10:20]) for _, part, *_ in asked)
+
+
+@pytest.mark.parametrize(("size", "expected"), [(64, 64), (65, 8)])
+def test_blocks_cover_all_images_once(size, expected):
+    experiment = of(image_size=size, test_images=130)
+    blocks = experiment.blocks("test")
+    assert [i for block in blocks for i in range(130)[block]] == list(range(130))
+    assert {block.stop - block.start for block in blocks[:-1]} == {expected}
 
 
 def test_fpd_is_attacked_before_its_tanh_with_the_margin(untrained, asked):
@@ -302,7 +318,7 @@ def loss(name, denoiser, classifier, batch, eps):
 )
 def test_each_head_gets_its_images(experiment, batch, eps, bands):
     heads = MultiHead(4, 3)
-    for number, output in enumerate(heads.outputs, 1):
+    for number, output in enumerate(reversed(heads.outputs.values()), 1):
         output.bias.data *= number  # head i multiplies the image by i
     pairs = zip(bands, *batch, strict=True)
     expected = sum(image_loss((n * x[None]).clamp(0, 1), clean[None]) for n, x, clean in pairs)

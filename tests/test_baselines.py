@@ -11,8 +11,6 @@ from skimage.restoration import denoise_tv_chambolle
 
 from nbsupport.denoisers.baselines import BASELINES, Baseline
 
-every_baseline = pytest.mark.parametrize("name", BASELINES)
-
 
 @pytest.fixture
 def images():
@@ -58,8 +56,8 @@ def test_total_variation_is_scikit_images_on_each_image(images):
     np.testing.assert_allclose(found, np.stack(expected), atol=1e-6)
 
 
-@every_baseline
-@pytest.mark.parametrize("size", [(1, 1), (2, 1), (5, 7), (16, 16)], ids=str)
+@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("size", [(1, 1), (2, 1), (5, 7)], ids=str)
 def test_images_of_any_size_stay_images_of_that_size(name, size):
     images = torch.rand(2, 3, *size)
     before, denoised = images.clone(), Baseline(name)(images)

@@ -37,9 +37,9 @@ def test_normalisation_is_inside_and_travels_with_the_weights():
 
 
 def test_networks_of_torchvision_get_imagenets_normalisation():
-    classifier = build("resnet18", 10, 32)
-    torch.testing.assert_close(classifier.mean.flatten(), torch.tensor([0.485, 0.456, 0.406]))
-    torch.testing.assert_close(classifier.std.flatten(), torch.tensor([0.229, 0.224, 0.225]))
+    classifier = build("squeezenet1_1", 10, 32)
+    assert classifier.mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])
+    assert classifier.std.flatten().tolist() == pytest.approx([0.229, 0.224, 0.225])
 
 
 def test_classes_without_a_name_are_numbers():
@@ -53,8 +53,6 @@ def test_classes_without_a_name_are_numbers():
     [
         (torch.rand(2, 5).softmax(dim=1), "probabilities"),
         (torch.tensor([[0.0, torch.nan]]), "finite"),
-        (torch.tensor([[-torch.inf, 0.0]]), "finite"),
-        (torch.zeros(2), "shape"),
         (torch.zeros(2, 5, 1, 1), "shape"),
         ({"logits": torch.zeros(2, 5)}, "got dict"),
     ],
@@ -70,7 +68,6 @@ def test_other_outputs_are_refused(logits, message, no_shape_checker):
         [[0.5, 0.5], [0.5, 0.6]],  # only one row sums to 1
         [[1.5, -0.5], [0.5, 0.5]],
         [[1.0], [1.0]],
-        [[-0.7, -0.7], [-0.1, -2.3]],
     ],
 )
 def test_logits_that_resemble_probabilities_pass(logits):
@@ -93,21 +90,13 @@ def test_logits_are_the_same_without_the_checks_and_for_one_image(name):
 
 
 @pytest.mark.parametrize("size", [63, 64, 224])
-@pytest.mark.parametrize("name", ["resnet50", "vgg16"])
-def test_the_papers_networks_take_images_of_the_data_sets_sizes(name, size):
-    classifier = on_meta(name, size, classes=7)
-    assert classifier.unchecked(torch.empty(2, 3, size, size, device="meta")).shape == (2, 7)
-
-
-@pytest.mark.parametrize(
-    ("size", "stem", "pooling", "features"),
-    [(32, ((3, 3), (1, 1)), nn.Identity, 512), (64, ((7, 7), (2, 2)), nn.MaxPool2d, 512 * 7 * 7)],
-)
-def test_stem_and_head_fit_the_image(size, stem, pooling, features):
-    network = on_meta("resnet50", size).network
-    assert (network.conv1.kernel_size, network.conv1.stride) == stem
-    assert isinstance(network.maxpool, pooling)
-    assert on_meta("vgg16", size).network.classifier[0].in_features == features
+def test_the_papers_networks_fit_the_size_of_the_images(size):
+    small, images = size < 64, torch.empty(2, 3, size, size, device="meta")
+    resnet, vgg = (on_meta(name, size, classes=7) for name in ("resnet50", "vgg16"))
+    assert resnet.unchecked(images).shape == vgg.unchecked(images).shape == (2, 7)
+    assert resnet.network.conv1.stride == ((1, 1) if small else (2, 2))
+    assert isinstance(resnet.network.maxpool, nn.Identity if small else nn.MaxPool2d)
+    assert vgg.network.classifier[0].in_features == (512 if small else 512 * 7 * 7)
 
 
 def test_the_small_resnet_of_3_blocks_is_resnet_20():

@@ -1,4 +1,4 @@
-"""``python -m nbsupport``: what it prints, and that every mistake ends in a line that says what to do."""
+"""``python -m nbsupport``: what it prints, and that every mistake ends in a line that helps."""
 
 import importlib.metadata
 import json
@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -15,6 +16,7 @@ from nbsupport.experiments.evaluation import measure, measurement_specification,
 from nbsupport.experiments.methods import TABLES
 from nbsupport.results import notebooks
 from nbsupport.results.claims import CORE_CLAIMS
+from nbsupport.results.save import roots
 from nbsupport.study import Study, default_home
 
 METHODS = list(dict.fromkeys(method for rows in TABLES.values() for method in rows))
@@ -54,7 +56,7 @@ def test_compute_makes_and_prints_every_method(finished, capsys):
     main(["compute", *SMOKE])
     printed = capsys.readouterr().out
     for method in METHODS:
-        accuracy = measure(finished, method).correct().mean()
+        accuracy = measure(finished, method)["accuracy"].mean()
         assert re.search(rf"^{re.escape(method)} .*{accuracy:.3f} ", printed, re.MULTILINE)
     records = (finished.store.home / "measurement").glob("*/artifact.json")
     stored = [json.loads(record.read_text())["specification"]["name"] for record in records]
@@ -120,48 +122,38 @@ def complete(tmp_path, monkeypatch):
     return extension
 
 
-def test_doctor_names_what_is_missing_and_makes_nothing(complete, computed, capsys, tmp_path):
+def test_doctor_says_what_the_store_holds(complete, finished, capsys):
     main(["doctor", *SMOKE])
-    lines = capsys.readouterr().out.splitlines()
-    (command,) = {line.split("not made yet: ")[1] for line in lines if "not made yet" in line}
-    assert sum("not made yet" in line for line in lines) == 6
-    assert not (tmp_path / "home").exists()
-    main(command.split()[3:])  # the command that it names is understood
-    assert computed == [(Study.named("digits", "smoke"), [*TABLES])]
-
-
-def test_doctor_finds_what_is_there(complete, finished, capsys):
-    main(["doctor", *SMOKE])
-    printed = capsys.readouterr().out
-    assert "not made yet" not in printed
-    assert f"{finished.store.home} (there, " in printed
+    printed, home = capsys.readouterr().out, finished.store.home
+    held = re.search(rf"{home} \(there, .* GB free\): (.*); (.*) GB", printed)
+    expected = [f"{kind.name} {len(list(kind.glob('*/artifact.json')))}" for kind in home.iterdir()]
+    assert held[1].split(", ") == sorted(expected)
+    used = subprocess.run(["du", "-sb", home], capture_output=True, text=True, check=True).stdout
+    assert float(held[2]) == pytest.approx(int(used.split()[0]) / 1e9, abs=0.02)
 
 
 def test_doctor_lists_every_study_and_downloads_nothing(complete, capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("NBSUPPORT_DATA", str(tmp_path / "data"))
     assert exit_of("doctor", "--study", "cifar10", "--scale", "smoke") == 1
     printed = capsys.readouterr().out
+    assert "made when needed" in printed and not (tmp_path / "home").exists()
     for study, state in {"digits": "there", "cifar10": "to get", "folder": "to get"}.items():
         assert re.search(rf"^  {study} +{state}: ", printed, re.MULTILINE)
     assert not list(tmp_path.glob("data/*"))
 
 
-@pytest.mark.parametrize("package", ["jupyterlab", "ipywidgets"])
-def test_doctor_says_how_to_install_what_is_missing(package, complete, capsys, monkeypatch):
+@pytest.mark.parametrize("missing", ["jupyterlab", "ipywidgets", "widget extension"])
+def test_doctor_says_how_to_install_what_is_missing(missing, complete, capsys, monkeypatch):
     def version(name):
-        if name == package:
+        if name == missing:
             raise importlib.metadata.PackageNotFoundError(name)
         return "1.0"
 
     monkeypatch.setattr(importlib.metadata, "version", version)
+    if missing == "widget extension":
+        complete.rmdir()
     assert exit_of("doctor", *SMOKE) == 1
-    assert f"{package:16} missing: {INSTALL}" in capsys.readouterr().out
-
-
-def test_doctor_misses_the_extension_that_shows_the_sliders(complete, capsys):
-    complete.rmdir()
-    assert exit_of("doctor", *SMOKE) == 1
-    assert f"widget extension: {INSTALL}" in capsys.readouterr().out
+    assert re.search(rf"{missing}.*: {re.escape(INSTALL)}", capsys.readouterr().out)
 
 
 # -- mistakes --------------------------------------------------------------------------------------
@@ -179,6 +171,7 @@ def test_doctor_misses_the_extension_that_shows_the_sliders(complete, capsys):
         (["compute", "--data", "photos"], "--data"),
         (["compute", "--image-size", "large"], "'large'"),
         (["compute", "--image-size", "0"], "image_size"),
+        (["compute", "--image-size", "5"], "image_size"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -202,12 +195,6 @@ def test_the_command_line_overrides_the_environment(computed, monkeypatch):
     assert [study.scale for study, _ in computed] == ["quick", "paper", "smoke"]
 
 
-def test_an_unknown_notebook_ends_with_the_known_ones(capsys):
-    message = exit_of("run", "99_nothing", "--scale", "smoke")
-    assert "'99_nothing'; there are: 00_start_here, " in message
-    assert len(message.splitlines()) == 1
-
-
 def test_a_notebook_that_fails_ends_without_a_traceback(monkeypatch):
     def run(names, study, scale):
         raise notebooks.NotebookError("07_pa_filt.ipynb: cell 3 failed")
@@ -225,37 +212,58 @@ def test_an_interruption_ends_with_130_and_in_one_line(monkeypatch, capsys):
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-@pytest.mark.parametrize(
-    ("home", "word"), [("file", "file"), ("file/store", "file"), ("readonly/store", "readonly")]
-)
-def test_a_store_that_cannot_be_written_ends_in_one_line(home, word, tmp_path, monkeypatch):
+@pytest.mark.parametrize("home", ["file", "file/store", "readonly", "/proc/store"])
+@pytest.mark.parametrize("command", ["compute", "report"])
+def test_a_store_that_cannot_be_written_ends_in_one_line(command, home, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
-    (tmp_path / "readonly").mkdir()
 
     def refuse(self, *arguments, **options):  # root may write anywhere
         raise PermissionError(13, "Permission denied", str(self))
 
-    if word == "readonly":
+    if home == "readonly":
         monkeypatch.setattr("pathlib.Path.mkdir", refuse)
     monkeypatch.setenv("NBSUPPORT_HOME", str(tmp_path / home))
-    message = exit_of("compute", *SMOKE, "--tables", "4")
-    assert word in message
+    message = exit_of(command, *SMOKE, "--tables", "4")
+    assert str(tmp_path / home) in message
+    assert message.endswith("; name another folder in NBSUPPORT_HOME")
     assert len(message.splitlines()) == 1
 
 
-def test_a_user_without_a_home_is_asked_for_a_store(monkeypatch):
-    monkeypatch.delenv("NBSUPPORT_HOME")
-    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as for an unknown user
-    assert "NBSUPPORT_HOME" in exit_of("compute", *SMOKE, "--tables", "4")
+NO_HOME = """
+import os, pwd, sys, ctypes, encodings.idna, multiprocessing.synchronize, nbsupport.__main__ as m
+import joblib, sklearn.datasets, sklearn.model_selection, torchmetrics, torch, torchvision
+del os.environ["HOME"], os.environ["NBSUPPORT_HOME"]
+pwd.getpwuid = lambda user: {}[user]  # as for an unknown user
+m.main(sys.argv[1:])
+"""
 
 
-def test_a_relative_store_stays_where_it_is(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "arguments",
+    [["compute", *SMOKE], ["doctor"], ["compute", "--study", "folder", "--data", "~/photos"]],
+    ids=" ".join,
+)
+def test_a_user_without_a_home_is_told_what_to_name(arguments):
+    command = [sys.executable, "-c", NO_HOME, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode in (1, 2)
+    assert "Traceback" not in done.stderr and "home" in done.stderr.splitlines()[-1]
+
+
+def test_relative_folders_stay_where_they_are(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("NBSUPPORT_HOME", "store")
-    first = default_home()
-    monkeypatch.chdir("/")
-    assert default_home() == first == tmp_path / "store"
-    assert os.environ["NBSUPPORT_HOME"] == str(first)  # which kernels inherit
+    for name in ("HOME", "DATA", "FIGURES"):
+        monkeypatch.setenv(f"NBSUPPORT_{name}", f"some/{name}")
+    seen = []
+
+    def run(*arguments, **choices):
+        monkeypatch.chdir("/")  # as a notebook's kernel does
+        seen.extend((default_home(), Path(os.environ["NBSUPPORT_DATA"]), *roots()))
+        return tmp_path
+
+    monkeypatch.setattr(notebooks, "run", run)
+    main(["run", "00", *SMOKE])
+    assert seen == [tmp_path / "some" / name for name in ("HOME", "DATA", "FIGURES")]
 
 
 def run_module(*arguments, **options):
@@ -263,18 +271,22 @@ def run_module(*arguments, **options):
     return subprocess.run(command, stderr=subprocess.PIPE, **options)
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "koi8-r"])
-def test_any_output_encoding_will_do(encoding):
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "koi8-r", "utf-16"])
+def test_any_output_encoding_will_do(encoding, tmp_path):
     environment = os.environ | {"PYTHONIOENCODING": encoding}
-    done = run_module("compute", "--help", env=environment, stdout=subprocess.PIPE)
+    for arguments in (["compute", "--help"], ["report", "--study", "ε"], ["run", "ε"]):
+        done = run_module(*arguments, env=environment, stdout=subprocess.PIPE)
+        assert "Traceback" not in done.stderr.decode(encoding)
+        assert done.returncode == ("--help" not in arguments) * (1 + ("report" in arguments))
+
+
+@pytest.mark.parametrize("arguments", [["doctor", *SMOKE], ["compute", "--help"], ["--version"]])
+def test_a_reader_that_goes_away_is_no_error(arguments):
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = run_module(*arguments, stdout=writing)
+    os.close(writing)
     assert (done.returncode, done.stderr) == (0, b"")
-
-
-def test_a_reader_that_goes_away_is_no_error():
-    reader = subprocess.Popen(["true"], stdin=subprocess.PIPE)
-    reader.wait()
-    assert b"Traceback" not in run_module("doctor", *SMOKE, stdout=reader.stdin).stderr
-    reader.stdin.close()
 
 
 def test_help_needs_no_torch():
@@ -282,7 +294,7 @@ def test_help_needs_no_torch():
     subprocess.run([sys.executable, "-c", code + "assert 'torch' not in sys.modules"], check=True)
 
 
-# -- a custom classifier and images ------------------------------------------------------------------
+# -- a custom classifier and images ----------------------------------------------------------------
 
 MODEL = """
 import torch
@@ -351,12 +363,11 @@ def test_notebooks_run_with_them(yours, monkeypatch, tmp_path):
     assert calls == [((["14"], "folder", "smoke"), paths | {"image_size": "12"})]
 
 
-def test_doctor_describes_them_and_repeats_them_in_its_command(complete, yours, capsys):
+def test_doctor_describes_them(complete, yours, capsys):
     main(["doctor", *CUSTOM])
     printed = capsys.readouterr().out
     assert "8 to train on, 4 to test on, 3 classes, 32×32 pixels" in printed
     assert "3 logits, clean accuracy 0.250" in printed  # folders: blue, green, red
-    assert f"--classifier {yours}/model.py:factory --data {yours}/photos" in printed
 
 
 def test_the_whole_study_is_computed(yours, capsys):
@@ -399,8 +410,8 @@ WITHOUT_JUPYTER = """
 import runpy, sys
 
 class Absent:
-    names = {"IPython", "ipykernel", "ipywidgets", "jupyter", "jupyter_client", "jupyterlab", "nbclient",
-             "nbconvert", "nbformat"}
+    names = {"IPython", "ipykernel", "ipywidgets", "jupyter", "jupyter_client", "jupyterlab",
+             "nbclient", "nbconvert", "nbformat"}
 
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in self.names:

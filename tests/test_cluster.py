@@ -2,11 +2,15 @@
 
 import os
 import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,8 +20,8 @@ from nbsupport.experiments.evaluation import measure
 from nbsupport.experiments.store import Store
 from nbsupport.study import Study
 
-METHODS = ("attacked", "PA-Filt(L_img)", "8-bit", "Adv")
-STUDY = Study.named("digits", "smoke", train_images=128, test_images=70, epochs=3)
+METHODS = ("PA-Filt(L_img)", "8-bit")
+STUDY = Study.named("digits", "smoke", train_images=128, test_images=70, epochs=2)
 
 
 def open_experiment(folder, study=STUDY):
@@ -44,8 +48,8 @@ def _one_thread(monkeypatch):
 def assert_equal(experiment, alone):
     for method, expected in alone.items():
         found = measure(experiment, method)  # from the store
-        assert torch.equal(found.predictions, expected.predictions)
-        assert torch.equal(found.psnr, expected.psnr)
+        for metric, values in expected.items():
+            np.testing.assert_array_equal(found[metric], values)
 
 
 def test_tasks_come_after_those_they_depend_on(tmp_path):
@@ -54,32 +58,81 @@ def test_tasks_come_after_those_they_depend_on(tmp_path):
     for task, before in tasks.items():
         assert set(before) <= seen, task
         seen.add(task)
-    assert ("attacked", "train", "64") in tasks
+    assert ("attacked", "train", 1) in tasks
     assert ("denoiser", "Y-Net") in tasks["denoiser", "PA-Filt(L_img)"]
 
 
 def test_equal_tasks_of_other_studies_have_other_keys_on_a_scheduler(tmp_path):
     experiments = [open_experiment(tmp_path, replace(STUDY, seed=seed)) for seed in (0, 1)]
     for task in cluster.list_tasks(experiments[0], METHODS):
-        one, other = (cluster._key(experiment, task) for experiment in experiments)
+        one, other = (cluster.SPECIFY[task[0]](each, task[1]) for each in experiments)
         assert one != other, task
 
 
-def test_a_worker_that_is_killed_changes_nothing(tmp_path, alone):
-    experiment, killed = open_experiment(tmp_path), []
+MOMENTS = {
+    "attack": "attacked/*-train-*/scratch",
+    "training": "denoiser/Y-Net*/scratch/checkpoint.pt",
+}
 
-    def kill():
-        while not killed:
-            for checkpoint in Path(tmp_path).glob("denoiser/Y-Net*/scratch/checkpoint.pt"):
-                locked = checkpoint.parents[1] / "artifact.lock"
-                killed.append(worker_holding(locked))
-                os.kill(killed[0], signal.SIGKILL)
-            time.sleep(0.01)
 
-    threading.Thread(target=kill, daemon=True).start()
-    cluster.compute(experiment, METHODS, workers=2, scheduler=None)
-    assert killed
+def at(folder, moment, act):
+    """Call `act` in another thread as soon as a file or folder of a pattern exists; return what it got."""
+    met = []
+
+    def watch():
+        while not met:
+            met.extend(Path(folder).glob(MOMENTS[moment]))
+            time.sleep(0.002)
+        act(met[0])
+
+    threading.Thread(target=watch, daemon=True).start()
+    return met
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_worker_that_is_killed_changes_nothing(tmp_path, alone, moment):
+    def kill(found):
+        artifact = next(each for each in found.parents if (each / "artifact.lock").exists())
+        os.kill(worker_holding(artifact / "artifact.lock"), signal.SIGKILL)
+
+    experiment = open_experiment(tmp_path)
+    met = at(tmp_path, moment, kill)
+    cluster.compute(experiment, METHODS, workers=2)
+    assert met
     assert_equal(experiment, alone)
+
+
+def test_a_scheduler_that_is_killed_ends_the_command_and_the_next_one_goes_on(tmp_path, alone):
+    address = f"tcp://127.0.0.1:{free_port()}"
+    start = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--no-dashboard"]
+    scheduler = subprocess.Popen([*start, "--host", address], stderr=subprocess.DEVNULL)
+    start = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--nthreads=1"]
+    worker = subprocess.Popen([*start, "--no-dashboard"], stderr=subprocess.DEVNULL)
+    experiment = open_experiment(tmp_path / "store")
+    try:
+        met = at(tmp_path / "store", "training", lambda found: scheduler.kill())
+        with pytest.raises(OSError, match="scheduler"):
+            cluster.compute(experiment, METHODS, scheduler=address)
+        assert met
+    finally:
+        for process in (scheduler, worker):
+            process.kill()
+            process.wait()
+    cluster.compute(experiment, METHODS, workers=1)
+    assert_equal(experiment, alone)
+
+
+def free_port():
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return listening.getsockname()[1]
+
+
+def test_a_defence_is_attacked_adaptively(tmp_path):
+    experiment = open_experiment(tmp_path)
+    cluster.compute(experiment, (), adaptive=("8-bit",), workers=1)
+    (stored,) = Path(tmp_path).glob("adaptive/*/artifact.json")
+    assert stored.parent.name.startswith("8-bit")
 
 
 def worker_holding(path):
@@ -97,7 +150,7 @@ def test_a_task_that_fails_ends_the_command_and_keeps_the_others(tmp_path):
     study = Study.named("digits", "smoke", eps=(0.0, 0.1))  # too few for Filt(L_img*)
     experiment = open_experiment(tmp_path, study)
     with pytest.raises(RuntimeError, match="needs ε"):
-        cluster.compute(experiment, ("Filt(L_img*)", "8-bit"), workers=1, scheduler=None)
+        cluster.compute(experiment, ("Filt(L_img*)", "8-bit"), workers=1)
     stored = [path.name for path in Path(tmp_path).glob("measurement/*")]
     assert len(stored) == 1
     assert stored[0].startswith("8-bit")

@@ -1,7 +1,6 @@
 """Measurements per image against independent libraries and loops, and the tidy rows made of them."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -66,13 +65,15 @@ def classifier():
 @pytest.fixture(scope="module")
 def attacked():
     ratios = 2 * rand(len(EPS) - 1, NUMBER, 3, *SIZE, seed=1) - 1
-    return AttackedSet(rand(NUMBER, 3, *SIZE), torch.arange(NUMBER), ratios.half(), EPS)
+    return AttackedSet(rand(NUMBER, 3, *SIZE), torch.arange(NUMBER) % 2, ratios.half(), EPS)
 
 
 @pytest.fixture(scope="module")
 def filtering():
     filtering = disturbed(Filtering)
-    filtering.output.bias[3] = -2  # larger than all others, but negative: no uncertainty
+    filtering.outputs["kernels"].bias[
+        3
+    ] = -2  # larger than all others, but negative: no uncertainty
     return filtering
 
 
@@ -95,11 +96,12 @@ def pixels(image):
 # -- one denoiser before one classifier ----------------------------------------------------------
 
 
-def test_predictions_are_those_of_single_images(measured, attacked, classifier, filtering):
+def test_accuracy_is_that_of_single_images(measured, attacked, classifier, filtering):
     assert all(values.shape == (len(EPS), NUMBER) for values in measured.values())
-    assert len(measured["predictions"].unique()) > 1
+    assert 0 < measured["accuracy"].sum() < len(EPS) * NUMBER
     for place, _, hat in each(attacked):
-        assert measured["predictions"][place] == classifier(filtering(hat)).argmax()
+        right = classifier(filtering(hat)).argmax() == attacked.labels[place[1]]
+        assert measured["accuracy"][place] == right
 
 
 def test_psnr_and_ssim_are_those_of_scikit_image(measured, attacked, filtering):
@@ -133,16 +135,16 @@ def test_change_uncertainty_and_kernel_distance_are_those_of_loops(measured, att
 
 def test_an_unchanged_image_has_infinite_psnr_ssim_1_and_no_change(classifier, attacked):
     untouched = measure_images(classifier, nn.Identity(), attacked)
-    assert torch.isposinf(untouched["psnr"][0]).all()
-    assert torch.isfinite(untouched["psnr"][1:]).all()
-    torch.testing.assert_close(untouched["ssim"][0], torch.ones(NUMBER))
+    assert np.isposinf(untouched["psnr"][0]).all()
+    assert np.isfinite(untouched["psnr"][1:]).all()
+    np.testing.assert_allclose(untouched["ssim"][0], np.ones(NUMBER), rtol=1e-6)
     assert not untouched["change"].any()
 
 
 def test_weight_is_the_mean_of_w(classifier, attacked):
     pa_filter = disturbed(PAFilter)
     weights = measure_images(classifier, pa_filter, attacked)["weight"]
-    assert weights.unique().numel() > 1
+    assert len(np.unique(weights)) > 1
     for place, _, hat in each(attacked):
         expected = pixels(pa_filter.parts(hat).weight).mean()
         assert float(weights[place]) == pytest.approx(expected, rel=1e-5)
@@ -155,7 +157,7 @@ def test_a_view_is_measured_by_its_kernels_and_an_additive_denoiser_has_none(cla
         expected = pixels(view.whole.kernels(hat, 2)).max(axis=0).mean()
         assert float(uncertainty[place]) == pytest.approx(expected, rel=1e-5)
     found = measure_images(classifier, disturbed(Additive), attacked)
-    assert set(found) == {"predictions", "psnr", "ssim", "change"}
+    assert set(found) == {"accuracy", "psnr", "ssim", "change"}
 
 
 def test_rounding_leaves_8_bit_images_equal_however_they_were_scaled():
@@ -295,9 +297,7 @@ def test_a_table_has_every_method_at_13_strengths_with_and_without_the_worst_cas
     for method in TABLES[number]:
         measurement = measure(experiment, method)
         for metric in METRICS[number]:
-            right = measurement.predictions == experiment.images("test").labels
-            values = right if metric == "accuracy" else getattr(measurement, metric)
-            values = values.double().numpy()
+            values = measurement[metric].astype(float)
             for attack, per_image in (("pgd", values), ("pgd-envelope", worst_so_far(values))):
                 found = series.pop((method, metric, attack))
                 assert set(found["n"]) == {study.test_images}
@@ -317,7 +317,8 @@ def test_predictions_are_those_of_the_stored_images_through_the_defence(method, 
     attacked, classifier = experiment.attacked("test"), experiment.classifier(name)
     for row, eps in enumerate(attacked.eps):
         classes = classifier(experiment.denoiser(method)(attacked.at(eps))).argmax(dim=1)
-        assert torch.equal(classes, measure(experiment, method).predictions[row])
+        right = (classes == attacked.labels).numpy()
+        assert (measure(experiment, method)["accuracy"][row] == right).all()
 
 
 def test_methods_may_be_chosen_and_unknown_tables_and_methods_are_refused(experiment):
@@ -400,7 +401,7 @@ def crafted(tmp_path, monkeypatch):
 
     def craft(given, **changes):
         def answer(experiment, method, steps=None, eps=None, victim="standard"):
-            return SimpleNamespace(correct=lambda: given[method, steps, eps or victim])
+            return {"accuracy": given[method, steps, eps or victim]}
 
         monkeypatch.setattr(evaluation, "measure", answer)
         strengths = {"eps": (0.0, 0.1, 0.5), "adversarial_eps": 0.3}  # 0.1 was trained against
@@ -433,7 +434,7 @@ def test_a_classifier_without_robustness_has_no_rows_and_one_reason(crafted, adv
     else:
         (reason,) = reasons
         assert reason.startswith("Adv: training failed") and "ε = 0.1" in reason
-        assert f"{min(adv[:2]) / 10:.3f} against 0.400" in reason
+        assert f"{min(adv[:2]) / 10:.3f}" in reason and "0.400" in reason
 
 
 @pytest.mark.parametrize(("learned", "eps"), [(0.05, 0.1), (0.49, 0.1), (0.5, 0.5)])
@@ -505,5 +506,5 @@ def test_a_measurement_depends_on_denoiser_classifier_images_and_attack(experime
 def test_a_measurement_with_other_weights_is_not_used(tmp_path):
     first, second = (SmallExperiment(tmp_path, classifier=linear(seed)) for seed in (0, 5))
     second.split = first.split
-    one, other = (measure(each, "attacked").predictions for each in (first, second))
-    assert not torch.equal(one, other)
+    one, other = (measure(each, "attacked")["accuracy"] for each in (first, second))
+    assert (one != other).any()

@@ -153,13 +153,6 @@ def test_a_custom_classifier_is_checked_and_wrapped():
 # -- the screen ----------------------------------------------------------------------------------
 
 
-def test_it_starts_above_the_middle_of_the_strengths_with_the_last_method(explorer):
-    assert (explorer.image, explorer.strength, explorer.method) == (0, 2, "PA-Filt(L_img)")
-    assert (explorer.row, explorer.column) == (SIDE // 2, SIDE // 2)
-    assert explorer.fixed["eps"] == [eps_label(eps) for eps in EPS]
-    assert list(explorer.fixed["colours"]) == METHODS
-
-
 @pytest.mark.parametrize(("method", "strength"), [*zip(METHODS, (0, 1, 2, 1), strict=True)])
 def test_the_screen_is_that_of_the_choice(explorer, strength, method):
     explorer.image, explorer.strength, explorer.method = 2, strength, method
@@ -243,6 +236,8 @@ def test_an_error_is_shown_and_the_screen_goes_on(explorer, monkeypatch):
 def test_exercise_moves_it_and_finds_a_broken_one(explorer, broken):
     assert exercise() == 1
     assert (explorer.image, explorer.strength, explorer.method) == (0, 2, "PA-Filt(L_img)")
+    assert (explorer.row, explorer.column) == (SIDE // 2, SIDE // 2)
+    assert explorer.fixed["eps"] == [eps_label(eps) for eps in EPS]
     if broken == "deaf":
         explorer.unobserve_all()
     else:

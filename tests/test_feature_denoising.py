@@ -1,4 +1,4 @@
-"""Against loops over positions, and against tensorpack's computation: BGR, 0 … 255, SAME, splits."""
+"""Against loops over positions, and tensorpack's computation: BGR, 0 … 255, SAME, splits."""
 
 import copy
 
@@ -22,7 +22,7 @@ from nbsupport.classifiers.feature_denoising import (
     pad_like_tensorflow,
     stages,
 )
-from nbsupport.classifiers.models import IMAGENET_MEAN, IMAGENET_STD, Classifier, SmallResNet
+from nbsupport.classifiers.models import IMAGENET_MEAN, Classifier, SmallResNet
 
 BLOCKS, GROUPS = (2, 1, 1, 1), 4
 
@@ -54,10 +54,10 @@ def test_dot_product_is_the_sum_over_all_positions(channels):
     np.testing.assert_allclose(dot_product(torch.tensor(x)).numpy(), expected, rtol=1e-12)
 
 
-@pytest.mark.parametrize(("channels", "height"), [(2, 9), (9, 2)])
-def test_dot_product_takes_the_cheaper_order(channels, height):
+@pytest.mark.parametrize("shape", [(1, 2, 9, 1), (1, 9, 2, 1)])
+def test_dot_product_takes_the_cheaper_order(shape):
     with FlopCounterMode(display=False) as counter:
-        dot_product(torch.rand(1, channels, height, 1))
+        dot_product(torch.rand(shape))
     assert counter.get_total_flops() == 2 * (2 * 2 * 2 * 9)
 
 
@@ -70,7 +70,7 @@ def test_embedded_gaussian_is_a_softmax_weighted_mean():
         for i, query in enumerate(positions(theta[image])):
             weights = np.array([np.exp(query @ key / 3) for key in keys])
             expected[image][:, i // 2, i % 2] = weights / weights.sum() @ np.array(vectors)
-    result = embedded_gaussian(torch.tensor(theta), torch.tensor(phi), torch.tensor(x))
+    result = embedded_gaussian(*map(torch.tensor, (x, theta, phi)))
     np.testing.assert_allclose(result.numpy(), expected, rtol=1e-12)
 
 
@@ -106,8 +106,6 @@ def test_other_networks_are_refused(name):
     message = "no classifier named" if name == "resnet9_fd" else "FD needs a residual network"
     with torch.device("meta"), pytest.raises(ValueError, match=message):
         build(name, 10, 32)
-    with pytest.raises(TypeError, match="Linear"):
-        insert(nn.Linear(1, 1), after="stages", embedded=False)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +121,7 @@ def test_the_authors_networks_have_their_blocks_and_padding(name, number, embedd
 
 
 def test_the_authors_networks_have_their_normalisation(monkeypatch):
-    plain = Classifier(ResNet(Narrow, [1, 1, 1, 1], num_classes=4), IMAGENET_MEAN, IMAGENET_STD)
+    plain = Classifier(ResNet(Narrow, [1, 1, 1, 1], num_classes=4), IMAGENET_MEAN)
     monkeypatch.setattr(feature_denoising, "build_residual", lambda *given: plain)
     classifier = build("resnext101_32x8d_fd", 4, 64)
     assert (classifier.mean == 0.5).all() and (classifier.std == 0.5).all()
@@ -144,10 +142,7 @@ def test_other_networks_have_blocks_after_stem_and_stages(name, blocks):
 
 
 def tensorpack(after, photographs):
-    """Random weights under tensorpack's names for `tiny`, and the logits that it computes from them.
-
-    The photographs (b, h, w, 3) are BGR, from 0 to 255.
-    """
+    """Random weights under tensorpack's names, and its logits of photographs, BGR from 0 to 255."""
     random, file = np.random.default_rng(3), {}
 
     def draw(name, *shape):
@@ -221,7 +216,6 @@ def test_the_authors_weights_give_tensorpacks_logits(tmp_path, after, suffix, si
     load_authors_weights(classifier, tmp_path / "weights.npz")
     images = torch.tensor(photographs[..., ::-1].copy()).permute(0, 3, 1, 2) / 255
     prepared = prepare(classifier, images)
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in prepared.modules())
     with torch.no_grad():
         for network in (classifier, prepared):
             torch.testing.assert_close(network(images), expected, rtol=1e-8, atol=0)
@@ -246,8 +240,7 @@ def test_files_of_another_form_are_refused(tmp_path):
     classifier = tiny("blocks", embedded=False)
     np.save(tmp_path / "array.npy", np.zeros(3))
     np.savez(tmp_path / "code.npz", **{"conv0/W": np.array([print], dtype=object)})
-    (tmp_path / "empty").touch()
     (tmp_path / "cut.npz").write_bytes((tmp_path / "code.npz").read_bytes()[:100])
-    for name in ("array.npy", "code.npz", "empty", "cut.npz"):
+    for name in ("array.npy", "code.npz", "cut.npz"):
         with pytest.raises(ValueError, match=rf"{name}: expected an \.npz"):
             load_authors_weights(classifier, tmp_path / name)

@@ -12,7 +12,6 @@ from torchvision.models.resnet import Bottleneck, ResNet
 from nbsupport.attacks.pgd import prepare
 from nbsupport.classifiers.feature_pyramid import (
     FeaturePyramidDecoder,
-    Unsquashed,
     attack_target,
     build,
     load_authors_weights,
@@ -42,7 +41,7 @@ def small():
 
 
 def authors(images):
-    """Random weights under the authors' names for `tiny`, restored images, values before the tanh."""
+    """Random weights under the authors' names, restored images, values before the tanh."""
     generator, weights = torch.Generator().manual_seed(1), {}
 
     def draw(name, *shape):
@@ -121,19 +120,15 @@ def test_the_authors_weights_give_the_authors_outputs(tmp_path, size, prefix, zi
     load_authors_weights(decoder, path)
     with torch.no_grad():
         prepared = prepare(decoder, images)
-        found = (*decoder.outputs(images), decoder.restore(images), decoder(images))
+        found = (*decoder.outputs(images), decoder(images))
         found += (attack_target(decoder)(images), prepared(images))
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in prepared.modules())
-    expected = (restored, values, restored.clamp(0, 1), values.tanh(), values, values.tanh())
+    expected = (restored, values, values.tanh(), values, values.tanh())
     torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-10)
 
 
-@pytest.mark.parametrize(("height", "width"), [(9, 15), (1, 2)])
-def test_restored_images_have_the_size_of_the_images(height, width):
-    decoder, images = small(), torch.rand(2, 3, height, width)
-    restored = decoder.restore(images)
-    assert restored.shape == images.shape
-    assert restored.min() >= 0 and restored.max() <= 1
+@pytest.mark.parametrize("size", [(9, 15), (1, 2)])
+def test_restored_images_have_the_size_of_the_images(size):
+    assert small().restoration(torch.rand(2, 3, *size)).shape == (2, 3, *size)
 
 
 @pytest.mark.parametrize("mode", [True, False])
@@ -141,7 +136,6 @@ def test_attacks_differentiate_the_logits_before_the_tanh(mode):
     decoder, images = small(), torch.rand(3, 3, 12, 12)
     decoder.head[-1].weight.data *= 100
     target = attack_target(decoder.train(mode))
-    assert isinstance(target, Unsquashed)
     assert all(module.training is mode for module in target.modules())
     decoder.eval()
     logits, values = decoder(images), target(images)
@@ -151,7 +145,7 @@ def test_attacks_differentiate_the_logits_before_the_tanh(mode):
 
 
 def test_images_out_of_range_are_refused():
-    for method in (small(), small().restore, attack_target(small())):
+    for method in (small(), attack_target(small())):
         with pytest.raises(ValueError, match="finite values"):
             method(2 * torch.ones(1, 3, 12, 12))
 
@@ -164,18 +158,6 @@ def test_every_parameter_learns_and_no_relu_is_left():
     assert all(parameter.grad.abs().max() > 0 for parameter in decoder.parameters())
     activations = [module for module in decoder.modules() if isinstance(module, nn.ReLU | nn.ELU)]
     assert len(activations) == 4 and all(isinstance(module, nn.ELU) for module in activations)
-
-
-def test_restoration_is_learned_without_the_head():
-    decoder, images = small().train(), torch.rand(8, 3, 12, 12)
-    decoder.head.requires_grad_(False)
-    optimiser, losses = torch.optim.Adam(decoder.parameters(), lr=1e-2), []
-    for _ in range(20):
-        optimiser.zero_grad()
-        losses.append(F.mse_loss(decoder.restoration(images), images))
-        losses[-1].backward()
-        optimiser.step()
-    assert losses[-1] < losses[0] / 2
 
 
 def test_networks_by_name():
@@ -192,8 +174,6 @@ def test_networks_by_name():
 def test_other_networks_are_refused():
     with torch.device("meta"), pytest.raises(ValueError, match="FPD needs a residual network"):
         build("vgg16_fpd", 10, 32)
-    with pytest.raises(TypeError, match="Linear"):
-        FeaturePyramidDecoder(nn.Linear(1, 1))
 
 
 def test_other_weights_are_refused_and_change_nothing(tmp_path):
@@ -212,23 +192,19 @@ class Code:
         return os.mkdir, ("ran",)
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ([1, 2], "state_dict"),
-        ({"state_dict": {"group1.conv1.weight": 1.0}}, "tensor for every name"),
-        ({"state_dict": Code()}, "without code"),
-    ],
-)
-def test_files_of_another_form_are_refused(tmp_path, monkeypatch, content, message):
+FORMS = [[1, 2], {"state_dict": {"conv.weight": 1.0}}, {"state_dict": Code()}]
+
+
+@pytest.mark.parametrize("content", FORMS, ids=["list", "number", "code"])
+def test_files_of_another_form_are_refused(tmp_path, monkeypatch, content):
     monkeypatch.chdir(tmp_path)
     torch.save(content, "weights.pkl")
-    with pytest.raises(ValueError, match=r"weights\.pkl: .*" + message):
+    with pytest.raises(ValueError, match=r"weights\.pkl: expected"):
         load_authors_weights(tiny(), tmp_path / "weights.pkl")
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("left", [slice(0), slice(5), slice(-1000)])
+@pytest.mark.parametrize("left", [slice(0), slice(-1000)])
 def test_damaged_files_are_refused(tmp_path, left):
     path = tmp_path / "weights.pkl"
     torch.save({"state_dict": tiny().state_dict()}, path)

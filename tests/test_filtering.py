@@ -1,9 +1,8 @@
-"""The operators against loops over pixels, `F.unfold` and finite differences."""
+"""The operators against loops over pixels and finite differences."""
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
 from nbsupport.denoisers.filtering import (
     distance_from_identity,
@@ -39,12 +38,6 @@ def loop(images, kernels, size):
     return filtered
 
 
-def unfolded(images, kernels, size):
-    b, c, h, w = images.shape
-    windows = F.unfold(images, size, padding=size // 2).view(b, c, size**2, h, w)
-    return (windows * kernels.view(b, c, size**2, h, w)).sum(dim=2)
-
-
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("size", SIZES)
 def test_filtering_is_the_loop_over_pixels(shape, size):
@@ -65,13 +58,8 @@ def test_identity_kernels_do_not_change_images(size, dtype):
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("size", SIZES)
-def test_gradients_are_those_of_unfold(shape, size):
-    inputs, upstream = pair(shape, size, images=True, kernels=True), random(*shape, seed=2)
-    before = [tensor.detach().clone() for tensor in inputs]
-    found = torch.autograd.grad(filter_pixels(*inputs), inputs, upstream)
-    assert all(map(torch.equal, inputs, before))
-    expected = torch.autograd.grad(unfolded(*inputs, size), inputs, upstream)
-    torch.testing.assert_close(found, expected)
+def test_gradients_are_finite_differences(shape, size):
+    assert torch.autograd.gradcheck(filter_pixels, pair(shape, size, images=True, kernels=True))
 
 
 @pytest.mark.parametrize("wanted", ["images", "kernels"])
@@ -85,18 +73,15 @@ def test_one_argument_alone_gets_its_gradient(wanted):
 
 
 def test_the_layout_in_memory_does_not_matter():
-    images, kernels = pair((2, 3, 4, 5), 3)
-    plain = [images.requires_grad_(), kernels.requires_grad_()]
-    strided = [
-        images.detach().contiguous(memory_format=torch.channels_last).requires_grad_(),
-        kernels.detach().permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0).requires_grad_(),
-    ]
-    upstream = random(5, 4, 3, 2).permute(3, 2, 1, 0)
+    def turn(x):
+        return x.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)
+
+    plain, upstream = pair((2, 3, 4, 5), 3, images=True, kernels=True), random(2, 3, 4, 5, seed=2)
+    strided = [turn(x.detach()).requires_grad_() for x in plain]
     torch.testing.assert_close(filter_pixels(*strided), filter_pixels(*plain))
-    for inputs in (plain, strided):
-        filter_pixels(*inputs).backward(upstream)
-    for one, other in zip(plain, strided, strict=True):
-        torch.testing.assert_close(one.grad, other.grad)
+    expected = torch.autograd.grad(filter_pixels(*plain), plain, upstream)
+    found = torch.autograd.grad(filter_pixels(*strided), strided, turn(upstream))
+    torch.testing.assert_close(found, expected)
 
 
 def test_kernels_of_lower_precision_keep_it_in_their_gradient():
@@ -140,7 +125,7 @@ def test_kernels_that_do_not_fit_are_refused(shape, no_shape_checker):
             distance_from_identity(torch.rand(shape))
 
 
-@pytest.mark.parametrize("size", [0, 2, -1])
+@pytest.mark.parametrize("size", [0, 2])
 def test_identity_kernels_are_of_odd_size(size):
     with pytest.raises(ValueError, match="odd kernel size"):
         identity_kernels(torch.rand(1, 3, 4, 5), size)
@@ -152,8 +137,6 @@ def test_distance_from_identity_is_the_loop_over_taps(size):
     distance = distance_from_identity(kernels)
     assert distance.shape == (2, 1, 2, 3)
     for n, y, x in np.ndindex(2, 2, 3):
-        taps = kernels[n, :, y, x].view(3, size**2).tolist()
-        total = 0
-        for kernel in taps:
-            total += sum(abs(tap - (i == size**2 // 2)) for i, tap in enumerate(kernel))
+        taps = enumerate(kernels[n, :, y, x].tolist())
+        total = sum(abs(tap - (i % size**2 == size**2 // 2)) for i, tap in taps)
         assert float(distance[n, 0, y, x]) == pytest.approx(total / 3)

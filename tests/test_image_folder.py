@@ -1,11 +1,16 @@
 """Image folders: the files that are found, how they are decoded, and what is refused."""
 
+import io
+import os
 import shutil
+import struct
 
 import numpy as np
 import pytest
+import tifffile
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
+from torchvision.datasets import ImageFolder
 
 from nbsupport.data import image_folder
 from nbsupport.data.benchmarks import fit_to_images, load
@@ -104,11 +109,25 @@ def test_numeric_names_are_class_numbers(numbers, tree):
     assert found.specification["gaps"]
 
 
-def test_hidden_files_do_not_count(tree):
-    root = tree(*two_classes())
-    for name in (".DS_Store", "Thumbs.db"):
+DATES, IDS = ("20240101", "20240102"), ("10", "9", "100000")
+OTHER = ("1998", "2003", "2010"), ("10", "9", "x", "X"), ("ä", "z", "я", "日")
+
+
+@pytest.mark.parametrize("names", [DATES, IDS, *OTHER], ids=str)
+def test_other_names_are_numbered_as_by_torchvision(names, tree):
+    root = tree(*(f"{name}/{i}.png" for name in names for i in range(3)))
+    found, expected = image_folder.find(str(root)), ImageFolder(root)
+    assert found.classes == tuple(expected.classes) and not found.specification["gaps"]
+    files = [(str(path), label) for part in found.files.values() for path, label in part]
+    assert sorted(files) == sorted(expected.samples)
+
+
+def test_hidden_files_and_folders_do_not_count(tree):
+    hidden = ["cat/.ipynb_checkpoints", "cat/@eaDir", "cat/sub/__MACOSX", "dog/.a/b"]
+    hidden += [".git", "__MACOSX/cat", "@eaDir", "$RECYCLE.BIN", "#recycle/dog"]
+    root = tree(*two_classes(), *(f"{name}/0.png" for name in hidden))
+    for name in (".DS_Store", "Thumbs.db", "desktop.ini"):
         (root / "cat" / name).write_bytes(b"nothing")
-    (root / ".git").mkdir()
     assert len(images(root)) + len(images(root, "test")) == 12
 
 
@@ -137,18 +156,43 @@ def test_every_mode_becomes_rgb(mode, tree):
     np.testing.assert_allclose(decode(path).numpy(), oracle, atol=1e-6)
 
 
-def test_16_bits_transparency_and_exif_count(tree):
+def test_16_bits_and_transparency_count(tree):
     folder = tree(*two_classes(3)) / "cat"
     deep = np.linspace(0, 65535, 49).reshape(7, 7).astype(np.uint16)
     Image.fromarray(deep).save(folder / "deep.png")
     np.testing.assert_allclose(decode(folder / "deep.png")[1].numpy(), deep / 65535, atol=1e-6)
     Image.new("RGBA", (7, 7), (200, 0, 0, 0)).save(folder / "glass.png")
     assert torch.equal(decode(folder / "glass.png"), torch.ones(3, 7, 7))
-    pixels, exif = picture(5, size=(7, 7)), Image.Exif()
-    exif[0x0112] = 3  # turned by half a turn
-    pixels.save(folder / "turned.png", exif=exif)
-    upright = torch.from_numpy(np.asarray(pixels).copy()).permute(2, 0, 1).flip(1, 2) / 255
-    torch.testing.assert_close(decode(folder / "turned.png"), upright)
+
+
+@pytest.mark.parametrize("damage", ["none", "type", "offset", "cut"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_orientation_counts_beside_damaged_tags(orientation, damage, tree):
+    wrong = {"type": (0x100, 2, 4, 0x41FF42FE), "offset": (0x10F, 2, 99, 0xFFFFFF)}
+    tags = [(0x112, 3, 1, orientation), *([wrong[damage]] if damage in wrong else [])]
+    number = len(tags) + (damage == "cut")  # of tags, the last of which is not there
+    exif = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", number)
+    exif += b"".join(struct.pack("<HHLL", *tag) for tag in tags) + b"\0" * 4 * (damage != "cut")
+    path = tree(*two_classes(3)) / "cat" / "x.jpg"
+    clean, memory, pixels = Image.Exif(), io.BytesIO(), picture(5, size=(7, 7))
+    clean[0x112] = orientation
+    pixels.save(path, exif=exif)
+    pixels.save(memory, "jpeg", exif=clean)
+    upright = np.asarray(ImageOps.exif_transpose(Image.open(memory)))
+    np.testing.assert_allclose(decode(path), upright.transpose(2, 0, 1) / 255, atol=1e-6)
+
+
+@pytest.mark.parametrize(("bits", "scale"), [(8, 257), (10, 64), (12, 16)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_16_bits_that_are_nearly_black_are_refused(bits, scale, channels, tree):
+    root = tree(*two_classes(3))
+    shape = (7, 7, 3)[: 3 if channels == 3 else 2]
+    dim = np.linspace(0, 2**bits - 1, 49 * channels).reshape(shape).astype(np.uint16)
+    tifffile.imwrite(root / "cat/dim.tif", dim)
+    with pytest.raises(ValueError, match=rf"^folder: .* nearly black; multiply them by {scale}$"):
+        images(root)
+    tifffile.imwrite(root / "dog/bright.tif", dim * scale)
+    assert len(images(root)) + len(images(root, "test")) == 8  # the other is just dark
 
 
 @pytest.mark.parametrize(("width", "height"), [(9, 7), (7, 12), (40, 31), (3, 5), (1, 1)])
@@ -169,15 +213,29 @@ def test_all_sizes_become_one(width, height, tree):
 def test_all_unreadable_files_are_named_at_once(tree):
     root = tree(*(f"{split}/{name}" for split in ("train", "test") for name in two_classes()))
     (root / "test/cat/notes.txt").write_text("no image")
+    (root / "test/cat/gone.png").symlink_to(root / "nowhere.png")
+    os.mkfifo(root / "test/cat/pipe.png")
     (root / "train/dog/empty.jpg").write_bytes(b"")
     whole = (root / "train/dog/5.png").read_bytes()
     (root / "train/dog/5.png").write_bytes(whole[: len(whole) // 2])
     Image.fromarray(np.full((7, 7), 300.0, dtype=np.float32)).save(root / "train/dog/float.tiff")
-    with pytest.raises(ValueError, match=r"^folder: cannot read 4 files") as error:
+    for name in (b"caf\xe9.png", "два\nряда.png".encode()):
+        (root / "train/dog" / os.fsdecode(name)).write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=r"^folder: cannot read 8 files") as error:
         images(root)
-    names = [line.split(":")[0] for line in str(error.value).splitlines()[1:]]
-    damaged = ["train/dog/5.png", "train/dog/empty.jpg", "train/dog/float.tiff"]
-    assert names == [f"  {name}" for name in ("test/cat/notes.txt", *damaged)]
+    names = [line.split(":")[0].strip() for line in str(error.value).splitlines()[1:]]
+    expected = {f"test/cat/{name}" for name in ("notes.txt", "gone.png", "pipe.png")}
+    damaged = ("5.png", "empty.jpg", "float.tiff", r"caf\udce9.png", r"два\nряда.png")
+    assert set(names) == expected.union(f"train/dog/{name}" for name in damaged)
+
+
+def test_names_that_are_not_utf_8_are_read(tree):
+    root = tree(*two_classes())
+    (root / "cat/0.png").rename(root / "cat" / os.fsdecode(b"caf\xe9.png"))
+    (root / "dog").rename(root / os.fsdecode(b"\xff\xfe"))
+    split = images(root)
+    assert split.classes == ("cat", r"\udcff\udcfe")
+    assert split.images.shape == (8, 3, 7, 7) and split.specification["content"]
 
 
 @pytest.mark.parametrize("name", ["", "nowhere", "file.png"])
@@ -190,11 +248,26 @@ def test_a_folder_must_be_named_and_there(name, tmp_path):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["0.png", "1.png"], "no class folders"),
-        (["train/a/0.png", "train/b/0.png"], "or one split"),
-        (["train/a/0.png", "train/b/0.png", "test/a/0.png"], "only one of them has b"),
+        (["0.png", "1.png"], "got the folders none"),
+        (["train/a/0.png", "train/b/0.png"], "got the folders train in .* splits"),
+        (["train/a/0.png", "train/b/0.png", "test/0.png"], "got the folders test, train in"),
+        (
+            ["train/a/0.png", "train/b/0.png", "test/a/0.png", "test/c/0.png"],
+            "only one .* has b, c",
+        ),
+        (["a/0.png", "a/b/1.png"], "got the folders a in .* two classes"),
+        (["train/a/0.png", "train/b/0.png", "test/a/0.png"], "got the folders a in .*/test; "),
+        (["x/train/a/0.png", "x/test/a/0.png"], "got the folders x in .* two classes"),
+        (["TRAIN/a/0.png", "Valid/a/0.png"], "TRAIN, Valid in .* splits"),
+        (["seg_train/a/0.png", "seg_test/a/0.png", "seg_pred/0.png"], "seg_train in .* splits"),
+        (["train2017/0.png", "val2017/0.png"], "train2017, val2017 in .* splits"),
+        (["a/train/0.png", "a/test/0.png", "b/train/0.png"], "got the folders a, b in .* above"),
+        (["x/a/0.png", "x/b/0.png", "y/a/0.png", "y/b/0.png"], "each of them holds a, b"),
         (["1/0.png", "2/0.png", "3/0.png"], "numbers from 0, got .* 1 to 3"),
-        (["train/1/0.png", "test/2/0.png"], "numbers from 0, got .* 1 to 2"),
+        (
+            [f"{x}/{i}/0.png" for x in ("train", "test") for i in "12"],
+            "numbers from 0, got .* 1 to 2",
+        ),
         (["0/0.png", "1/0.png", "01/0.png"], "same number"),
         (["a/0.png", "b/0.png"], "2 images are too few"),
     ],
@@ -212,3 +285,22 @@ def test_empty_classes_are_named(splits, tree):
             (root / split / name).mkdir()
     with pytest.raises(ValueError, match=r"^folder: .*ant, bee.* Fill or remove"):
         images(root)
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["0", "1", "2", "10"], {0: 0, 1: 1, 10: 2, 2: 3}),  # as text 0, 1, 10, 2
+        (["00", "01", "02"], None),
+        (["2021", "20210101", "3000"], {0: 0, 1: 2, 2: 1}),  # ids, numbered as text
+        (["cat", "dog10", "dog2"], None),
+    ],
+)
+def test_numbered_folders_have_another_order_as_text(names, expected, tree):
+    root = tree(*(f"{name}/{i}.png" for name in names for i in range(3)))
+    tree_found = image_folder.find(str(root))
+    other = tree_found.specification.get("other_order")
+    assert (dict(other) if other else None) == expected
+    if names[0] == "0":  # the other order is torchvision's
+        indices = ImageFolder(root).class_to_idx
+        assert {int(name): index for name, index in indices.items()} == expected

@@ -27,6 +27,8 @@ def test_images_pass(dtype):
     [
         (np.zeros((1, 3, 4, 4)), TypeError, "float64"),
         ([0.0], TypeError, "list"),
+        (torch.zeros(1, 3, 4, 4, dtype=torch.float8_e5m2), TypeError, "float8_e5m2"),
+        (torch.zeros(1, 3, 4, 4, dtype=torch.complex64), TypeError, "complex64"),
         (torch.zeros(1, 3, 4, 4, dtype=torch.uint8), TypeError, r"images.float\(\) / 255"),
         (torch.zeros(3, 4, 4), ValueError, r"images\[None\]"),
         (torch.zeros(1, 1, 4, 4), ValueError, r"images.expand\(-1, 3, -1, -1\)"),
@@ -46,11 +48,19 @@ def test_other_images_are_refused(images, error, message, no_shape_checker):
         check_images(images, caller="test")
 
 
-@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8])
+@pytest.mark.parametrize("kind", ["int64", "int8", "uint8", "uint16", "uint32"])
 @pytest.mark.parametrize("classes", [10, None])
-def test_labels_pass(dtype, classes):
-    labels, images = torch.tensor([0, 9], dtype=dtype), torch.rand(2, 3, 4, 4)
-    check_labels(labels, images=images, classes=classes, caller="test")
+def test_labels_pass_as_int64(kind, classes):
+    images, array = torch.rand(2, 3, 4, 4), np.array([9, 0], dtype=kind)
+    for labels in (array, array[::-1][::-1], torch.from_numpy(array), array.tolist()):
+        found = check_labels(labels, images=images, classes=classes, caller="test")
+        assert found.dtype == torch.int64 and found.tolist() == [9, 0]
+
+
+@pytest.mark.parametrize("labels", [None, "ab", ["a", "b"], [[0], [1, 2]], [2**70, 0]], ids=str)
+def test_what_is_no_integer_is_refused(labels, no_shape_checker):
+    with pytest.raises(ValueError, match=r"^test: expected 2 integer labels"):
+        check_labels(labels, images=torch.rand(2, 3, 4, 4), classes=10, caller="test")
 
 
 @pytest.mark.parametrize(
@@ -60,6 +70,7 @@ def test_labels_pass(dtype, classes):
         ([[0], [1]], 10, r"2 integer labels.* \(2, 1\)"),
         ([0.0, 1.0], 10, "torch.float32"),
         ([True, False], 10, "torch.bool"),
+        ([0j, 1j], 10, "torch.complex64"),
         ([0, 10], 10, "from 0 to 9, got 0 to 10$"),
         ([-1, 3], None, "from 0, got -1 to 3$"),
         ([1, 10], 10, "labels - 1"),

@@ -1,9 +1,11 @@
-"""The notebooks: what a reader may rely on in each, that every cell and every slider works, and what checks that."""
+"""The notebooks: what a reader may rely on, that every cell and slider works, and the runner."""
 
+import json
 import os
 import re
 import shutil
 import statistics
+import sys
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -29,10 +31,6 @@ def code(path):
     return [cell.source for cell in cells(path, "code")]
 
 
-def filled(source):
-    return [line for line in source.splitlines() if line.strip()]
-
-
 # -- all of them together ------------------------------------------------------------------------
 
 
@@ -41,11 +39,17 @@ def test_numbers_are_unique():
     assert len({path.name[:2] for path in PATHS}) == len(PATHS)
 
 
-def test_the_links_between_them_are_current(tmp_path):
+def test_the_links_between_them_are_current_and_follow_a_new_title(tmp_path):
     copies = [Path(shutil.copy(path, tmp_path)) for path in PATHS]
     before = [copy.read_bytes() for copy in copies]
     runner.link(copies)
     assert [copy.read_bytes() for copy in copies] == before
+    changed = nbformat.read(copies[2], as_version=4)
+    changed.cells[0].source = "# Another title"
+    nbformat.write(changed, copies[2])
+    runner.link(copies)
+    linked = ["Another title" in cells(copy, "markdown")[-1].source for copy in copies[:5]]
+    assert linked == [True, True, False, True, False]  # the index, before and after
 
 
 # -- each of them --------------------------------------------------------------------------------
@@ -66,21 +70,16 @@ def test_one_title_in_the_first_cell(path):
 
 
 @every_notebook
-def test_the_first_code_cell_chooses_study_and_scale(path):
+def test_the_first_code_cell_chooses_study_and_scale_and_sliders_are_the_packages(path):
     study, scale = re.match(r'STUDY, SCALE = \(?\s*"(\w+)",\s*"(\w+)"', code(path)[0]).groups()
     assert Study.named(study, scale)
+    assert not any("ipywidgets" in source for source in code(path))  # `exercise` moves Browsers
 
 
 @every_notebook
 def test_cells_are_short(path):
-    lengths = [len(filled(source)) for source in code(path)]
+    lengths = [sum(1 for line in source.splitlines() if line.strip()) for source in code(path)]
     assert max(lengths) <= 25 and statistics.median(lengths) <= 5
-
-
-@every_notebook
-def test_sliders_are_the_packages(path):
-    """They are what `exercise` moves."""
-    assert [source for source in code(path) if "ipywidgets" in source] == []
 
 
 @every_notebook
@@ -111,7 +110,7 @@ def execute_with_exercise(path, place):
 
 @every_notebook
 def test_it_runs_and_its_sliders_move(path, tmp_path):
-    """Every cell in a fresh kernel on the smallest study, from an empty store, without a warning for the reader."""
+    """Every cell in a fresh kernel on the smallest study, from an empty store, no warnings."""
     executed = execute_with_exercise(path, tmp_path)
     outputs = [output for cell in executed.cells for output in cell.get("outputs", ())]
     assert [output.text for output in outputs if "Warning" in output.get("text", "")] == []
@@ -166,33 +165,33 @@ def test_broken_frames_are_an_error(notebook, tmp_path):
 
 SWALLOWED = """
 import ipywidgets
-
-output = ipywidgets.Output()
-with output:
+with (output := ipywidgets.Output()):
     1 / 0
 """
+BROKEN = {
+    "fails": (["1 / 0"], "ZeroDivisionError"),
+    "is allowed to fail": ([("1 / 0", ["raises-exception"])], "ZeroDivisionError"),
+    "is left out": (["1", ("2", ["skip-execution"])], "cell 2 was not executed"),
+    "swallows an error that it shows": ([SWALLOWED + "output"], "widget: ZeroDivisionError"),
+    "swallows an error": ([SWALLOWED], "widget: ZeroDivisionError"),
+    "kills its kernel": (["import os", "os._exit(1)"], "[Kk]ernel died.*memory"),
+}
 
 
-@pytest.mark.parametrize("shown", ["output", ""], ids=["shown", "hidden"])
-def test_an_error_that_an_output_swallows_is_an_error(shown, notebook):
-    with pytest.raises(NotebookError, match="widget: ZeroDivisionError"):
-        execute(notebook(SWALLOWED + shown), "digits", "smoke")
+@pytest.mark.parametrize(("sources", "reason"), BROKEN.values(), ids=BROKEN)
+def test_a_cell_is_an_error_that(sources, reason, notebook):
+    with pytest.raises(NotebookError, match=rf"(?s)^00_tiny\.ipynb: .*{reason}"):
+        execute(notebook(*sources), "digits", "smoke")
 
 
-def test_a_cell_that_is_left_out_is_an_error(notebook):
-    with pytest.raises(NotebookError, match=r"^00_tiny\.ipynb: cell 2 was not executed"):
-        execute(notebook("1", ("2", ["skip-execution"])), "digits", "smoke")
-
-
-@pytest.mark.parametrize("tags", [[], ["raises-exception"]], ids=["plain", "allowed to fail"])
-def test_a_failing_cell_is_an_error(tags, notebook):
-    with pytest.raises(NotebookError, match=r"(?s)^00_tiny\.ipynb: .*ZeroDivisionError"):
-        execute(notebook(("1 / 0", tags)), "digits", "smoke")
-
-
-def test_a_kernel_that_dies_is_an_error(notebook):
-    with pytest.raises(NotebookError, match=r"^00_tiny\.ipynb: .*[Kk]ernel died.*memory"):
-        execute(notebook("import os", "os._exit(1)"), "digits", "smoke")
+@pytest.mark.parametrize("argv", [["false"], ["/nowhere/python", "{connection_file}"]])
+def test_the_kernel_is_this_python_whatever_is_installed(argv, notebook, tmp_path, monkeypatch):
+    (tmp_path / "kernels/python3").mkdir(parents=True)
+    kernel = json.dumps({"argv": argv, "display_name": "Python 3", "language": "python"})
+    (tmp_path / "kernels/python3/kernel.json").write_text(kernel)
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    executed = execute(notebook("import sys; print(sys.executable)"), "digits", "smoke")
+    assert executed.cells[1].outputs[0].text.strip() == sys.executable
 
 
 def test_an_interruption_stays_one(notebook):
@@ -221,10 +220,7 @@ def test_choices_reach_the_kernel_alone(notebook, monkeypatch):
     executed = execute(path, "folder", "smoke", image_size="24", **choices)
     study = Study.named("folder", "smoke", image_size=24, **choices)
     assert executed.cells[1].outputs[0].text == f"{study}\n"
-    found = {name for name in os.environ if name.startswith("NBSUPPORT_")}
-    assert (
-        found == {"NBSUPPORT_HOME", "NBSUPPORT_SCALE"} and os.environ["NBSUPPORT_SCALE"] == "paper"
-    )
+    assert os.environ["NBSUPPORT_SCALE"] == "paper" and "NBSUPPORT_DATA" not in os.environ
 
 
 @pytest.fixture
@@ -263,49 +259,15 @@ def test_an_installation_without_notebooks_says_where_they_are(tmp_path, monkeyp
         find([])
 
 
-def test_a_run_keeps_a_page_of_each(tiny, capsys):
-    folder = runner.run(["00", "02"], "digits", "smoke")
-    assert folder == tiny / "build" / "digits-smoke"
-    assert sorted(page.name for page in folder.iterdir()) == ["00_start.html", "02_b.html"]
-    printed = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in printed] == ["00_start", "02_b", "all"]
-
-
-def test_a_page_leads_to_other_pages_and_where_there_is_none_to_the_notebook(tiny):
+def test_a_run_keeps_pages_that_lead_to_other_pages_or_else_to_the_notebook(tiny, capsys):
     link = "[here](01_a.ipynb) [there](02_b.ipynb) [code](../nbsupport/seeds.py)"
     cells = [new_markdown_cell(link), new_code_cell("1")]
     nbformat.write(new_notebook(cells=cells), tiny / "00_start.ipynb")
-    runner.run(["01"], "digits", "smoke")
-    page = (runner.run(["00"], "digits", "smoke") / "00_start.html").read_text(encoding="utf-8")
+    folder = runner.run(["00", "01"], "digits", "smoke")
+    assert folder == tiny / "build" / "digits-smoke"
+    assert sorted(page.name for page in folder.iterdir()) == ["00_start.html", "01_a.html"]
+    page = (folder / "00_start.html").read_text(encoding="utf-8")
     for address in ("01_a.html", "../../notebooks/02_b.ipynb", "../../nbsupport/seeds.py"):
         assert f'href="{address}"' in page
-
-
-# -- the links between them ----------------------------------------------------------------------
-
-
-@pytest.fixture
-def three(tmp_path):
-    paths = [tmp_path / f"{name}.ipynb" for name in ("00_index", "01_one", "02_two")]
-    for path in paths:
-        cells = [new_markdown_cell(f"# {path.stem}\nMore."), new_markdown_cell("links")]
-        nbformat.write(new_notebook(cells=cells), path)
-    return paths
-
-
-def last_cell(path):
-    return nbformat.read(path, as_version=4).cells[-1].source
-
-
-def test_links_lead_back_to_the_index_and_on_and_follow_a_new_title(three):
-    runner.link(three)
-    onward = [f"[{name}]({name}.ipynb)" for name in ("01_one", "02_two")]
-    back = "[all notebooks](00_index.ipynb)"
-    assert last_cell(three[0]).splitlines()[2:] == [f"* {link}" for link in onward]
-    assert last_cell(three[1]) == f"← [00_index](00_index.ipynb) · {back} · {onward[1]} →"
-    assert last_cell(three[2]) == f"← {onward[0]} · {back}"
-    changed = nbformat.read(three[2], as_version=4)
-    changed.cells[0].source = "# Another title"
-    nbformat.write(changed, three[2])
-    runner.link(three)
-    assert "[Another title](02_two.ipynb)" in last_cell(three[1])
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in printed] == ["00_start", "01_a", "all"]

@@ -1,6 +1,5 @@
 """The figures of a study show what was measured, and the frames of the slider are those images."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -8,7 +7,7 @@ import torch
 from nbsupport.attacks.adaptive import chain
 from nbsupport.attacks.pgd import pgd
 from nbsupport.experiments.artifacts import Experiment
-from nbsupport.experiments.evaluation import Measurement, measure
+from nbsupport.experiments.evaluation import measure
 from nbsupport.results import paper_figures
 from nbsupport.results.paper_figures import lay_out_kernels, render_frames, to_8_bit
 from nbsupport.study import EPS, Study
@@ -33,9 +32,8 @@ def shown(axis):
     ids=["the first", "others follow", "no more than there are"],
 )
 def test_fooled_images_come_first(clean, attacked, number, expected, monkeypatch):
-    predictions = torch.tensor([clean, [0] * len(clean), attacked])
-    zeros, labels = torch.zeros(predictions.shape), torch.ones(len(clean), dtype=torch.long)
-    measured = {"attacked": Measurement(predictions, labels, zeros, zeros, zeros, {})}
+    right = np.array([clean, [0] * len(clean), attacked], dtype=bool)
+    measured = {"attacked": {"accuracy": right}}
     monkeypatch.setattr(paper_figures, "measure", lambda experiment, method: measured[method])
     experiment = object.__new__(Experiment)
     experiment.study = Study.named("digits", "smoke", eps=(0.0, 0.01, 0.1))
@@ -56,14 +54,15 @@ def test_before_after_shows_the_measured_image_and_words(method, experiment):
     hat = experiment.attacked("test").at(0.3)[IMAGE : IMAGE + 1]
     denoised = experiment.denoiser(method)(hat)[0]
     np.testing.assert_allclose(shown(figure.axes[3]), denoised.permute(1, 2, 0), atol=1e-6)
-    bare, defended = (measure(experiment, name).predictions for name in ("attacked", method))
-    row = EPS.index(0.3)
-    words = [bare[0, IMAGE], bare[row, IMAGE], defended[row, IMAGE]]
     perturbation, clean = figure.axes[2].images[0], experiment.images("test").images[IMAGE]
+    logits = experiment.classifier()(torch.stack([clean, hat[0], denoised]))
+    words, row = logits.argmax(dim=1), EPS.index(0.3)
     np.testing.assert_allclose(perturbation.get_array(), (hat[0] - clean).mean(dim=0), atol=1e-6)
     assert perturbation.get_clim() == (-0.3, 0.3)
-    titles = [figure.axes[column].get_title() for column in (0, 1, 3)]
-    assert [title[-3:] for title in titles] == [f"“{word}”" for word in words]
+    titles = [figure.axes[column].get_title().splitlines()[1] for column in (0, 1, 3)]
+    psnr = [measure(experiment, name)["psnr"][row, IMAGE] for name in ("attacked", method)]
+    assert titles[0] == f"“{words[0]}”"  # no PSNR against itself
+    assert titles[1:] == [f"“{w}”, {v:.1f} dB" for w, v in zip(words[1:], psnr, strict=True)]
 
 
 def test_both_attackers_are_shown_before_and_after_the_denoiser(experiment):
@@ -93,27 +92,40 @@ def test_architectures_show_what_the_networks_predict(experiment):
 
 def test_uncertainty_shows_the_measured_maps(experiment):
     figure = paper_figures.show_uncertainty(experiment, 4)
-    measured = measure(experiment, "Filt(L_img)").extra["uncertainty"]
-    maps = [shown(axis) for axis in figure.axes if axis.images and shown(axis).ndim == 2]
-    np.testing.assert_allclose([map.mean() for map in maps[: len(EPS)]], measured[:, 4], rtol=1e-5)
+    measured = measure(experiment, "Filt(L_img)")["uncertainty"]
+    maps = [axis.images[0] for axis in figure.axes[len(EPS) : 2 * len(EPS)]]
+    means = [map.get_array().mean() for map in maps]
+    np.testing.assert_allclose(means, measured[:, 4], rtol=1e-5)
+    assert len({map.get_clim() for map in maps}) == 1  # all share one scale
 
 
-def test_parts_show_the_measured_psnr(experiment):
+def test_parts_are_those_of_each_strength(experiment):
     figure = paper_figures.show_parts(experiment, 1, (0.0, 0.3))
-    titles = [axis.get_title() for axis in figure.axes]
-    psnr = measure(experiment, FUSED).psnr[EPS.index(0.3), 1]
-    assert titles[11].endswith(f"{psnr:.1f} dB")
-    assert not any("dB" in title for title in titles[:2])  # the clean image has no finite PSNR
-    assert figure.axes[4].images[0].get_clim() == (0, 1)  # of W
+    hat = experiment.attacked("test").at(0.3)[1:2]
+    weight = experiment.denoiser(FUSED).parts(hat).weight[0, 0]
+    np.testing.assert_allclose(shown(figure.axes[10]), weight, atol=1e-6)
+    assert figure.axes[10].images[0].get_clim() == (0, 1)
 
 
-def test_kernels_are_those_of_the_method(experiment):
-    figure = paper_figures.show_kernels(experiment, "head_2", 0, (0.001, 0.3), {"red": (8, 7)})
-    hat = experiment.attacked("test").at(0.3)[:1]
-    expected = experiment.denoiser("head_2").kernels(hat)[0, :, 8, 7].view(3, 3, 3)
-    for channel in range(3):
-        np.testing.assert_allclose(shown(figure.axes[5 + channel]), expected[channel], atol=1e-6)
-    assert plt.get_fignums() == []
+def test_each_mark_stands_at_its_pixel_beside_its_three_kernels(experiment):
+    pixels = {"red": (8, 7), "gold": (0, 15)}
+    figure = paper_figures.show_kernels(experiment, "head_2", 0, (0.001, 0.3), pixels)
+    lines = [(eps, mark) for eps in (0.001, 0.3) for mark in pixels.items()]
+    for number, (eps, (colour, (row, column))) in enumerate(lines):
+        image, *axes = figure.axes[4 * number : 4 * number + 4]
+        (mark,) = image.lines
+        assert (mark.get_xdata(), mark.get_ydata()) == ([column], [row])
+        assert mark.get_markeredgecolor() == colour
+        kernels = experiment.denoiser("head_2").kernels(experiment.attacked("test").at(eps)[:1])
+        for channel, axis in enumerate(axes):
+            taps = kernels[0, 9 * channel : 9 * channel + 9, row, column]
+            np.testing.assert_allclose(shown(axis), taps.view(3, 3), atol=1e-6)
+
+
+@pytest.mark.parametrize("pixel", [(16, 0), (0, 16), (-1, 0), (0, -1)])
+def test_a_pixel_outside_is_refused(pixel, experiment):
+    with pytest.raises(IndexError, match="outside"):
+        paper_figures.show_kernels(experiment, "head_2", 0, (0.1,), {"red": pixel})
 
 
 @pytest.mark.parametrize("method", ["Add(L_img)", FUSED, "8-bit"])
@@ -127,13 +139,13 @@ def test_kernels_of_a_method_that_does_not_filter_are_refused(method, experiment
     [(16, 16, 3, 4), (13, 7, 5, 2), (4, 4, 1, 2)],
 )
 def test_green_kernels_of_evenly_spaced_pixels_are_laid_out(height, width, size, pixels):
-    kernels = torch.rand(3 * size**2, height, width)
+    kernels = torch.rand(1, 3 * size**2, height, width)
     found = lay_out_kernels(kernels, pixels)
     side = pixels * (size + 1) - 1
     expected = torch.full((side, side), torch.nan)
     for i, j, y, x in np.ndindex(pixels, pixels, size, size):
         row, column = i * (height - 1) // (pixels - 1), j * (width - 1) // (pixels - 1)
-        tap = kernels[size**2 + y * size + x, row, column]
+        tap = kernels[0, size**2 + y * size + x, row, column]
         expected[i * (size + 1) + y, j * (size + 1) + x] = tap
     torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
 
@@ -148,27 +160,30 @@ def frames(experiment):
 
 @pytest.mark.parametrize("row", [0, 5, 12])
 def test_frame_k_is_the_image_under_strength_k(row, frames, experiment):
-    clean, size = experiment.images("test").images[IMAGE], frames.size
-    hat = experiment.attacked("test").at(EPS[row])[IMAGE]
+    (pixels, index), clean = frames, experiment.images("test").images[IMAGE]
+    size, hat = index["size"], experiment.attacked("test").at(EPS[row])[IMAGE]
     methods = f"{FUSED}_sl", f"{FUSED}_m", FUSED
     images = [clean, hat, *(experiment.denoiser(method)(hat[None])[0] for method in methods)]
     for column, image in zip((0, 1, 2, 3, 5), images, strict=True):
         place = np.s_[row * size : (row + 1) * size, column * size : (column + 1) * size]
         expected = (255 * image.double().clamp(0, 1)).permute(1, 2, 0).numpy()
-        assert np.abs(frames.pixels[place] - expected).max() <= 0.5 + 1e-3, frames.names[column]
+        assert np.abs(pixels[place] - expected).max() <= 0.5 + 1e-3, index["names"][column]
 
 
 def test_words_and_notes_are_those_that_are_measured(frames, experiment):
+    pixels, index = frames
+    words, notes = (np.array(index[name]) for name in ("words", "notes"))
     for column, method in ((1, "attacked"), (2, f"{FUSED}_sl"), (3, f"{FUSED}_m"), (5, FUSED)):
-        words = [str(int(word)) for word in measure(experiment, method).predictions[:, IMAGE]]
-        assert [row[column] for row in frames.words] == words
-    assert {row[4] for row in frames.words} == {None}  # W is no image
+        right = measure(experiment, method)["accuracy"][:, IMAGE]
+        assert [*(words[:, column] == index["truth"])] == [*right]
+    assert set(words[:, 4]) == {None}  # W is no image
     measured = measure(experiment, FUSED)
-    psnr, weight = measured.psnr[:, IMAGE], measured.extra["weight"][:, IMAGE]
-    assert [row[5] for row in frames.notes] == [f"{value:.1f} dB" for value in psnr]
-    assert [row[4] for row in frames.notes] == [f"mean {value:.2f}" for value in weight]
-    assert frames.pixels.shape == (13 * frames.size, 6 * frames.size, 3)
-    assert frames.truth == str(int(experiment.images("test").labels[IMAGE]))
+    psnr, weight = measured["psnr"][:, IMAGE], measured["weight"][:, IMAGE]
+    assert [*notes[:, 5]] == [f"{value:.1f} dB" for value in psnr]
+    assert [*notes[:, 4]] == [f"mean {value:.2f}" for value in weight]
+    assert pixels.shape == (13 * index["size"], 6 * index["size"], 3)
+    assert (index["image"], index["eps"]) == (IMAGE, EPS)
+    assert index["truth"] == str(int(experiment.images("test").labels[IMAGE]))
 
 
 def test_an_image_is_rounded_and_a_map_is_bright_at_1():

@@ -1,12 +1,16 @@
 """PGD against ten lines of plain PyTorch, and its storage as δ/ε."""
 
 import copy
+import threading
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import parametrizations, prune
+from torch.nn.utils import weight_norm as old_weight_norm
+from torch.utils.checkpoint import checkpoint
 
 from nbsupport.attacks import pgd
 from nbsupport.attacks.pgd import (
@@ -18,6 +22,7 @@ from nbsupport.attacks.pgd import (
     random_starts,
     ratios,
 )
+from nbsupport.classifiers.custom import Apart, precisions
 from nbsupport.classifiers.models import Classifier, build
 from nbsupport.study import EPS, REL_STEP
 
@@ -161,12 +166,6 @@ def test_the_classifier_is_not_changed(frozen, classifier, images, labels):
         classifier(images + 1)
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
-def test_labels_of_any_integer_type_will_do(dtype, classifier, images, labels, no_shape_checker):
-    attacked = pgd(classifier, images, labels.to(dtype), 0.1, steps=2)
-    assert torch.equal(attacked, pgd(classifier, images, labels, 0.1, steps=2))
-
-
 def test_attacks_stay_in_float32_within_bfloat16_training():
     classifier = build("small_resnet", 4, 8).eval()
     images, labels = torch.rand(3, 3, 8, 8), torch.tensor([0, 1, 2])
@@ -186,15 +185,181 @@ def test_the_margin_is_the_best_wrong_logit_minus_the_true_one(shape):
     assert ((found > 0).numpy() == (logits.argmax(axis=1) != labels)).all()
 
 
-def test_the_margin_has_a_gradient_where_cross_entropy_has_none(images, labels):
-    confident = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE**2, CLASSES)).double().eval()
+def linear(scale, classes=2):
+    """Logits of any scale whose attack has a closed form: for two classes, a corner of the ball."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE**2, classes)).eval()
     with torch.no_grad():
-        confident[1].weight.mul_(0.1)
-        confident[1].bias.copy_(torch.tensor([0.0, 2000, 0, 0, 0]))
-    one, eps = torch.ones(6, dtype=torch.long), torch.full((6,), 0.1, dtype=torch.float64)
-    start = random_starts(images, eps)
-    torch.testing.assert_close(pgd(confident, images, one, 0.1, steps=3), start)
-    assert (pgd(confident, images, one, 0.1, steps=3, loss="margin") - start).abs().max() > 0.005
+        network[1].weight.mul_(scale)
+        network[1].bias.mul_(scale)
+    return network
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 30.0, 1e3, 1e8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_scale_of_the_logits_does_not_matter(scale, dtype, images):
+    images, network = images.to(dtype), linear(scale).to(dtype)
+    labels = network(images).argmax(dim=1)
+    found = pgd(network, images, labels, 0.1, steps=25, rel_step=0.1)
+    towards = (network[1].weight[1] - network[1].weight[0]).sign().view(3, SIDE, SIDE)
+    corner = (images + 0.1 * (1 - 2 * labels.view(-1, 1, 1, 1)) * towards).clamp(0, 1)
+    torch.testing.assert_close(found, corner)
+
+
+def test_only_saturated_images_are_attacked_otherwise_than_by_cross_entropy(classifier, images):
+    class Mixed(nn.Module):
+        """Sure of bright images alone."""
+
+        def forward(self, x):
+            bright = x.flatten(1).mean(dim=1, keepdim=True).detach() > 0.5
+            return classifier(x) * torch.where(bright, 1e5, 1.0)
+
+    images = 0.3 * images + torch.tensor([0.0, 0.6]).repeat(3).view(6, 1, 1, 1)
+    network = Mixed().eval()
+    labels = network(images).argmax(dim=1)
+    found = pgd(network, images, labels, 0.05, steps=7)
+    plain = reference(network, images, labels, 0.05, 7)
+    torch.testing.assert_close(found[::2], plain[::2])
+    margins = [margin(classifier(x), labels).detach() for x in (found, plain)]
+    assert (margins[0] >= margins[1] - 1e-6).all() and (margins[0] > margins[1] + 1e-3)[1::2].any()
+
+
+# -- unusual modules and types -------------------------------------------------------------------
+
+
+def small():
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Tanh()
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(4 * SIDE**2, CLASSES)).eval()
+
+
+class Around(nn.Module):
+    """`small` in any Python code."""
+
+    def __init__(self, run, **attributes):
+        super().__init__()
+        self.network, self.run = small(), run
+        vars(self).update(attributes)
+
+    def forward(self, x):
+        return self.run(self, x)
+
+
+def keep(self, x):
+    self.features.append({"first": self.network[:3](x)})
+    return self.network[3:](self.features[-1]["first"])
+
+
+def flatten_by_view(self, x):
+    return self.network[4](self.network[:3](x).view(len(x), -1))
+
+
+def hook_on_the_original():
+    module = Around(lambda self, x: (self.network(x), self.network[4](self.seen.flatten(1)))[1])
+    module.network[2].register_forward_hook(lambda *given: vars(module).update(seen=given[2]))
+    module(torch.rand(1, 3, SIDE, SIDE))
+    return module
+
+
+def changed(change, number=0):
+    network = small()
+    change(network[number])
+    network(torch.rand(2, 3, SIDE, SIDE))  # leaves tensors with a history in some layers
+    return network.eval()
+
+
+def checkpointed(self, x):
+    return self.network[3:](checkpoint(self.network[:3], x, use_reentrant=self.reentrant))
+
+
+def volume(self, x):
+    return self.network(x + self.deep(x[:, None])[:, 0])
+
+
+def script():
+    return torch.jit.script(small())
+
+
+UNUSUAL = {
+    "weight norm, old": lambda: changed(old_weight_norm),
+    "spectral norm, old": lambda: changed(nn.utils.spectral_norm, 4),
+    "weight norm": lambda: changed(parametrizations.weight_norm),
+    "spectral norm": lambda: changed(parametrizations.spectral_norm),
+    "orthogonal": lambda: changed(parametrizations.orthogonal, 4),
+    "pruned": lambda: changed(lambda layer: prune.l1_unstructured(layer, "weight", 0.4)),
+    "kept activations": lambda: changed(lambda _: None) and Around(keep, features=[]),
+    "reentrant checkpoint": lambda: Around(checkpointed, reentrant=True),
+    "checkpoint": lambda: Around(checkpointed, reentrant=False),
+    "data parallel": lambda: nn.DataParallel(small()),
+    "in place": lambda: Around(lambda self, x: self.network(x.sub_(0.5).mul_(2))),
+    "view": lambda: Around(flatten_by_view),
+    "volume": lambda: Around(volume, deep=nn.Conv3d(1, 1, 3, padding=1)),
+    "lock": lambda: Around(lambda self, x: self.network(x), lock=threading.Lock()),
+    "hook": hook_on_the_original,
+    "compiled": lambda: torch.compile(small(), backend="eager"),
+    "scripted": script,
+    "frozen script": lambda: torch.jit.freeze(script()),
+    "traced": lambda: torch.jit.trace(small(), torch.rand(2, 3, SIDE, SIDE)),
+    "double": lambda: small().double(),
+    "half": lambda: small().half(),
+    "bfloat16": lambda: small().bfloat16(),
+}
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_any_differentiable_module_is_attacked_and_left_as_it_was(name, images, labels):
+    module, images = (
+        UNUSUAL[name]().eval() if "frozen" not in name else UNUSUAL[name](),
+        images.float(),
+    )
+    precise = Apart(
+        getattr(module, "_orig_mod", module), next(iter(precisions(module)), torch.float32)
+    )
+    x = random_starts(images, torch.full((6,), 0.1))
+    for _ in range(3):
+        x = x.detach().requires_grad_()
+        F.cross_entropy(precise(x), labels).backward()
+        x = (x + 0.01 * x.grad.sign()).clamp(images - 0.1, images + 0.1).clamp(0, 1)
+    module.zero_grad()
+    before, weights = images.clone(), copy.deepcopy(module.state_dict())
+    found = pgd(module, images, labels, 0.1, steps=3, rel_step=0.1)
+    share = 0.8 if name in ("half", "bfloat16") else 0.99  # few gradients' signs are rounding
+    assert ((found - x).abs() < 1e-6).float().mean() > share
+    assert torch.equal(images, before)
+    for key, tensor in module.state_dict().items():
+        assert torch.equal(tensor, weights[key])
+    assert all(each.grad is None for each in module.parameters())
+    assert "frozen" in name or all(each.requires_grad for each in module.parameters())
+
+
+@pytest.mark.parametrize("eps", [1e-6, 1e-4, 0.013, 0.1])
+@pytest.mark.parametrize("network", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("given", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_the_result_is_in_the_ball_in_every_precision(given, network, eps, images, labels):
+    images = images.to(given)
+    found = pgd(small().to(network), images, labels, eps, steps=3, rel_step=0.5)
+    assert found.dtype == torch.promote_types(given, network)
+    strength = torch.tensor(eps, dtype=torch.promote_types(found.dtype, torch.float32)).double()
+    assert ((found.double() - images.double()).abs() <= strength).all()
+    assert found.min() >= 0 and found.max() <= 1
+    assert (found != images).any() or eps < 1e-3
+
+
+@pytest.mark.parametrize(
+    "change",
+    [torch.Tensor.byte, torch.Tensor.short, torch.Tensor.tolist, torch.Tensor.numpy,
+     lambda y: tuple(y.tolist()), lambda y: y.numpy().astype(">u2"), lambda y: list(y.numpy())],
+)  # fmt: skip
+def test_labels_of_any_integer_type_will_do(change, classifier, images, labels):
+    attacked = pgd(classifier, images, change(labels), 0.1, steps=2)
+    assert torch.equal(attacked, pgd(classifier, images, labels, 0.1, steps=2))
+
+
+@pytest.mark.parametrize("eps", ["8/255", None, [0.1, "0.2"], 1j, {"eps": 0.1}], ids=str)
+def test_strengths_of_other_types_are_refused(eps, classifier, images, labels, no_shape_checker):
+    with pytest.raises(TypeError, match=f"^pgd: expected ε as .*{type(eps).__name__}"):
+        pgd(classifier, images, labels, eps)
 
 
 LABELS = {

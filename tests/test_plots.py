@@ -1,4 +1,6 @@
-"""Drawing: the values that each figure shows, its colours, and that drawing leaves nothing behind."""
+"""Drawing: the values that a figure shows, its colours, and that it leaves nothing behind."""
+
+from xml.etree import ElementTree
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,11 +16,8 @@ from nbsupport.results.plots import (
     draw_bands,
     draw_curves,
     draw_defences,
-    draw_kernels,
-    draw_maps,
     draw_panels,
     draw_strip,
-    draw_uncertainty,
     eps_axis,
     sheet,
 )
@@ -32,8 +31,7 @@ def rand(*shape, seed=0):
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
 
 
-IMAGE, OTHER = rand(3, 13, 7), rand(3, 13, 7, seed=1)
-MAP, KERNELS = rand(13, 7), rand(27, 13, 7) - 0.5
+IMAGE, OTHER, MAP = rand(3, 13, 7), rand(3, 13, 7, seed=1), rand(13, 7)
 VALUES = np.random.default_rng(0).random((len(EPS), 20))
 
 
@@ -50,36 +48,30 @@ def tidy(*methods, metrics=("accuracy",)):
 
 
 ROWS = tidy("attacked", "Filt(L_img)", "8-bit", "JPEG 75", metrics=("psnr", "ssim"))
+PANELS = [[(IMAGE, "Î", {}), "→", (MAP, "W", plots.SHARES)], [(OTHER, "Î", {})]]
 DRAWN = {
-    "draw_curves": lambda: draw_curves(ROWS),
-    "draw_strip": lambda: draw_strip([IMAGE, OTHER], ["one", "two"]),
-    "draw_uncertainty": lambda: draw_uncertainty([IMAGE] * 13, [MAP] * 13, EPS, VALUES),
-    "draw_panels": lambda: draw_panels(
-        [[(IMAGE, "Î", {}), (MAP, "W", plots.SHARES)]] * 3, ["ε"] * 3
-    ),
-    "draw_maps": lambda: draw_maps(IMAGE, {"U": MAP, "distance": MAP}, limits=(0, 2)),
-    "draw_kernels": lambda: draw_kernels({"ε": (IMAGE, KERNELS)}, {"red": (12, 6)}),
-    "draw_bands": lambda: draw_bands(EPS, {"Filt(L_img)": VALUES, FUSED: VALUES}, "label"),
+    "curves": lambda: draw_curves(ROWS),
+    "strip": lambda: draw_strip([IMAGE, OTHER], ["one", "two"]),
+    "panels": lambda: draw_panels(PANELS, ["ε"] * 2, bar="W"),
+    "bands": lambda: draw_bands(EPS, {"Filt(L_img)": VALUES, FUSED: VALUES}, "label"),
 }
 
 
 @pytest.mark.parametrize("draw", DRAWN.values(), ids=DRAWN)
 def test_drawing_leaves_nothing_behind_and_inputs_as_they_are(draw, tmp_path):
-    given = [x.clone() for x in (IMAGE, OTHER, MAP, KERNELS)], VALUES.copy(), ROWS.copy()
+    given = [x.clone() for x in (IMAGE, OTHER, MAP)], VALUES.copy(), ROWS.copy()
     style = dict(plt.rcParams)
     draw().savefig(tmp_path / "figure.png")
     assert plt.get_fignums() == []
     assert dict(plt.rcParams) == style
-    assert all(map(torch.equal, given[0], (IMAGE, OTHER, MAP, KERNELS)))
+    assert all(map(torch.equal, given[0], (IMAGE, OTHER, MAP)))
     assert np.array_equal(VALUES, given[1])
     pd.testing.assert_frame_equal(ROWS, given[2])
 
 
 def test_no_figure_stays_open_after_an_error():
-    with pytest.raises(ValueError, match="argument 2"):
-        draw_strip([IMAGE], ["one", "too many"])
-    with pytest.raises(ValueError, match="argument 2"):
-        draw_uncertainty([IMAGE] * 13, [MAP] * 12, EPS, VALUES)
+    with pytest.raises(KeyError, match="unknown"):
+        draw_bands(EPS, {"unknown": VALUES}, "")
     assert plt.get_fignums() == []
 
 
@@ -169,40 +161,29 @@ def test_the_strengths_stand_apart_and_0_is_shown(strengths):
     assert axis.get_xticks()[0] == 0
 
 
-# -- images, maps and kernels --------------------------------------------------------------------
+# -- panels --------------------------------------------------------------------------------------
 
 
-def shown(axis):
-    return np.asarray(axis.images[0].get_array())
+def test_each_panel_stands_in_its_row_and_column():
+    figure = draw_panels(PANELS, bar="W")
+    image, text, weight, other, _, _, bar = figure.axes
+    for axis, pixels in ((image, IMAGE), (weight, MAP), (other, OTHER)):
+        expected = pixels.permute(1, 2, 0) if pixels.ndim == 3 else pixels
+        np.testing.assert_array_equal(axis.images[0].get_array(), expected)
+    assert [each.get_text() for each in text.texts] == ["→"]
+    assert weight.images[0].get_clim() == bar.get_ylim() == (0, 1)  # of shares
 
 
-def test_maps_share_one_scale():
-    uncertainty = draw_uncertainty([IMAGE] * 2, [MAP, MAP + 1], EPS[:2], VALUES[:2])
-    limits = {axis.images[0].get_clim() for axis in uncertainty.axes[2:4]}
-    assert limits == {(float(MAP.min()), float(MAP.max() + 1))}
-    maps = draw_maps(IMAGE, {"U": MAP, "distance": 3 * MAP}, limits=(0, 2))
-    assert {axis.images[0].get_clim() for axis in maps.axes[1:3]} == {(0, 2)}
-
-
-def test_each_mark_stands_at_its_pixel_beside_its_three_kernels():
-    pixels = {"red": (12, 6), "gold": (0, 3)}
-    figure = draw_kernels({"weak": (IMAGE, KERNELS), "strong": (OTHER, -KERNELS)}, pixels)
-    lines = [(sign, mark) for sign in (1, -1) for mark in pixels.items()]
-    for number, (sign, (colour, (row, column))) in enumerate(lines):
-        axes = figure.axes[4 * number : 4 * number + 4]
-        (mark,) = axes[0].lines
-        assert (mark.get_xdata(), mark.get_ydata()) == ([column], [row])
-        assert mark.get_markeredgecolor() == colour
-        for channel, y, x in np.ndindex(3, 3, 3):
-            tap = float(sign * KERNELS[9 * channel + 3 * y + x, row, column])
-            assert shown(axes[1 + channel])[y, x] == pytest.approx(tap)
-
-
-@pytest.mark.parametrize("pixel", [(13, 0), (0, 7), (-1, 0), (0, -1)])
-def test_a_pixel_outside_is_refused(pixel):
-    with pytest.raises(IndexError, match="outside"):
-        draw_kernels({"ε": (IMAGE, KERNELS)}, {"red": pixel})
-    assert plt.get_fignums() == []
+@pytest.mark.parametrize(
+    "names", [("$5_$10", "$x^$"), (r"$\frac{$", "50 %_$"), ("猫 ไทย", "كلب"), ("हिन्दी", "😀")]
+)
+def test_class_names_are_drawn_as_they_are(names, tmp_path):
+    figure = draw_strip([IMAGE, OTHER], names)
+    figure.savefig(tmp_path / "x.png")
+    with plt.rc_context({"svg.fonttype": "none"}):  # letters stay letters
+        figure.savefig(tmp_path / "x.svg")
+    drawn = ElementTree.parse(tmp_path / "x.svg").iter("{http://www.w3.org/2000/svg}text")
+    assert {"".join(text.itertext()) for text in drawn} >= {*names}
 
 
 @pytest.mark.parametrize("methods", [(*TABLES[1], *TABLES[3], *TABLES[4]), DEFENCES])

@@ -1,4 +1,4 @@
-"""The report: one page of all stored results that needs nothing else, and the Markdown made of them."""
+"""The report: one page of all stored results that needs nothing else, and their Markdown."""
 
 import json
 import re
@@ -7,19 +7,18 @@ from base64 import b64decode
 from collections import Counter
 from html.parser import HTMLParser
 from itertools import pairwise
+from typing import ClassVar
 
-import numpy as np
 import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
-from PIL import Image
 
 from nbsupport.results import report, tables
-from nbsupport.results.report import build, opening, overview, readme_table, studies, update_readme
+from nbsupport.results.report import build, opening, studies, update_readme
 from nbsupport.results.save import REPOSITORY
-from nbsupport.study import EPS, eps_label
+from nbsupport.study import eps_label
 
-FIGURES, NOTEBOOKS = REPOSITORY / "figures", REPOSITORY / "notebooks"
+FIGURES = REPOSITORY / "figures"
 VOID = ("meta", "img", "input", "br", "hr", "link")
 
 
@@ -49,48 +48,34 @@ def words(element):
     return " ".join(element.get_text(" ").split())
 
 
-def lines(table):
-    """The cells of each row of a table, under its row headings."""
-    found, method = {}, ""
-    for row in table.tbody.find_all("tr"):
-        heads = [words(head) for head in row.find_all("th")]
-        method = heads[0] if len(heads) > 1 else method
-        place = (method, heads[-1]) if "level1" in str(row) else heads[-1]
-        found[place] = [words(cell) for cell in row.find_all("td")]
-    return found
-
-
 # -- as HTML -------------------------------------------------------------------------------------
 
 
 class Balance(HTMLParser):
     """Every element is closed, in its order."""
 
-    def __init__(self):
-        super().__init__()
-        self.open, self.resources, self.targets, self.ids = [], [], [], []
+    open: ClassVar = []
 
     def handle_starttag(self, tag, attributes):
-        named = dict(attributes)
         self.open += [tag] if tag not in VOID else []
-        self.ids += [named["id"]] if "id" in named else []
-        self.targets += [named.pop("href")] if tag == "a" else []
-        loading = ("src", "srcset", "data", "poster", "action", "style", "href")
-        self.resources += [named[name] for name in loading if name in named]
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag, self.getpos()
 
 
 def test_the_page_is_sound_and_loads_nothing(text, page):
-    parser = Balance()
-    parser.feed(text)
-    assert parser.open == []
-    assert [name for name, times in Counter(parser.ids).items() if times > 1] == []
-    assert {target[1:] for target in parser.targets if target[0] == "#"} <= set(parser.ids)
-    assert [target for target in parser.targets if not re.match("#|https://", target)] == []
-    loaded = [found.split(";base64,")[0] for found in parser.resources]
-    assert [found for found in loaded if re.search(r"//|url\((?!data:)", found)] == []
+    Balance().feed(text)
+    assert Balance.open == []
+    ids = [tag["id"] for tag in page.find_all(id=True)]
+    assert len(ids) == len(set(ids))
+    targets = [tag["href"] for tag in page.find_all("a")]
+    assert {target[1:] for target in targets if target[0] == "#"} <= set(ids)
+    assert all(re.match("#|https://", target) for target in targets)
+    loading = ("src", "srcset", "data", "poster", "action", "style")
+    loaded = [tag[name] for name in loading for tag in page.find_all(**{"attrs": {name: True}})]
+    assert not page.find("link") and all(
+        not re.search(r"//|url\((?!data:)", each.split(";base64,")[0]) for each in loaded
+    )
     styles, scripts = (" ".join(map(str, page.find_all(name))) for name in ("style", "script"))
     assert re.findall(r"@import|url\(|https?:", styles) == []
     assert re.findall(r"\bimport\b|fetch\(|XMLHttpRequest|https?:", scripts) == []
@@ -114,7 +99,7 @@ def test_every_notebook_with_results_appears_once_in_each_study_and_in_order(pag
         paths = (FIGURES / study["id"]).glob("*.json")
         names = sorted({json.loads(path.read_text("utf-8"))["notebook"] for path in paths})
         chapters = {tag["id"]: words(tag.h3) for tag in study.find_all(class_="chapter")}
-        expected = {f"{study['id']}-{name}": opening(name, NOTEBOOKS)[0] for name in names}
+        expected = {f"{study['id']}-{name}": opening(name)[0] for name in names}
         assert [*chapters.items()] == [*expected.items()]
 
 
@@ -142,60 +127,26 @@ def test_every_picture_is_on_the_page(path, page):
     assert shown.read_bytes() in [b64decode(each) for each in pictures]
 
 
-@stored("table?.csv")
-def test_each_number_of_a_table_is_the_stored_one_and_the_published_one(path, page):
+@stored("*.csv")
+def test_every_number_of_every_table_is_on_the_page(path, page):
     (result,) = [each for each in studies([FIGURES])[path.parent.name] if each.name == path.stem]
-    table = tables.wide_table(result.rows)
-    found = lines(section(page, path).find("table"))
-    if "metric" in table.index.names:  # Table 2: its numbers in their order
-        shown = [row.find_all("td") for row in section(page, path).table.tbody.find_all("tr")]
-        expected = tables.formatted(table).to_numpy().tolist()
-        assert [[words(cell) for cell in row] for row in shown] == expected
-        return
-    for place, values in tables.formatted(table).iterrows():
-        assert found[place] == list(values)
-        if place[1] == "measured":
-            assert found[place[0], "95 % interval"][0].count("–") == 1
-    sources = {source for _, source in found}
-    assert {"measured", "95 % interval", "published", "difference", "worst case"} <= sources
-
-
-@stored("claims*.csv")
-def test_claims_have_their_outcomes_here_and_in_the_paper(path, page):
-    found = lines(section(page, path).table)
-    for row in pd.read_csv(path).to_dict("records"):
-        shown = found[row["claim"]]
-        for part in ("predicate", "outcome", "paper_outcome", "measured"):
-            assert " ".join(row[part].split()) in shown
+    shown = section(page, path).find_all("table")
+    frames = tables.views(result.rows, result.study).values()
+    for table, frame in zip(shown, frames, strict=True):
+        cells = [[words(cell) for cell in row.find_all("td")] for row in table.tbody.find_all("tr")]
+        expected = tables.formatted(frame).map(lambda text: " ".join(text.split()))
+        assert all(values in cells for values in expected.to_numpy().tolist())
+        added = 3 * len(frame.index.unique(0)) if frame.index.names == ["method", "source"] else 0
+        assert len(expected) <= len(cells) <= len(expected) + added
 
 
 def test_all_claims_are_gathered_once(page):
-    found = lines(page.find(id="claims").table)
-    stored = pd.concat(map(pd.read_csv, FIGURES.glob("*/claims*.csv")))
-    judged = set(stored["claim"])
-    assert set(found) == judged and list(found) == sorted(found, key=lambda name: int(name[1:]))
+    rows = page.find(id="claims").table.tbody.find_all("tr")
+    found = {words(row.th): words(row.find_all("td")[-1]) for row in rows}
+    judged = pd.concat(map(pd.read_csv, FIGURES.glob("*/claims*.csv")))["claim"].unique()
+    assert list(found) == sorted(judged, key=lambda name: int(name[1:]))
     outcomes = pd.read_csv(FIGURES / "digits" / "claims.csv").set_index("claim")["outcome"]
-    assert all(found[claim][-1] == outcome for claim, outcome in outcomes.items())
-
-
-@stored("seeds.csv")
-def test_differences_over_seeds_are_there(path, page):
-    rows, found = pd.read_csv(path), lines(section(page, path).table)
-    for row in rows[rows["eps"] == "mean"].itertuples():
-        shown = found[f"{row.method} − {row.other}"]
-        assert shown[:2] == [f"{row.value:+.3f}", f"{row.low:+.3f} … {row.high:+.3f}"]
-
-
-@stored("adaptive.csv")
-def test_the_gray_box_attacker_stands_beside_the_worst_case(path, page):
-    rows = pd.read_csv(path)
-    accuracy = rows[rows["metric"] == "accuracy"]
-    curves = accuracy.pivot(index="method", columns=["eps", "attack"], values="value")
-    found = lines(section(page, path).find_all("table")[1])
-    for method, values in curves.iterrows():
-        strengths = sorted(accuracy["eps"].unique())
-        expected = [values[eps, attack] for eps in strengths for attack in ("oblivious", "worst")]
-        assert found[tables.display_name(method)] == [f"{value:.3f}" for value in expected]
+    assert all(found[claim] == outcome for claim, outcome in outcomes.items())
 
 
 # -- of other results ----------------------------------------------------------------------------
@@ -211,31 +162,12 @@ def figures(tmp_path):
     return tmp_path / "figures"
 
 
-@pytest.fixture
-def framed(figures):
-    """… and made-up frames."""
-    names, size = ("clean I", "attacked Î", "W"), 2
-    pixels = np.random.default_rng(0).integers(0, 256, (13 * size, 3 * size, 3), dtype=np.uint8)
-    answers = [["7", "7" if row < 9 else "1", None] for row in range(13)]
-    notes = [["", f"{60 - row} dB", "mean 0.50"] for row in range(13)]
-    index = dict(size=size, image=5, truth="7", eps=EPS, names=names, words=answers, notes=notes)
-    record = json.loads((figures / "digits" / "fig3.json").read_text(encoding="utf-8"))
-    (figures / "digits" / "frames.json").write_text(json.dumps(record | {"frames": index}))
-    Image.fromarray(pixels).save(figures / "digits" / "frames.png")
-    return figures
-
-
 def parse(*roots):
     return BeautifulSoup(build([*roots]), "html.parser")
 
 
-def test_a_part_of_the_results_makes_a_page_too(figures):
-    page = parse(figures)
-    assert [tag["id"] for tag in page.find_all(class_="result")] == ["digits-fig3"]
-    assert page.find(id="claims") is None
-
-
 def test_ones_results_hide_the_committed_ones_of_the_same_study(figures):
+    assert parse(figures).find(id="claims") is None  # a part of the results makes a page too
     page = parse(figures, FIGURES)
     study = page.find(id="digits")
     assert [tag["id"] for tag in study.find_all(class_="result")] == ["digits-fig3"]
@@ -245,22 +177,22 @@ def test_ones_results_hide_the_committed_ones_of_the_same_study(figures):
     assert page.find(id="cifar10-table1")
 
 
-def test_frames_become_a_slider_over_eps_and_a_table_without_a_script(framed):
-    box, labels = parse(framed).find(class_="frames"), [eps_label(eps) for eps in EPS]
-    slider = box.find("input", type="range")
-    assert (slider["min"], slider["max"], slider["aria-valuetext"]) == ("0", "12", eps_label(0))
-    index = json.loads(box.find("script").string)
-    assert index["labels"] == labels and index["words"][12] == ["7", "1", None]
-    encoded = re.search(r"base64,([^)]+)\)", box["style"])[1]
-    assert b64decode(encoded) == (framed / "digits" / "frames.png").read_bytes()
-    assert "--rows: 13; --columns: 3" in box["style"]
+@stored("frames.json")
+def test_frames_become_a_slider_over_eps_and_a_table_without_a_script(path, page):
+    index, box = json.loads(path.read_text("utf-8"))["frames"], section(page, path)
+    labels = [eps_label(eps) for eps in index["eps"]]
+    slider, data = box.find("input", type="range"), json.loads(box.find("script").string)
+    assert (slider["min"], slider["max"]) == ("0", "12") and slider["aria-valuetext"] == labels[0]
+    assert data == {"labels": labels} | {name: index[name] for name in ("words", "notes", "truth")}
+    assert "--rows: 13; --columns: 6" in box.find(class_="frames")["style"]
     first = [tag["style"] for tag in box.find(class_="panels").find_all(class_="pixels")]
-    assert first == [f"--row: 0; --column: {column}" for column in range(3)]
+    assert first == [f"--row: 0; --column: {column}" for column in range(6)]
     rows = box.find(class_="sheet").find_all("tr")[1:]
     assert [words(row.th) for row in rows] == labels
-    for number, row in enumerate(rows):
-        assert ("“7” ✓" if number < 9 else "“1” ✗") in words(row.find_all("td")[1])
-        assert f"{60 - number} dB" in words(row)
+    for row, answers, notes in zip(rows, index["words"], index["notes"], strict=True):
+        for cell, word, note in zip(row.find_all("td"), answers, notes, strict=True):
+            mark = "✓" if word == index["truth"] else "✗"
+            assert words(cell) == f"{f'“{word}” {mark} ' * (word is not None)}{note}".strip()
 
 
 @pytest.mark.parametrize(
@@ -314,10 +246,13 @@ def test_the_readme_gets_its_six_rows_from_the_stored_results(readme):
     assert page.startswith(f"before\n{report.START}\n|") and page.endswith(f"{report.END}\nafter\n")
     assert len([line for line in page.splitlines() if line.startswith("|")]) == 2 + 6
     assert "Accuracy on 32 test images" in page and "`cifar10`" in page
+    table = page.removeprefix("before\n").removesuffix("after\n")
+    assert table in (REPOSITORY / "README.md").read_text(encoding="utf-8")  # is current
     update_readme(readme)
     assert readme.read_text(encoding="utf-8") == page
     shutil.rmtree(readme.parent / "figures" / "cifar10")
-    assert "`digits`" in readme_table(readme.parent / "figures")
+    update_readme(readme)
+    assert "`digits`" in readme.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("page", ["", report.START, f"{report.START}{report.END}" * 2])
@@ -327,13 +262,10 @@ def test_a_readme_without_the_marks_is_refused(page, readme):
         update_readme(readme)
 
 
-def test_the_committed_markdown_is_current():
-    assert readme_table(FIGURES) in (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    assert overview(FIGURES) == (FIGURES / "README.md").read_text(encoding="utf-8")
-
-
-def test_the_overview_has_every_result_of_every_study():
-    text = overview(FIGURES)
+def test_the_overview_is_current_and_has_every_result_of_every_study(readme):
+    update_readme(readme)
+    text = (readme.parent / "figures" / "README.md").read_text(encoding="utf-8")
+    assert text == (FIGURES / "README.md").read_text(encoding="utf-8")
     for path in FIGURES.glob("*/*.json"):
         assert json.loads(path.read_text(encoding="utf-8"))["caption"] in text
     assert all((FIGURES / link).is_file() for link in re.findall(r"\]\(([^)]+)\)", text))

@@ -47,8 +47,10 @@ print(faults() - before)
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has mallopt")
 def test_the_memory_of_a_large_tensor_is_kept_for_the_next():
-    """A tensor of 32 MiB has 8,192 pages; asked of the system anew, each is a fault. Small objects take from what
-    is freed, so the first few tensors find none large enough."""
+    """A tensor of 32 MiB has 8,192 pages; asked of the system anew, each is a fault.
+
+    Small objects take from what is freed, so the first few tensors find none large enough.
+    """
     done = subprocess.run(
         [sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True
     )

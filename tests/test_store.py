@@ -1,4 +1,4 @@
-"""The store: nothing is made twice, nothing damaged is used, and a process that dies loses at most one chunk."""
+"""The store: nothing is made twice, nothing damaged is used, and a process that dies loses nothing finished."""
 
 import errno
 import itertools
@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import zarr
 from filelock import FileLock
 
 from nbsupport.experiments.store import CorruptArtifact, Store, depend_on, hash_weights, key
@@ -24,8 +23,6 @@ from nbsupport.training.loop import fit
 
 SPECIFICATION = {"kind": "kind", "name": "name", "seed": 0}
 SPECIFICATION |= {"from": {"data": "d", "eps": [0.1, 0.3]}}
-SHAPE, CHUNKS = (2, 130, 3), 6  # of 64, 64 and 2 images per strength
-ARRAY = (torch.arange(780).view(SHAPE) / 1024).half()
 TENSORS = {"weight": torch.arange(6.0).view(2, 3), "count": torch.tensor(3)}
 REPORT = {"loss": [1.5, 0.1]}
 
@@ -37,15 +34,6 @@ def tensors_of(store, specification=SPECIFICATION, calls=None):
         return TENSORS, REPORT
 
     return store.tensors(specification, make)[0]
-
-
-def array_of(store, calls=None):
-    def make(block, missing):
-        if calls is not None:
-            calls.extend((row, block.start) for row in missing)
-        return ARRAY[missing, block].numpy()
-
-    return store.array(SPECIFICATION, SHAPE, make)
 
 
 def training_of(store, calls=None):
@@ -67,16 +55,15 @@ def training_of(store, calls=None):
     return store.tensors(SPECIFICATION, make)[0]
 
 
-JOBS = {"tensors": tensors_of, "array": array_of, "training": training_of}
-WRITES = {"tensors": 2, "array": CHUNKS + 2, "training": 3 + 2}
-MOMENTS = {"tensors": 3 * 2, "array": 3 * (CHUNKS + 2), "training": 3 * 5 + 6}  # and six gradients
+JOBS = {"tensors": tensors_of, "training": training_of}
+WRITES = {"tensors": 2, "training": 3 + 2}
+MOMENTS = {"tensors": 3 * 2, "training": 3 * 5 + 6}  # and six gradients
 every_job = pytest.mark.parametrize("job", JOBS)
 
 
 def same(a, b):
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[name], b[name]) for name in a)
-    return a.dtype == b.dtype and torch.equal(a, b)
+    pairs = [(a[name], b.get(name)) for name in a]
+    return a.keys() == b.keys() and all(x.dtype == y.dtype and torch.equal(x, y) for x, y in pairs)
 
 
 @pytest.fixture
@@ -155,20 +142,6 @@ def test_a_stored_artifact_is_not_made_again(store, job):
     assert calls == []
 
 
-def test_an_array_is_float16_with_one_chunk_per_strength_and_64_images(store, folder):
-    assert same(array_of(store), ARRAY)
-    assert zarr.open_array(folder / "array.zarr", mode="r").dtype == "float16"
-    assert len(list(folder.glob("array.zarr/c/*/*/0"))) == CHUNKS
-
-
-def test_a_single_block_can_be_made(store, folder):
-    store.array(SPECIFICATION, SHAPE, lambda block, rows: ARRAY[rows, block].numpy(), only=64)
-    assert [path.parent.name for path in folder.glob("array.zarr/c/0/*/0")] == ["1"]
-    assert not store.has(SPECIFICATION)
-    assert same(array_of(store, calls := []), ARRAY)
-    assert calls == [(row, start) for start in (0, 128) for row in range(2)]
-
-
 def test_a_report_comes_back_as_json_keeps_it(store):
     report = {"loss": (0.1, 1e-300), "ε": "½", "heads": {2: "b", 10: "a"}, "none": None}
     expected = {"loss": [0.1, 1e-300], "ε": "½", "heads": {"2": "b", "10": "a"}, "none": None}
@@ -230,13 +203,6 @@ def test_damaged_tensors_are_reported_and_made_again(store, folder, file, damage
     assert same(tensors_of(store, calls=calls), TENSORS) and len(calls) == 1
 
 
-def test_missing_files_are_made_again_and_cost_no_other(store, folder):
-    array_of(store)
-    (folder / "array.zarr/c/1/0/0").unlink()
-    (folder / "array.zarr/zarr.json").unlink()
-    assert same(array_of(store, calls := []), ARRAY) and calls == [(1, 0)]
-
-
 def test_deleted_tensors_are_reported_and_made_again(store, folder):
     tensors_of(store)
     (folder / "tensors.safetensors").unlink()
@@ -266,38 +232,6 @@ def test_the_files_of_another_artifact_are_not_used(store, folder):
     store.folder(other).rename(folder)
     with pytest.warns(CorruptArtifact, match="artifact.json"):
         assert same(tensors_of(store), TENSORS)
-
-
-@every_damage
-@pytest.mark.parametrize(("row", "block"), [(0, 1), (1, 2)], ids=["full", "partly filled"])
-def test_only_a_damaged_chunk_is_made_again(store, folder, row, block, damage):
-    array_of(store)
-    alter(folder / f"array.zarr/c/{row}/{block}/0", damage)
-    calls = []
-    with pytest.warns(CorruptArtifact, match=f"row {row}, images from {64 * block}"):
-        assert same(array_of(store, calls), ARRAY)
-    assert same(array_of(store, calls), ARRAY) and calls == [(row, 64 * block)]
-
-
-@every_damage
-@pytest.mark.parametrize("file", ["array.zarr/zarr.json", "artifact.json"])
-def test_a_damaged_description_or_record_of_an_array_costs_no_chunk(store, folder, file, damage):
-    array_of(store)
-    alter(folder / file, damage)
-    calls = []
-    with pytest.warns(CorruptArtifact, match=Path(file).name):
-        assert same(array_of(store, calls), ARRAY)
-    assert same(array_of(store, calls), ARRAY) and calls == []
-
-
-def test_nan_and_blocks_of_another_shape_are_refused(store):
-    nan = torch.full_like(ARRAY, torch.nan).numpy()
-    with pytest.raises(ValueError, match="NaN"):
-        store.array(SPECIFICATION, SHAPE, lambda block, missing: nan[missing, block])
-    for wrong in (ARRAY[:1, :64], ARRAY[:, :63], ARRAY[:, :64, :2]):
-        with pytest.raises(ValueError):
-            store.array(SPECIFICATION, SHAPE, lambda block, missing, wrong=wrong: wrong.numpy())
-    assert not store.has(SPECIFICATION)
 
 
 # -- interruptions -------------------------------------------------------------------------------
@@ -407,35 +341,11 @@ def test_kill_9_at_any_moment_changes_no_result(job, left, store):
     assert all(same(JOBS[job](each), expected) for each in left(job))
 
 
-def test_kill_9_loses_at_most_the_chunk_in_work(left):
-    for number, each in enumerate(left("array")):
-        calls, finished = [], min(max((number + 1) // 3 - 1, 0), CHUNKS)  # first comes zarr.json
-        array_of(each, calls)
-        assert len(calls) == CHUNKS - finished
-
-
 def test_kill_9_loses_at_most_the_epoch_in_work(left):
     for number, each in enumerate(left("training")):
         calls, finished = [], min((number + 1) // 5, 3)
         training_of(each, calls)
         assert len(calls) == 2 * (3 - finished)
-
-
-@pytest.mark.parametrize(("at_once", "size"), [(1, 1), (127, 63), (1000, 64)])
-def test_an_array_is_made_in_passes_that_move_the_bar(store, at_once, size, monkeypatch):
-    passes, moved, bar = [], [], "nbsupport.experiments.store.tqdm.update"
-
-    def make(block, missing):
-        passes.append((block.start, block.stop))
-        return ARRAY[missing, block].numpy()
-
-    monkeypatch.setattr(bar, lambda bar, number: moved.append(number))
-    assert same(store.array(SPECIFICATION, SHAPE, make, "", at_once), ARRAY)
-    starts = [
-        (at, stop) for stop in (64, 128, 130) for at in range((stop - 1) // 64 * 64, stop, size)
-    ]
-    assert passes == [(at, min(at + size, stop)) for at, stop in starts]
-    assert [number for number in moved if number] == [2 * (stop - at) for at, stop in passes]
 
 
 @pytest.fixture
@@ -488,8 +398,7 @@ def race(home):
         calls = []
         start.wait()
         got = JOBS[job](Store(Path(home, job)), calls=calls)
-        got = got if job == "array" else torch.cat([got[name].flatten() for name in sorted(got)])
-        results.put([len(calls), got.tolist()])
+        results.put([len(calls), {name: x.tolist() for name, x in got.items()}])
 
     both = {}
     for job in JOBS:
@@ -503,57 +412,24 @@ def test_two_processes_make_everything_once_and_get_the_same(tmp_path):
     both = json.loads(fresh(f"race({str(tmp_path)!r})"))
     for job, ((calls, first), (more, second)) in both.items():
         assert first == second
-        if job == "array":
-            assert calls + more == CHUNKS
-        else:
-            assert sorted([calls, more]) == [0, {"tensors": 1, "training": 6}[job]]
+        assert sorted([calls, more]) == [0, {"tensors": 1, "training": 6}[job]]
 
 
-def share(home):
-    """Two processes of which none finishes its first block before the other has begun one; prints their blocks."""
-    fork = multiprocessing.get_context("fork")
-    both, results = fork.Barrier(2), fork.SimpleQueue()
-
-    def run():
-        blocks = []
-
-        def make(block, missing):
-            if not blocks:
-                both.wait(60)
-            blocks.append(block.start)
-            return ARRAY[missing, block].numpy()
-
-        array = Store(home).array(SPECIFICATION, SHAPE, make)
-        results.put([blocks, torch.equal(array, ARRAY)])
-
-    children = [forked(run), forked(run)]
-    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
-    print(json.dumps([results.get(), results.get()]))
-
-
-def test_two_processes_share_the_blocks_of_an_array(tmp_path):
-    (first, equal), (second, also) = json.loads(fresh(f"share({str(tmp_path)!r})"))
-    assert equal and also and first and second
-    assert sorted(first + second) == [0, 64, 128]
-
-
-def test_blocks_of_a_process_that_was_killed_are_made_by_the_other(tmp_path):
-    """The operating system releases the lock of the process that died in its first block."""
+def test_what_a_killed_process_was_making_is_made_by_the_other(tmp_path):
+    """The operating system releases the lock of the process that died."""
     store, ready = Store(tmp_path / "store"), tmp_path / "ready"
 
-    def hang(block, missing):
+    def hang(scratch):
         ready.touch()
         signal.pause()
 
-    child = forked(store.array, SPECIFICATION, SHAPE, hang)
+    child = forked(store.tensors, SPECIFICATION, hang)
     while not ready.exists():
         pass
     calls, killer = [], threading.Timer(1, os.kill, (child, signal.SIGKILL))
     killer.start()
-    assert same(array_of(store, calls), ARRAY)
+    assert same(tensors_of(store, calls=calls), TENSORS) and len(calls) == 1
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
-    busy_last = [(row, start) for start in (64, 128, 0) for row in range(2)]
-    assert calls == busy_last
 
 
 def test_waiting_for_another_process_is_logged(store, folder, caplog):

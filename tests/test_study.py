@@ -1,12 +1,25 @@
 """Settings of an experiment: named studies, changes, environment variables, refusals, labels."""
 
 import re
-from dataclasses import FrozenInstanceError, fields
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
+from torchmetrics.functional.image import structural_similarity_index_measure
 
-from nbsupport.study import EPS, STRONG_EPS, STUDIES, Study, default_home, eps_label, short
+from nbsupport.experiments.evaluation import evaluate
+from nbsupport.study import (
+    EPS,
+    SMALLEST,
+    STRONG_EPS,
+    STUDIES,
+    Study,
+    default_home,
+    eps_label,
+    short,
+)
 
 SCALES = ["smoke", "quick", "paper"]
 
@@ -19,11 +32,6 @@ def test_a_scale_changes_sizes_only(name):
         assert list(specification) == [field.name for field in fields(Study)]
         for field in ("name", "eps", "seed"):
             assert specification[field] == specifications[0][field]
-
-
-@pytest.mark.parametrize("name", STUDIES)
-def test_lists_of_the_file_become_tuples_so_that_studies_are_keys(name):
-    assert len({Study.named(name, scale) for scale in SCALES * 2}) == 3
 
 
 def test_an_entry_overrides_the_blocks_it_starts_from():
@@ -51,11 +59,6 @@ def test_changes_replace_single_settings():
     assert study.attacked_eps == (0.25,)
     unchanged = study.specification() | {"width": 4, "eps": EPS}
     assert unchanged == Study.named("digits", "smoke").specification()
-
-
-def test_a_study_is_frozen():
-    with pytest.raises(FrozenInstanceError):
-        Study.named().width = 5
 
 
 def test_the_environment_overrides_the_cell_of_a_notebook(monkeypatch):
@@ -87,6 +90,10 @@ def test_the_default_home_is_below_the_cache_folder(monkeypatch, tmp_path):
     assert default_home() == tmp_path / "nbsupport"
     monkeypatch.setenv("XDG_CACHE_HOME", "")
     assert default_home() == Path.home() / ".cache" / "nbsupport"
+    monkeypatch.setenv("XDG_CACHE_HOME", "cache")
+    here = default_home()
+    monkeypatch.chdir(tmp_path)  # a notebook runs in another folder
+    assert default_home() == here
 
 
 @pytest.mark.parametrize("choose", [Study.named, Study.chosen])
@@ -131,6 +138,7 @@ def test_a_rate_is_a_number():
     ("field", "value"),
     [
         ("kernel_size", 4),
+        ("image_size", 5),
         ("sweep_steps", (10, 40)),  # 40 is `steps`
         ("augmentation", "rotate"),
         ("fusion", "sum"),
@@ -141,6 +149,15 @@ def test_a_rate_is_a_number():
 def test_a_setting_that_makes_no_sense_is_refused(field, value, no_shape_checker):
     with pytest.raises(ValueError, match=rf"Study\.{field}"):
         Study.named("digits", "quick", **{field: value})
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 5, 9), (2, 3, 32, 4), (1, 3, 1, 1)])
+def test_images_that_ssim_cannot_measure_are_refused_before_any_work(shape):
+    with pytest.raises((RuntimeError, ValueError)):
+        structural_similarity_index_measure(torch.rand(shape), torch.rand(shape), data_range=1.0)
+    network = nn.Identity()  # is not even called, so it need not return logits
+    with pytest.raises(ValueError, match=f"^evaluate: .* {SMALLEST} pixels or more"):
+        evaluate(network, None, torch.rand(shape), torch.zeros(shape[0], dtype=torch.long))
 
 
 def test_clean_images_have_a_label():

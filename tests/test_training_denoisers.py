@@ -1,4 +1,4 @@
-"""How denoisers learn: losses against NumPy, stored attacks, and PGD through denoiser and classifier."""
+"""How denoisers learn: losses against NumPy, stored attacks, PGD through the whole defence."""
 
 import dataclasses
 from itertools import pairwise
@@ -67,14 +67,11 @@ def images():
     return [rand(6, 3, SIDE, SIDE, seed=seed).requires_grad_() for seed in (1, 2)]
 
 
-def test_image_loss_is_the_mean_distance_of_pixels(images):
-    denoised, clean = (each.detach().numpy() for each in images)
-    assert image_loss(*images).item() == pytest.approx(np.abs(denoised - clean).mean())
-
-
-def test_semantic_loss_is_the_mean_distance_of_logits(classifier, images):
-    denoised, clean = (classifier(each).detach().double().numpy() for each in images)
-    expected = np.abs(denoised - clean).mean()
+def test_image_and_semantic_loss_are_mean_distances_of_pixels_and_logits(classifier, images):
+    pixels = [each.detach().numpy() for each in images]
+    assert image_loss(*images).item() == pytest.approx(np.abs(pixels[0] - pixels[1]).mean())
+    logits = [classifier(each).detach().double().numpy() for each in images]
+    expected = np.abs(logits[0] - logits[1]).mean()
     assert semantic_loss(classifier, *images).item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -93,10 +90,6 @@ def test_the_gradient_reaches_the_denoised_images_only(loss, classifier, images)
     denoised, clean = images
     loss(classifier, denoised, clean).backward()
     assert denoised.grad.abs().sum() > 0 and clean.grad is None
-    assert all(parameter.grad is None for parameter in classifier.parameters())
-    perfect = clean.detach().clone().requires_grad_()
-    loss(classifier, perfect, clean).backward()
-    torch.testing.assert_close(perfect.grad, torch.zeros_like(perfect), rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -104,8 +97,8 @@ def test_what_starts_from_a_trained_denoiser_has_its_own_epochs_and_rate(name):
     expected = {FUSED: (3, 5e-4), PUBLISHED: (3, 2e-3), ADAPTIVE: (2, 5e-4)}.get(name, (2, 2e-3))
     found = module.specify_training(name, STUDY)
     assert (found.pop("epochs"), found.pop("learning_rate")) == expected
-    attack = {"eps": 0.2, "steps": 2, "rel_step": 0.25}
-    assert found == {ADAPTIVE: {"against": attack}, FUSED: {"fusion": "mean"}}.get(name, {})
+    attack = dict(adversarial_eps=0.2, adversarial_steps=2, adversarial_rel_step=0.25)
+    assert found == {ADAPTIVE: attack, FUSED: {"fusion": "mean"}}.get(name, {})
 
 
 @pytest.mark.parametrize("name", ["Filt(L_img*)", "Y-Net"])
@@ -154,9 +147,7 @@ def test_it_is_attacked_through_itself_as_it_is_by_then(seen, tmp_path, classifi
         distance = (found - images).abs().amax(dim=(1, 2, 3))
         assert (distance <= eps + 1e-6).all() and (distance > 0.3 * eps).all()
     strengths = torch.cat([each[4] for each in attacks])
-    assert (
-        len(strengths.unique()) == 20 and strengths.min() < 0.06 and 0.14 < strengths.max() <= 0.2
-    )
+    assert len(strengths.unique()) == 20 and strengths.min() < 0.06 and strengths.max() > 0.14
     for epoch in (attacks[:3], attacks[3:]):
         assert len(torch.cat([each[2] for each in epoch]).unique(dim=0)) == NUMBER
     start = untrained(ADAPTIVE).state_dict()
@@ -218,9 +209,9 @@ def test_balanced_is_relative_to_the_start_at_each_strength(classifier, attacked
     rows, numbers, quotients = torch.arange(NUMBER) % len(EPS), torch.arange(NUMBER), []
     images = attacked.pick(rows, numbers)
     for number, row in enumerate(rows.tolist()):
-        one = slice(number, number + 1)
         before = fusion_loss(classifier, start(attacked.at(EPS[row])), clean)
-        quotients.append(fusion_loss(classifier, other(images[one]), clean[one]) / before)
+        after = fusion_loss(classifier, other(images[number, None]), clean[number, None])
+        quotients.append(after / before)
     loss = objective(other, classifier, images, clean, torch.tensor(EPS)[rows])
     assert loss.item() == pytest.approx(torch.stack(quotients).mean().item(), rel=1e-4)
 

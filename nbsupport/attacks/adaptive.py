@@ -5,7 +5,8 @@ Where a denoiser has no useful gradient, or offers several, the attacks differen
 """
 
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from itertools import product
 from typing import Any
 
@@ -61,53 +62,70 @@ def surrogates(denoiser: nn.Module) -> list[nn.Module]:
     return [denoiser]
 
 
-@torch.no_grad()
-def withstands(defence: nn.Module, images: Images, labels: Labels) -> Robust:
-    """Return which images the defence classifies correctly."""
-    return defence(images).argmax(dim=1) == labels
+@dataclass(frozen=True, eq=False)
+class Target:
+    """Labelled images behind a denoiser and a classifier, both of which the attacker knows."""
+
+    denoiser: nn.Module
+    classifier: nn.Module
+    images: Images
+    labels: Labels
+
+    @cached_property
+    def defence(self) -> nn.Module:
+        """What decides whether an attack succeeds."""
+        return chain(self.denoiser, self.classifier)
+
+    @cached_property
+    def networks(self) -> list[nn.Module]:
+        """What the attacks differentiate in its place, see `surrogates`."""
+        return [chain(each, self.classifier) for each in surrogates(self.denoiser)]
+
+    def prepare(self) -> nn.Module:
+        """The first of `networks`, prepared for attacks of libraries."""
+        return prepare(self.networks[0], self.images[:2])
+
+    @torch.no_grad()
+    def withstands(self, images: Images) -> Robust:
+        """Which images in the place of `images` the defence classifies correctly."""
+        return self.defence(images.clone()).argmax(dim=1) == self.labels
+
+    def attack_survivors(self, attack: Attack, robust: Robust | None = None) -> Robust:
+        """Attack the images that are robust so far (None: right when clean); which stay so?"""
+        left = self.withstands(self.images) if robust is None else robust.clone()
+        if left.any():
+            rest = replace(self, images=self.images[left], labels=self.labels[left])
+            left[left.clone()] = rest.withstands(attack(rest.images, rest.labels))
+        return left
 
 
-def _survivors(
-    defence: nn.Module, images: Images, labels: Labels, robust: Robust, attack: Attack
-) -> Robust:
-    """Attack the images that are robust so far; return those that stay so."""
-    left = robust.clone()
-    if robust.any():
-        left[robust] = withstands(defence, attack(images[robust], labels[robust]), labels[robust])
-    return left
-
-
-def pgd_through(
-    denoiser: nn.Module, classifier: nn.Module, images: Images, labels: Labels, eps: float,
-    *, steps: int, restarts: int, seed: int = 0,
-) -> Robust:  # fmt: skip
+def pgd_through(target: Target, eps: float, *, steps: int, restarts: int, seed: int = 0) -> Robust:
     """Return which images withstand every variant of PGD through the defence.
 
     For each surrogate and loss: `restarts` starts with n = 40 for each step size, then one start
     with n = `steps`. An image that one variant fools is not attacked again.
     """
-    defence = chain(denoiser, classifier)
-    robust = withstands(defence, images, labels)
-    networks = [chain(surrogate, classifier) for surrogate in surrogates(denoiser)]
     short = product(range(restarts), REL_STEPS)
     plan = [(min(RESTART_STEPS, steps), rel_step, seed + restart) for restart, rel_step in short]
     plan.append((steps, REL_STEP, seed + restarts))
-    for (n, rel_step, start), network, loss in product(plan, networks, LOSSES):
+    robust = None
+    for (n, rel_step, start), network, loss in product(plan, target.networks, LOSSES):
         attack = partial(pgd, network, eps=eps, steps=n, rel_step=rel_step, seed=start, loss=loss)
-        robust = _survivors(defence, images, labels, robust, attack)
+        robust = target.attack_survivors(attack, robust)
+    assert robust is not None
     return robust
 
 
 def autoattack(
-    denoiser: nn.Module, classifier: nn.Module, images: Images, labels: Labels, eps: float,
-    *, attacks: list[str], iterations: int = 100, queries: int = 5000, seed: int = 0,
+    target: Target, eps: float, *, attacks: list[str], iterations: int = 100,
+    queries: int = 5000, seed: int = 0,
 ) -> Robust:  # fmt: skip
     """Return which images withstand `attacks` of standard AutoAttack (Croce and Hein 2020)."""
 
     def attack(x: Images, y: Labels) -> Images:
-        network = prepare(chain(surrogates(denoiser)[0], classifier), images[:2])
-        classes = network(images[:1]).shape[1]
-        ensemble = AutoAttack(network, eps=eps, seed=seed, device=images.device, version="standard")
+        network = target.prepare()
+        classes = network(x[:1]).shape[1]
+        ensemble = AutoAttack(network, eps=eps, seed=seed, device=x.device, version="standard")
         ensemble.attacks_to_run, ensemble.verbose = attacks, False
         for member in (ensemble.apgd, ensemble.apgd_targeted, ensemble.fab):
             member.n_iter = iterations
@@ -117,60 +135,52 @@ def autoattack(
         with torch.random.fork_rng(range(torch.cuda.device_count())), torch.enable_grad():
             return ensemble.run_standard_evaluation(x, y)[0]
 
-    defence = chain(denoiser, classifier)
-    return _survivors(defence, images, labels, withstands(defence, images, labels), attack)
+    return target.attack_survivors(attack)
 
 
 def over_steps(
-    denoiser: nn.Module, classifier: nn.Module, images: Images, labels: Labels, eps: float,
-    *, steps: tuple[int, ...],
-) -> tuple[Bool[Tensor, "n b"], Float[Tensor, "n b"]]:  # fmt: skip
+    target: Target, eps: float, steps: tuple[int, ...]
+) -> tuple[Bool[Tensor, "n b"], Float[Tensor, "n b"]]:
     """Attack with PGD for several numbers of steps; return which images withstand, and margins.
 
     The first row is that of the clean images. All attacks maximise the `margin` from one start.
     """
-    defence, network = chain(denoiser, classifier), chain(surrogates(denoiser)[0], classifier)
-    tries = [images, *(pgd(network, images, labels, eps, steps=n, loss="margin") for n in steps)]
+    attack = partial(pgd, target.networks[0], target.images, target.labels, eps, loss="margin")
+    tries = [target.images, *(attack(steps=n) for n in steps)]
     with torch.no_grad():
-        margins = torch.stack([margin(defence(x), labels) for x in tries])
+        margins = torch.stack([margin(target.defence(x.clone()), target.labels) for x in tries])
     return margins <= 0, margins
 
 
 @torch.enable_grad()
-def zero_gradients(
-    denoiser: nn.Module, classifier: nn.Module, images: Images, labels: Labels
-) -> float:
+def zero_gradients(target: Target) -> float:
     """Return the fraction of images whose margin has a zero gradient through the defence."""
-    inputs = images.clone().requires_grad_(True)
-    network = chain(surrogates(denoiser)[0], classifier)
-    (gradient,) = torch.autograd.grad(margin(network(inputs), labels).sum(), inputs)
+    inputs = target.images.clone().requires_grad_(True)
+    margins = margin(target.networks[0](inputs.clone()), target.labels)
+    (gradient,) = torch.autograd.grad(margins.sum(), inputs)
     return float((gradient.flatten(1) == 0).all(dim=1).float().mean())
 
 
-def minimal_norms(
-    denoiser: nn.Module, classifier: nn.Module, images: Images, labels: Labels, *, steps: int = 100
-) -> dict[str, Float[Tensor, "b"]]:
+def minimal_norms(target: Target, *, steps: int = 100) -> dict[str, Float[Tensor, "b"]]:
     """Return, per L2 attack and image, the norm of the smallest perturbation found.
 
     It is 0 for a misclassified clean image, infinite if none was found.
     """
-    defence = chain(denoiser, classifier)
-    network = prepare(chain(surrogates(denoiser)[0], classifier), images[:2])
-    model = foolbox.PyTorchModel(network, bounds=(0, 1))
-    criterion = foolbox.criteria.Misclassification(labels)
+    images, criterion = target.images, foolbox.criteria.Misclassification(target.labels)
+    model = foolbox.PyTorchModel(target.prepare(), bounds=(0, 1))
     options: Any = dict(binary_search_steps=5, steps=steps, stepsize=0.01)
     attacks: dict[str, tuple[Any, Any]] = {
         "DeepFool": (foolbox.attacks.L2DeepFoolAttack(steps=min(steps, 50)), [None]),
         "C&W": (foolbox.attacks.L2CarliniWagnerAttack(**options), [None]),
         "L2-PGD": (foolbox.attacks.L2PGD(steps=min(steps, 50)), L2_RADII),
     }
-    norms, clean = {}, withstands(defence, images, labels)
+    norms, clean = {}, target.withstands(images)
     for name, (attack, radii) in attacks.items():
         with torch.random.fork_rng(range(torch.cuda.device_count())), torch.enable_grad():
             torch.manual_seed(0)
             _, found, _ = attack(model, images, criterion, epsilons=list(radii))
         lengths = torch.stack([(x - images).flatten(1).norm(dim=1) for x in found])
-        fooled = torch.stack([~withstands(defence, x.clamp(0, 1), labels) for x in found])
+        fooled = torch.stack([~target.withstands(x.clamp(0, 1)) for x in found])
         best = lengths.masked_fill(~fooled, torch.inf).amin(dim=0)
         norms[name] = best.masked_fill(~clean, 0.0)
     return norms

@@ -7,6 +7,7 @@ import re
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from torchvision.models import ResNet
 from . import models
 from .models import Classifier, SmallResNet
 
-Features = Float[Tensor, "b c h w"]
+Features = Float[Tensor, "b _ h w"]
 Names = Mapping[str, str | Callable[[re.Match[str]], str]]
 
 AUTHORS_NETWORKS = {"resnet152_fd": ("stages", True), "resnext101_32x8d_fd": ("blocks", False)}
@@ -53,10 +54,8 @@ def dot_product(x: Features) -> Features:
     return (mixed / positions).unflatten(2, x.shape[2:])
 
 
-def embedded_gaussian(
-    theta: Float[Tensor, "b d h w"], phi: Float[Tensor, "b d h w"], x: Features
-) -> Features:
-    """The mean over all positions j of x_j, weighted by the softmax over j of θ_i · φ_j / √d."""
+def embedded_gaussian(x: Features, theta: Features, phi: Features) -> Features:
+    """The mean of x_j, weighted by the softmax over all positions j of θ_i · φ_j / √d."""
     scores = theta.flatten(2).mT @ phi.flatten(2) / theta.shape[1] ** 0.5
     return (x.flatten(2) @ scores.softmax(dim=2).mT).unflatten(2, x.shape[2:])
 
@@ -78,20 +77,16 @@ class DenoisingBlock(nn.Module):
         nn.init.zeros_(self.norm.weight)
 
     def forward(self, x: Features) -> Features:
-        if self.embeddings:
-            mean = embedded_gaussian(self.embeddings["theta"](x), self.embeddings["phi"](x), x)
-        else:
-            mean = dot_product(x)
+        embedded = (embedding(x) for embedding in self.embeddings.values())
+        mean = embedded_gaussian(x, *embedded) if self.embeddings else dot_product(x)
         return x + self.norm(self.conv(mean))
 
 
-def stages(network: nn.Module) -> list[nn.Sequential]:
-    """The stages of a SmallResNet or of a ResNet of torchvision; `TypeError` for others."""
+def stages(network: SmallResNet | ResNet) -> list[nn.Sequential]:
+    """The stages of a residual network."""
     if isinstance(network, SmallResNet):
         return list(network.stages)  # type: ignore[arg-type]
-    if isinstance(network, ResNet):
-        return [network.layer1, network.layer2, network.layer3, network.layer4]
-    raise TypeError(f"stages: expected a residual network, got {type(network).__name__}")
+    return [network.layer1, network.layer2, network.layer3, network.layer4]
 
 
 def channels(part: nn.Module) -> int:
@@ -99,49 +94,44 @@ def channels(part: nn.Module) -> int:
     return [layer.out_channels for layer in part.modules() if isinstance(layer, nn.Conv2d)][-1]
 
 
-def insert(network: nn.Module, *, after: str, embedded: bool) -> None:
-    """Insert denoising blocks after all ``"stages"`` or all ``"blocks"`` of a network, in place.
-
-    The outputs stay the same until the blocks are trained. Positions in the stages shift, so load
-    the network's weights before.
-    """
+def insert(network: SmallResNet | ResNet, *, after: str, embedded: bool) -> None:
+    """Insert denoising blocks after all ``"stages"`` or all ``"blocks"`` of a network, in place."""
     for stage in stages(network):
         for position in range(len(stage), 0, -1) if after == "blocks" else (len(stage),):
             stage.insert(position, DenoisingBlock(channels(stage), embedded=embedded))
 
 
 def build_residual(name: str, ending: str, classes: int, image_size: int) -> Classifier:
-    """Build the classifier `name` without its ending; `ValueError` if that is no residual network."""
+    """Build `name` without its ending; raise `ValueError` if that is no residual network."""
     plain = name.removesuffix(ending)
-    classifier = models.build(plain, classes, image_size) if plain != name else None
-    if classifier is None or not isinstance(classifier.network, SmallResNet | ResNet):
-        needs = f"{ending[1:].upper()} needs a residual network"
+    classifier = models.build(plain, classes, image_size)
+    if plain == name or not isinstance(classifier.network, SmallResNet | ResNet):
         hint = "choose a small_resnet or a ResNet of torchvision.models, or leave out its table"
-        raise ValueError(f"classifier: {needs}, got {plain!r}; {hint}")
+        kind = ending[1:].upper()
+        raise ValueError(f"classifier: {kind} needs a residual network, got {plain!r}; {hint}")
     return classifier
 
 
 def build(name: str, classes: int, image_size: int) -> Classifier:
     """Build an untrained classifier with feature denoising: a residual network's name and ``_fd``.
 
-    Dot products follow each stage, and the stem of small networks. The authors' weights fit
-    `AUTHORS_NETWORKS`, which pad like TensorFlow. Raises `ValueError` for other networks.
+    Dot products follow each stage, and the stem of small networks. `AUTHORS_NETWORKS`, which pad
+    like TensorFlow, fit the authors' weights. Raises `ValueError` for other networks.
     """
     classifier = build_residual(name, "_fd", classes, image_size)
-    network = classifier.network
-    if name in AUTHORS_NETWORKS:
-        after, embedded = AUTHORS_NETWORKS[name]
-        insert(network, after=after, embedded=embedded)
-        pad_like_tensorflow(network)
-        return Classifier(network)  # its mean and std of 0.5 are the authors' x/127.5 − 1
+    network: Any = classifier.network
     if isinstance(network, SmallResNet):
         network.stem.append(DenoisingBlock(channels(network.stem), embedded=False))
-    insert(network, after="stages", embedded=False)
-    return classifier
+    after, embedded = AUTHORS_NETWORKS.get(name, ("stages", False))
+    insert(network, after=after, embedded=embedded)
+    if name not in AUTHORS_NETWORKS:
+        return classifier
+    pad_like_tensorflow(network)
+    return Classifier(network)  # its mean and std of 0.5 are the authors' x/127.5 − 1
 
 
 def pad_like_tensorflow(network: nn.Module) -> None:
-    """Let layers of stride 2 pad as TensorFlow's ``SAME``: the odd pixel goes below and right."""
+    """Pad in layers of stride 2 as TensorFlow's ``SAME``: the odd pixel goes below and right."""
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d | nn.MaxPool2d) and layer.stride not in (1, (1, 1)):
             layer.padding = 0 if isinstance(layer, nn.MaxPool2d) else (0, 0)
@@ -161,19 +151,16 @@ def load_authors_weights(classifier: Classifier, path: Path) -> None:
     They expect BGR; the first convolution is reversed instead, so images stay RGB. Raises
     `ValueError` if the file has another form or does not fit; the classifier is unchanged then.
     """
+    found = {}
     try:
         # opened here, because NumPy leaves a damaged file open
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            arrays = {name.removesuffix(":0"): file[name] for name in file.files}
-        # TensorFlow's axes are height, width, in, out
-        found = {
-            name: torch.from_numpy(x.transpose(3, 2, 0, 1) if x.ndim == 4 else x.T)
-            for name, x in arrays.items()
-        }
+            for name, x in file.items():  # TensorFlow's axes are height, width, in, out
+                x = x.transpose(3, 2, 0, 1) if x.ndim == 4 else x.T
+                found[name.removesuffix(":0")] = torch.from_numpy(x)
     except (ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path}: expected an .npz from tensorpack, got {error}") from error
-    if "conv0/W" in found:
-        found["conv0/W"] = found["conv0/W"].flip(1)
+    found |= {name: x.flip(1) for name, x in found.items() if name == "conv0/W"}
     embedded = any(".theta." in name for name in classifier.state_dict())
 
     def position(match: re.Match[str]) -> str:
@@ -189,10 +176,9 @@ def load_authors_weights(classifier: Classifier, path: Path) -> None:
 def copy_weights(
     found: Mapping[str, Tensor], classifier: Classifier, names: Names, path: Path
 ) -> None:
-    """Copy a file's weights into a classifier once all names and shapes agree.
+    """Copy a file's weights into a classifier, or raise `ValueError` if they do not fit.
 
-    `names` turns our names into the file's (into "" if it has none), pattern by pattern. Raises
-    `ValueError` if the file does not fit; nothing is copied then.
+    `names` turns our names into the file's (into "" if it has none), pattern by pattern.
     """
     wanted = {}
     for name, tensor in classifier.state_dict().items():

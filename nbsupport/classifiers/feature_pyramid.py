@@ -7,6 +7,7 @@ the attacked image is added to the restored one.
 
 import pickle
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
 
 import torch
@@ -14,15 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import ResNet
 
-from ..data.images import Images, Logits, check_images
-from .feature_denoising import (
-    Names,
-    build_residual,
-    channels,
-    copy_weights,
-    dot_product,
-    stages,
-)
+from ..data.images import Images
+from .feature_denoising import Names, build_residual, channels, copy_weights, dot_product, stages
 from .models import Classifier, SmallResNet
 
 AUTHORS_NAMES: Names = {
@@ -53,8 +47,7 @@ class Backbone(nn.Module):
 
     def forward(self, images: Images) -> list[Tensor]:
         """The output of each stage, before the denoising."""
-        x = self.stem(images)
-        outputs: list[Tensor] = []
+        x, outputs = self.stem(images), list[Tensor]()
         for stage in self.stages.values():
             x = stage(x + dot_product(x) if len(outputs) < 2 else x)
             outputs.append(x)
@@ -88,22 +81,24 @@ class PyramidDecoder(nn.Module):
 class FeaturePyramidDecoder(Classifier):
     """A classifier that restores its images first. A tanh bounds its Lipschitz constant.
 
-    It takes over the modules of `network`, with ELUs for ReLUs. Both passes share the running
-    statistics of the batch norms, so until restored images look like given ones it classifies much
-    worse in evaluation than in training mode. The authors train in phases: the restoration alone,
-    from noisy images; all weights; then with restored and attacked images for the noisy ones.
+    It takes over the modules of `network`, with ELUs for ReLUs. Both passes share the batch norms'
+    running statistics, so it classifies worse in evaluation than in training mode until restored
+    images look like given ones. The authors train the restoration alone, from noisy images; then
+    all weights; then from restored and attacked images.
     """
 
-    def __init__(self, network: nn.Module, *, width: int = 128, dropout: float = 0.5) -> None:
+    def __init__(
+        self, network: SmallResNet | ResNet, *, width: int = 128, dropout: float = 0.5
+    ) -> None:
         blocks = stages(network)
         if isinstance(network, ResNet):
             stem = nn.Sequential(network.conv1, network.bn1, network.relu, network.maxpool)
             *pool, linear = network.avgpool, nn.Flatten(), network.fc
             halved = network.conv1.stride == (2, 2)
         else:
-            assert isinstance(network, SmallResNet)
             stem, (*pool, linear), halved = network.stem, network.head, False
         super().__init__(Backbone(stem, blocks), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+        self.squashed = True
         self.head = nn.Sequential(*pool, nn.Dropout(dropout), linear)
         for name, module in list(self.network.named_modules()):
             if isinstance(module, nn.ReLU):
@@ -121,30 +116,18 @@ class FeaturePyramidDecoder(Classifier):
         return restored, self.head(self.network(restored + dot_product(images))[-1])
 
     def unchecked(self, images: Tensor) -> Tensor:
-        return self.outputs(images)[1].tanh()
-
-    def restore(self, images: Images) -> Images:
-        """Restore images. Raises `ValueError` if they are not RGB in [0, 1]."""
-        check_images(images, caller="restore")
-        return self.restoration(images).clamp(0, 1)
-
-
-class Unsquashed(nn.Module):
-    """An FPD without its tanh, which has hardly any gradient where the logits are large."""
-
-    def __init__(self, classifier: FeaturePyramidDecoder) -> None:
-        super().__init__()
-        self.classifier = classifier
-
-    def forward(self, images: Images) -> Logits:
-        check_images(images, caller="classifier")
-        return self.classifier.outputs(images)[1]
+        logits = self.outputs(images)[1]
+        return logits.tanh() if self.squashed else logits
 
 
 def attack_target(classifier: nn.Module) -> nn.Module:
-    """The network to differentiate in an attack on `classifier`: itself, or FPD before its tanh."""
+    """Return the network to attack: `classifier`, or with its weights an FPD without the tanh.
+
+    The tanh has hardly any gradient where the logits are large.
+    """
     if isinstance(classifier, FeaturePyramidDecoder):
-        return Unsquashed(classifier).train(classifier.training)
+        classifier = copy(classifier)
+        classifier.squashed = False
     return classifier
 
 

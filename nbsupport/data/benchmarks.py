@@ -12,7 +12,6 @@ from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 from filelock import FileLock
@@ -45,8 +44,8 @@ def load(study: Study, split: str, number: int | None = None) -> Split:
     or a file is refused, `FileNotFoundError` if files are missing and cannot be downloaded.
     """
     if split not in SPLITS or (number is not None and number < 1):
-        expected = "the split 'train' or 'test' and a positive number of images"
-        raise ValueError(f"load: expected {expected}, got {split!r} and {number}")
+        got = f"{split!r} and {number}"
+        raise ValueError(f"load: expected 'train' or 'test' and a positive number, got {got}")
     found = _load(study.name, _place(study), split, number, study.image_size)
     if number and len(found) < number:
         there = f"{study.name} has {len(found)} {split} images"
@@ -65,22 +64,17 @@ def fit_to_images(study: Study) -> Study:
     source = tree.specification.get("source", "")
     if there := tree.specification.get("there"):
         source = f"{there:,} of 1,000 images; {source}"
-    return replace(
-        study,
-        images_from="JPEG copies" if source == "image tree (.jpg)" else source,
-        train_images=min(study.train_images, len(tree.files["train"])),
-        test_images=min(study.test_images, len(tree.files["test"])),
-    )
+    source = "JPEG copies" if source == "image tree (.jpg)" else source
+    fewer = {f"{x}_images": min(getattr(study, f"{x}_images"), len(tree.files[x])) for x in SPLITS}
+    return replace(study, images_from=source, **fewer)
 
 
 def locate(study: Study) -> tuple[bool, str]:
     """Whether a study's images are there, and where, or how to get them; downloads nothing."""
     name, place = study.name, _place(study)
     if name == "digits":
-        return (
-            True,
-            "its images come with scikit-learn; 9 minutes and 60 MB at quick on 2 CPU cores",
-        )
+        cost = "9 minutes and 60 MB at quick on 2 CPU cores"
+        return True, f"its images come with scikit-learn; {cost}"
     try:
         if _find(name, place):
             return True, f"its images are in {place if name == 'folder' else Path(place, name)}"
@@ -102,8 +96,7 @@ def _place(study: Study) -> str:
 
 @lru_cache(maxsize=4)
 def _load(name: str, place: str, split: str, number: int | None, size: int) -> Split:
-    specification = {"data": name, "split": split, "size": size}
-    tree = _find(name, place)
+    specification, tree = {"data": name, "split": split, "size": size}, _find(name, place)
     if tree is None:
         arrays = _read_digits(split) if name == "digits" else _read_torchvision(name, place, split)
         pixels, labels, source = arrays
@@ -150,12 +143,11 @@ def _read_digits(split: str) -> tuple[Pixels, Labels, str]:
 
     digits = load_digits()
     # the seed is not the study's, so that no test image is ever trained on
-    chosen = train_test_split(
-        np.arange(len(digits.target)), test_size=500, random_state=0, stratify=digits.target
-    )[SPLITS.index(split)]
-    images = torch.tensor(digits.images[chosen] / 16, dtype=torch.float32)[:, None]
-    labels = torch.tensor(digits.target[chosen])
-    return images.expand(-1, 3, -1, -1), labels, "sklearn.datasets.load_digits"
+    options = dict(test_size=500, random_state=0, stratify=digits.target)
+    train, test, *labels = train_test_split(digits.images, digits.target, **options)
+    images = torch.tensor((train if split == "train" else test) / 16, dtype=torch.float32)
+    numbers = torch.tensor(labels[SPLITS.index(split)])
+    return images[:, None].expand(-1, 3, -1, -1), numbers, "sklearn.datasets.load_digits"
 
 
 def _read_torchvision(name: str, place: str, split: str) -> tuple[Pixels, Labels, str]:
@@ -168,10 +160,10 @@ def _read_torchvision(name: str, place: str, split: str) -> tuple[Pixels, Labels
                 for each in SPLITS:  # torchvision verifies checksums and replaces what is damaged
                     OPEN[name](folder, each, download=True)
             except (OSError, RuntimeError, EOFError, tarfile.TarError) as error:
+                files = f"{', '.join(names)} or {name}/{{train,test}}/<class>/…"
                 raise FileNotFoundError(
-                    f"{name}: the download failed ({error}). Try again: python -m nbsupport compute "
-                    f"--study {name}; or set NBSUPPORT_DATA to a folder with torchvision's files "
-                    f"({', '.join(names)}), or with {name}/{{train,test}}/<class>/…"
+                    f"{name}: the download failed ({error}); try again, or set NBSUPPORT_DATA to a "
+                    f"folder with {files}: python -m nbsupport compute --study {name}"
                 ) from error
     try:
         found = OPEN[name](folder, split)
@@ -188,10 +180,10 @@ def _find_neurips(folder: Path) -> Tree:
     place, imagenet = folder / "neurips2017dev", folder / "imagenet" / "train"
     table, pictures = place / "images.csv", place / "images"
     if not table.is_file() or not any(pictures.glob("*.png")):
+        where = "Kaggle: google-brain/nips-2017-adversarial-learning-development-set"
+        hint = f"get them from {where}, or set NBSUPPORT_DATA to the folder that has them"
         raise FileNotFoundError(
-            f"neurips2017dev: expected images.csv and images/ in {place}; get the development set of "
-            "the NIPS 2017 adversarial learning competition (on Kaggle: google-brain/nips-2017-"
-            "adversarial-learning-development-set), or set NBSUPPORT_DATA to the folder that has it"
+            f"neurips2017dev: expected images.csv and images/ in {place}; {hint}"
         )
     listed = pd.read_csv(table, dtype=str).reindex(columns=["ImageId", "TrueLabel"])
     labels = pd.to_numeric(listed["TrueLabel"], errors="coerce")

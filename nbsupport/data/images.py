@@ -3,21 +3,26 @@
 import contextlib
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
 Images = Float[Tensor, "b c h w"]
 Labels = Int[Tensor, "b"]
+AnyLabels = Integer[Tensor, "b"] | Integer[np.ndarray, "b"] | Sequence[SupportsIndex]
 Kernels = Float[Tensor, "b taps h w"]
 Map = Float[Tensor, "b 1 h w"]
 Logits = Float[Tensor, "b classes"]
 
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64,
+            torch.uint8, torch.uint16, torch.uint32, torch.uint64)  # fmt: skip
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -54,9 +59,11 @@ def check_images(images: Tensor, *, caller: str, channels: int | None = 3) -> No
     `caller` opens the message; with `channels` None, any number passes. Raises `TypeError` for
     other types, `ValueError` for other shapes and for values outside [0, 1].
     """
-    if not isinstance(images, Tensor) or not images.is_floating_point():
+    if not isinstance(images, Tensor) or images.dtype not in FLOATS:
         got = getattr(images, "dtype", type(images).__name__)
         hint = "convert 8 bits with images.float() / 255"
+        if isinstance(images, np.ndarray):
+            got, hint = f"a NumPy array of {got}", "convert it with torch.as_tensor(images)"
         raise TypeError(f"{caller}: expected a floating-point tensor of images, got {got}; {hint}")
     shape = tuple(images.shape)
     if len(shape) != 4:
@@ -78,16 +85,27 @@ def check_images(images: Tensor, *, caller: str, channels: int | None = 3) -> No
         raise ValueError(f"{caller}: expected finite values in [0, 1], {got}")
 
 
-def check_labels(labels: Tensor, *, images: Tensor, classes: int | None, caller: str) -> None:
-    """Raise `ValueError` unless there is one integer from 0 to `classes` − 1 per image."""
-    if labels.shape != images.shape[:1] or labels.is_floating_point() or labels.dtype == torch.bool:
-        got = f"{labels.dtype} of shape {tuple(labels.shape)}"
+def check_labels(labels: AnyLabels, *, images: Tensor, classes: int | None, caller: str) -> Labels:
+    """Return labels of any integer type, array or list as int64 on the device of `images`.
+
+    Raises `ValueError` unless there is one integer from 0 to `classes` − 1 per image.
+    """
+    given: Any = labels
+    with contextlib.suppress(ValueError):  # of lists of different lengths, which stay a list
+        given = labels if isinstance(labels, Tensor) else np.asarray(labels)
+    if isinstance(given, np.ndarray) and given.dtype.kind in "iu":
+        given = torch.from_numpy(given.astype(np.int64))
+    dtype, shape = getattr(given, "dtype", "a list"), tuple(getattr(given, "shape", ()))
+    if dtype not in INTEGERS or shape != images.shape[:1]:
+        got = f"{dtype} of shape {shape}"
         raise ValueError(f"{caller}: expected {len(images)} integer labels, got {got}")
-    low, high = (int(value) for value in torch.aminmax(labels))
+    numbers = given.to(images.device, torch.int64)
+    low, high = (int(value) for value in torch.aminmax(numbers))
     if low < 0 or (classes is not None and high >= classes):
         hint = "; labels that start at 1 need labels - 1" if low == 1 and high == classes else ""
         upto = f" to {classes - 1}" if classes else ""
         raise ValueError(f"{caller}: expected labels from 0{upto}, got {low} to {high}{hint}")
+    return numbers
 
 
 @contextlib.contextmanager
@@ -100,8 +118,8 @@ def room(place: Path) -> Iterator[None]:
             raise
         raise OSError(
             error.errno,
-            f"the disk is full: cannot write to {place}; nothing finished is lost: free some space, "
-            "or name another folder in NBSUPPORT_HOME, and run again",
+            f"the disk is full: cannot write to {place}; nothing finished is lost: free some "
+            "space, or name another folder in NBSUPPORT_HOME, and run again",
         ) from error
 
 

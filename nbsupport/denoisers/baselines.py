@@ -15,19 +15,15 @@ from ..data.images import Images
 from .models import Denoiser
 
 
-def _to_bytes(images: Images) -> Tensor:
-    return (images * 255).round().to(torch.uint8)
-
-
 def round_to_8_bit(images: Images) -> Images:
     """Round to the nearest of 256 values, which erases every perturbation below 1/510."""
-    return _to_bytes(images).to(images.dtype) / 255
+    return (images * 255).round() / 255
 
 
 def jpeg(images: Images) -> Images:
     """Compress as JPEG of quality 75."""
     decoded = []
-    for pixels in _to_bytes(images).permute(0, 2, 3, 1).cpu().numpy():
+    for pixels in (images * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy():
         file = io.BytesIO()
         Image.fromarray(pixels).save(file, format="JPEG", quality=75)
         decoded.append(np.asarray(Image.open(file)))

@@ -20,19 +20,19 @@ class Defended(nn.Module):
 
     def forward(self, images: Images) -> Logits:
         """Classify denoised images; raise `ValueError` if the denoiser changes their shape."""
-        denoised = self.denoiser(images)
+        denoised = self.denoiser(images.clone())  # which may work in place
         if denoised.shape != images.shape:
-            sizes = f"{tuple(images.shape)}, got {tuple(denoised.shape)}"
-            raise ValueError(f"defend: expected denoised images of shape {sizes}")
+            shapes = f"{tuple(images.shape)}, got {tuple(denoised.shape)}"
+            raise ValueError(f"defend: expected denoised images of shape {shapes}")
         return self.classifier(denoised)
 
 
 def defend(classifier: nn.Module, denoiser: nn.Module) -> Defended:
     """Put a denoiser before a classifier: images in [0, 1] to the logits of the denoised images.
 
-    The result shares both networks and is differentiable, so a white-box attacker can attack it like
-    any classifier. Raises `TypeError` if either is no `nn.Module` or their order is wrong, and
-    `ValueError` if either is in training mode or they are on different devices.
+    It shares both networks and is differentiable, so it can be attacked like any classifier. Raises
+    `TypeError` if either is no `nn.Module` or their order is wrong, `ValueError` if either is in
+    training mode or they are on different devices.
     """
     for role, module in {"classifier": classifier, "denoiser": denoiser}.items():
         if not isinstance(module, nn.Module):
@@ -51,9 +51,8 @@ def defend(classifier: nn.Module, denoiser: nn.Module) -> Defended:
 def export(denoiser: Denoiser, path: str | Path, image_size: int | tuple[int, int] = 224) -> Path:
     """Export a denoiser to a ``.pt2`` file that runs without this package.
 
-    ``torch.export.load(path).module()`` takes batches of any length of images of `image_size`
-    (height and width); it does not check that they lie in [0, 1]. Raises `ValueError` in training
-    mode or for another suffix.
+    ``torch.export.load(path).module()`` takes any number of images of `image_size` (height, width)
+    and does not check their values. Raises `ValueError` in training mode or for another suffix.
     """
     check_mode(denoiser, "export")
     path = Path(path)

@@ -30,8 +30,7 @@ class _FilterPixels(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        images, kernels = ctx.saved_tensors
-        (gradient,) = gradients
+        (images, kernels), (gradient,) = ctx.saved_tensors, gradients
         to_images = to_kernels = None
         if ctx.needs_input_grad[1]:
             to_kernels = torch.empty_like(kernels)
@@ -60,11 +59,10 @@ def _windows(padded: Tensor, kernels: Tensor) -> Iterator[tuple[int, Tensor]]:
 
 
 def _kernel_size(kernels: Tensor, channels: int) -> int:
-    taps, rest = divmod(kernels.shape[1], channels)
-    size = isqrt(taps)
-    if rest or size * size != taps or size % 2 == 0:
-        found = kernels.shape[1]
-        raise ValueError(f"expected kernels of {channels}·K·K channels with K odd, got {found}")
+    size = isqrt(kernels.shape[1] // channels)
+    if kernels.shape[1] != channels * size**2 or size % 2 == 0:
+        got = kernels.shape[1]
+        raise ValueError(f"expected kernels of {channels}·K·K channels with K odd, got {got}")
     return size
 
 
@@ -72,9 +70,9 @@ def filter_pixels(images: Images, kernels: Kernels) -> Images:
     """Filter each pixel of each colour channel with its own kernel (eq. 7).
 
     `kernels` has c·K·K channels: all taps of the first colour channel, then of the second, and so
-    on; K is odd and follows from the shape. Kernels are not normalised, channels are not mixed, and
-    images count as zero beyond their borders. The result is not clipped; it is differentiable (once)
-    in both arguments. Raises `ValueError` if the shapes do not fit or K is even.
+    on; K is odd. Kernels are not normalised, and images count as zero beyond their borders. The
+    result is not clipped; it is differentiable (once) in both arguments. Raises `ValueError` if the
+    shapes do not fit or K is even.
 
     >>> images = torch.rand(1, 3, 5, 7)
     >>> torch.equal(filter_pixels(images, identity_kernels(images, size=3)), images)

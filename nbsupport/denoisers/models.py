@@ -15,11 +15,13 @@ initialisation instead, which shrinks the signal to almost nothing over φ's 24 
 
 import json
 from hashlib import sha256
+from importlib.resources import files
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
+import pandas as pd
 import torch
-from huggingface_hub import PyTorchModelHubMixin, snapshot_download
+from huggingface_hub import ModelCard, PyTorchModelHubMixin, snapshot_download
 from safetensors.torch import load_model
 from torch import Tensor, nn
 
@@ -29,6 +31,7 @@ from .unet import Decoder, Encoder, OutputLayer, convolutions, initialise, resiz
 
 HEADS = 4
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+ATTACKERS = {"pgd": "gray-box", "adaptive": "adaptive"}
 
 
 def checksum(folder: Path, config: dict[str, Any]) -> str:
@@ -53,9 +56,10 @@ def read_config(folder: Path) -> dict[str, Any]:
 class Denoiser(nn.Module, PyTorchModelHubMixin, library_name="nbsupport"):
     """Base class of all denoisers: checks images, clips to [0, 1], saves and loads.
 
-    `save_pretrained(folder)` saves the weights, the constructor's arguments and `about`, anything
-    that JSON can hold. `from_pretrained(folder or hub id)` loads them in evaluation mode, frozen, on
-    the CPU; it raises `ValueError` if they are damaged, altered or of another class.
+    `save_pretrained(folder)` saves weights, the constructor's arguments and `about`, anything that
+    JSON can hold, with a model card that shows ``data`` and ``classifier``, texts, and
+    ``evaluation``, rows of `nbsupport.evaluate`, from it. `from_pretrained(folder or hub id)` loads them in evaluation mode, frozen, on the
+    CPU; it raises `ValueError` if they are damaged, altered or of another class.
     """
 
     def __init__(self) -> None:
@@ -77,6 +81,22 @@ class Denoiser(nn.Module, PyTorchModelHubMixin, library_name="nbsupport"):
         config = {"class": type(self).__name__, **arguments, "about": self.about}
         config["sha256"] = checksum(save_directory, config)
         (save_directory / CONFIG).write_text(json.dumps(config, indent=2))
+
+    def generate_model_card(self, *arguments: Any, **options: Any) -> ModelCard:
+        """The card that `save_pretrained` writes as README.md."""
+        columns = ["attack", "metric", "eps", "value", "n"]
+        rows = pd.DataFrame(self.about.get("evaluation", []), columns=columns)
+        rows = rows[(rows["metric"] == "accuracy") & rows["attack"].isin(ATTACKERS)]
+        heads = rows["attack"].map(ATTACKERS) + " (" + rows["n"].astype(str) + " images)"
+        table = rows.assign(head=heads).pivot(index="eps", columns="head", values="value")
+        table = table[heads.unique()].rename("{:g}".format).rename_axis(index="ε")
+        table = table.map("{:.3f}".format, na_action="ignore").fillna("")
+        accuracy = table.to_markdown(disable_numparse=True) if len(table) else "*Not measured.*"
+        text = files(__package__).joinpath("model_card.md").read_text(encoding="utf-8")
+        data = self.about.get("data", "*Not recorded.*")
+        behind = self.about.get("classifier", "a classifier")
+        fields = {"name": type(self).__name__, "data": data, "classifier": behind}
+        return ModelCard(text.format(**fields, accuracy=accuracy))
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, **options: Any) -> "Denoiser":
@@ -120,58 +140,43 @@ class Additive(Denoiser):
         return images + resize(self.output(self.decoder(self.encoder(images))), images)
 
 
-def _kernel_layer(size: int, as_published: bool) -> OutputLayer:
-    identity = torch.eye(size**2)[size**2 // 2].repeat(3)
-    return OutputLayer(len(identity), identity, as_published)
-
-
 class Filtering(KernelDenoiser):
     """Ĩ = Î ⊗ φ(Î) (eq. 7): one K×K kernel for each pixel and colour channel."""
 
+    OUTPUTS: ClassVar[dict[Any, str]] = {"kernels": "kernels"}
+    """φ's output layers, and the decoder before each. A call uses the first."""
+
     def __init__(self, width: int = 64, kernel_size: int = 5, as_published: bool = False) -> None:
         super().__init__()
+        identity = torch.eye(kernel_size**2)[kernel_size**2 // 2].repeat(3)
         self.encoder = Encoder(width, as_published)
-        self.decoder = Decoder(width, 3 * kernel_size**2, as_published)
-        self.output = _kernel_layer(kernel_size, as_published)
+        self.decoders, self.outputs = nn.ModuleDict(), nn.ModuleDict()
+        for name in dict.fromkeys(self.OUTPUTS.values()):
+            self.decoders[name] = Decoder(width, len(identity), as_published)
+        for output in self.OUTPUTS:
+            self.outputs[str(output)] = OutputLayer(len(identity), identity, as_published)
 
-    def kernels(self, images: Images) -> Kernels:
-        return resize(self.output(self.decoder(self.encoder(images))), images)
+    def kernels(self, images: Images, output: int | str | None = None) -> Kernels:
+        """Predict an output's kernels; raise `ValueError` unless it is one of `OUTPUTS`."""
+        first = next(iter(self.OUTPUTS))
+        return self.decode(self.encoder(images), first if output is None else output)
 
-
-class View(KernelDenoiser):
-    """One output of a denoiser with several, as a denoiser that shares its weights.
-
-    `output` is a head of `MultiHead`, 1 to 4, or ``"sl"`` or ``"m"`` of `YNet`.
-    """
-
-    def __init__(self, whole: "MultiHead | YNet", output: int | str) -> None:
-        super().__init__()
-        self.whole, self.output = whole, output
-
-    def kernels(self, images: Images) -> Kernels:
-        return self.whole.kernels(images, self.output)
-
-    def _save_pretrained(self, save_directory: Path) -> None:
-        raise TypeError("save_pretrained: expected a whole denoiser, got a View; save its `whole`")
+    def decode(self, encoded: list[Tensor], output: int | str) -> Kernels:
+        """Predict an output's kernels from all outputs of the encoder."""
+        if output not in self.OUTPUTS:
+            expected = f"one of the outputs {', '.join(map(str, self.OUTPUTS))}"
+            raise ValueError(f"{type(self).__name__}: expected {expected}, got {output!r}")
+        decoded = self.decoders[self.OUTPUTS[output]](encoded)
+        return resize(self.outputs[str(output)](decoded), encoded[0])
 
 
-class MultiHead(KernelDenoiser):
+class MultiHead(Filtering):
     """One φ with four output layers; head i learns from the strengths {1, 3, 5}·10^(i−5).
 
     A call uses the last head, ``View(heads, 3)`` the third (section 3.4).
     """
 
-    def __init__(self, width: int = 64, kernel_size: int = 5, as_published: bool = False) -> None:
-        super().__init__()
-        self.encoder = Encoder(width, as_published)
-        self.decoder = Decoder(width, 3 * kernel_size**2, as_published)
-        self.outputs = nn.ModuleList(_kernel_layer(kernel_size, as_published) for _ in range(HEADS))
-
-    def kernels(self, images: Images, head: int | str = HEADS) -> Kernels:
-        """Predict the kernels of one head; raise `ValueError` unless it is one of 1 to 4."""
-        if head not in range(1, HEADS + 1):
-            raise ValueError(f"MultiHead: expected a head from 1 to {HEADS}, got {head!r}")
-        return resize(self.outputs[int(head) - 1](self.decoder(self.encoder(images))), images)
+    OUTPUTS = dict.fromkeys(range(HEADS, 0, -1), "heads")
 
     @staticmethod
     def band(eps: float) -> int:
@@ -185,28 +190,27 @@ class MultiHead(KernelDenoiser):
         return head
 
 
-class YNet(KernelDenoiser):
+class YNet(Filtering):
     """One encoder, two decoders: φ_sl for small and large ε, φ_m for middle ε (section 4.1).
 
     A call uses φ_sl, ``View(ynet, "m")`` uses φ_m.
     """
 
-    def __init__(self, width: int = 64, kernel_size: int = 5, as_published: bool = False) -> None:
+    OUTPUTS = {"sl": "sl", "m": "m"}  # noqa: RUF012
+
+
+class View(KernelDenoiser):
+    """One of a denoiser's `OUTPUTS` as a denoiser: 1 to 4, or ``"sl"`` or ``"m"``."""
+
+    def __init__(self, whole: Filtering, output: int | str) -> None:
         super().__init__()
-        self.encoder = Encoder(width, as_published)
-        taps, names = 3 * kernel_size**2, ("sl", "m")
-        self.decoders = nn.ModuleDict({name: Decoder(width, taps, as_published) for name in names})
-        self.outputs = nn.ModuleDict({x: _kernel_layer(kernel_size, as_published) for x in names})
+        self.whole, self.output = whole, output
 
-    def kernels(self, images: Images, branch: int | str = "sl") -> Kernels:
-        """Predict φ_sl(Î) or φ_m(Î); raise `ValueError` unless `branch` is "sl" or "m"."""
-        if branch not in ("sl", "m"):
-            raise ValueError(f"YNet: expected the branch 'sl' or 'm', got {branch!r}")
-        return resize(self.decode(self.encoder(images), str(branch)), images)
+    def kernels(self, images: Images) -> Kernels:
+        return self.whole.kernels(images, self.output)
 
-    def decode(self, encoded: list[Tensor], branch: str) -> Tensor:
-        """Predict a branch's kernels, before resizing, from the encoder's outputs."""
-        return self.outputs[branch](self.decoders[branch](encoded))
+    def _save_pretrained(self, save_directory: Path) -> None:
+        raise TypeError("save_pretrained: expected a whole denoiser, got a View; save its `whole`")
 
 
 class Parts(NamedTuple):
@@ -231,7 +235,7 @@ class PAFilter(Denoiser):
     def __init__(self, width: int = 64, kernel_size: int = 5, as_published: bool = False) -> None:
         super().__init__()
         self.ynet = YNet(width, kernel_size, as_published)
-        self.as_published = as_published
+        self.offset = 0 if as_published else 1
         layers, last = convolutions(2, 32, 32, 32, 32, 32), nn.Conv2d(32, 1, 3, padding=1)
         self.fusion = nn.Sequential(*layers, last, nn.Sigmoid())
         if not as_published:
@@ -242,13 +246,11 @@ class PAFilter(Denoiser):
         """Compute Ĩ_sl, Ĩ_m, both kernels, both uncertainty maps (eq. 9) and W (eq. 10)."""
         check_images(images, caller=type(self).__name__)
         encoded = self.ynet.encoder(images)
-        kernels_sl = resize(self.ynet.decode(encoded, "sl"), images)
-        kernels_m = resize(self.ynet.decode(encoded, "m"), images)
-        sl, m = (filter_pixels(images, kernels).clamp(0, 1) for kernels in (kernels_sl, kernels_m))
-        uncertainty_sl, uncertainty_m = uncertainty_map(kernels_sl), uncertainty_map(kernels_m)
-        maps = torch.cat([uncertainty_sl, uncertainty_m], dim=1)
-        weight = self.fusion(maps if self.as_published else maps - 1)
-        return Parts(sl, m, kernels_sl, kernels_m, uncertainty_sl, uncertainty_m, weight)
+        kernels = [self.ynet.decode(encoded, output) for output in self.ynet.OUTPUTS]
+        filtered = (filter_pixels(images, each).clamp(0, 1) for each in kernels)
+        maps = [uncertainty_map(each) for each in kernels]
+        weight = self.fusion(torch.cat(maps, dim=1) - self.offset)
+        return Parts._make([*filtered, *kernels, *maps, weight])
 
     def denoise(self, images: Images) -> Images:
         parts = self.parts(images)

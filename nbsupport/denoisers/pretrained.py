@@ -15,7 +15,6 @@ from . import models
 from .models import CONFIG, WEIGHTS, Denoiser, read_config
 
 FOLDER = Path(str(files(__package__))) / "weights"
-SAMPLES = 20  # as many as come with Foolbox
 DENOISERS = ("Additive", "Filtering", "MultiHead", "YNet", "PAFilter")
 
 
@@ -34,8 +33,7 @@ def load_pretrained(name: str | Path) -> Classifier | Denoiser:
     folder = _folder(name)
     config = read_config(folder)
     if config["class"] in DENOISERS:
-        denoiser: Denoiser = getattr(models, config["class"]).from_pretrained(folder)
-        return denoiser
+        return getattr(models, config["class"]).from_pretrained(folder)
     if config["class"] != "Classifier":
         raise ValueError(f"{folder}: load it with {config['class']}.from_pretrained")
     classifier = build(config["name"], config["classes"], config["image_size"])
@@ -46,9 +44,8 @@ def load_pretrained(name: str | Path) -> Classifier | Denoiser:
 def about(name: str | Path) -> dict[str, Any]:
     """Return what is recorded about a network of `load_pretrained`.
 
-    For those of `names`: ``study`` and ``specification`` define the training, ``again`` is the
-    command that repeats it, ``accuracy`` is that under gray-box PGD by ε, on ``samples`` and on the
-    study's ``test`` images.
+    For those of `names`: ``study`` and ``specification`` define the training, ``again`` repeats it,
+    ``accuracy`` is that under gray-box PGD by ε, on ``samples`` and the study's ``test`` images.
     """
     record: dict[str, Any] = read_config(_folder(name))["about"]
     return record
@@ -64,6 +61,6 @@ def _folder(name: str | Path) -> Path:
 def samples() -> Split:
     """Return the 20 CIFAR-10 images that come with Foolbox, in [0, 1]."""
     model = foolbox.PyTorchModel(nn.Identity().eval(), bounds=(0, 1), device="cpu")
-    images, labels = foolbox.samples(model, dataset="cifar10", batchsize=SAMPLES)
-    origin = {"data": "cifar10", "source": "foolbox.samples", "images": SAMPLES}
+    images, labels = foolbox.samples(model, dataset="cifar10", batchsize=20)
+    origin = {"data": "cifar10", "source": "foolbox.samples", "images": len(images)}
     return Split(images, labels, CLASSES["cifar10"], origin)

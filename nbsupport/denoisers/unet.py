@@ -73,12 +73,11 @@ def resize(x: Tensor, like: Tensor) -> Tensor:
 class OutputLayer(nn.Conv2d):
     """The 1×1 layer after the last block; its output is `start` before training.
 
-    The paper resizes first. A 1×1 convolution and a bilinear resize commute, and convolving first
-    costs a quarter.
+    The paper resizes first. The two commute, and convolving first costs a quarter.
     """
 
     def __init__(self, before: int, start: Float[Tensor, "c"], as_published: bool) -> None:
         super().__init__(before, len(start), 1)
         if not as_published:
             nn.init.zeros_(self.weight)
-            self.bias = nn.Parameter(start)
+            self.bias = nn.Parameter(start.clone())

@@ -1,4 +1,4 @@
-"""The adaptive evaluation: every white-box attack on a defence, and sanity checks of the attacks."""
+"""The adaptive evaluation: every attack on a defence, and sanity checks of the attacks."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -12,17 +12,18 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..attacks import adaptive
-from ..attacks.adaptive import AUTOATTACK, chain, withstands
+from ..attacks.adaptive import AUTOATTACK, Target
 from ..attacks.pgd import prepare
-from ..classifiers.models import are_probabilities
-from ..data.images import Images, Labels, write_atomically
+from ..classifiers.custom import SATURATED
+from ..classifiers.models import are_probabilities, is_saturated
+from ..data.images import write_atomically
 from .artifacts import VERSION, Experiment, Strengths, once
 from .evaluation import COLUMNS, measure, worst_case
-from .methods import CHECKS, TRANSFERRED, UNSEEN, WHITE_BOX, WORST, split_method
+from .methods import TRANSFERRED, UNSEEN, WHITE_BOX, WORST, split_method
 from .store import Tensors, depend_on
 
 Attack = Callable[[float], Tensor]
@@ -33,7 +34,7 @@ FLAT = 0.1  # the share of PGD's whole gain that doubling its steps may still ga
 
 @dataclass(frozen=True)
 class Outcome:
-    """One defence under all attacks: axis 0 of `robust` and `envelope` is ε, from 0; axis 1 the image."""
+    """One defence under all attacks: axis 0 is ε, from 0, or the steps; axis 1 the image."""
 
     method: str
     eps: tuple[float, ...]
@@ -45,6 +46,7 @@ class Outcome:
     margins: Float[np.ndarray, "steps n"]  # the margins that each reaches
     trace_eps: float
     zero_gradients: float  # share of images without any gradient
+    saturated: float  # share of clean images whose cross-entropy rounds to 0
     deterministic: bool  # the same logits twice, alone and in a batch
     logits: bool  # logits, not probabilities
     classes: int
@@ -78,7 +80,7 @@ def evaluate_adaptively(experiment: Experiment, method: str) -> Outcome:
     attack = partial(_attack, experiment, method)
     tensors, report = experiment.store.tensors(specification, attack)
     found, eps = {name: tensor.numpy() for name, tensor in tensors.items()}, (0.0, *strengths)
-    gray_box = measure(experiment, method).correct()[:, : study.adaptive_images]
+    gray_box = measure(experiment, method)["accuracy"][:, : study.adaptive_images]
     return Outcome(
         method=method,
         eps=eps,
@@ -108,9 +110,9 @@ def _attack(experiment: Experiment, method: str, scratch: Path) -> Tensors:
     study, device, test = experiment.study, experiment.device, experiment.images("test")
     images, labels = (x[: study.adaptive_images].to(device) for x in (test.images, test.labels))
     networks = experiment.denoiser(method), experiment.classifier(split_method(method)[1])
-    defence, whole = chain(*networks), (*networks, images, labels)
-    attacks, tensors = dict(_attacks(experiment, networks, images, labels)), {}
-    clean = withstands(defence, images, labels).cpu()
+    target = Target(*networks, images, labels)
+    clean, tensors = target.withstands(images).cpu(), dict[str, Tensor]()
+    attacks = dict(_attacks(experiment, target))
     total = len(attacks) * len(study.adaptive_eps)
     with tqdm(total=total, desc=f"attacking {method}", unit="attack") as bar:
         for name, attack in attacks.items():
@@ -119,53 +121,50 @@ def _attack(experiment: Experiment, method: str, scratch: Path) -> Tensors:
                 rows.append(_keep(scratch / f"{name}-{eps}.json", attack, eps))
                 bar.update()
             tensors[name] = torch.stack(rows)
-    norms = adaptive.minimal_norms(*whole, steps=study.adaptive_iterations)
+    norms = adaptive.minimal_norms(target, steps=study.adaptive_iterations)
     tensors |= {f"norm {name}": values for name, values in norms.items()}
     most = study.adaptive_steps
     steps = (*(n for n in TRACE if n < most), most, 2 * most)
-    trace, margins = adaptive.over_steps(*whole, study.adaptive_trace_eps, steps=steps)
+    trace, margins = adaptive.over_steps(target, study.adaptive_trace_eps, steps)
     with torch.no_grad():
-        logits, again = defence(images), defence(images)
-        alone = torch.cat([defence(image[None]) for image in images])
+        logits, again = target.defence(images), target.defence(images)
+        alone = torch.cat([target.defence(image[None]) for image in images])
     same = torch.equal(logits, again) and torch.allclose(logits, alone, rtol=1e-3, atol=1e-3)
     return tensors | {"trace": trace, "margins": margins}, {
-        "steps": [0, *steps], "zero_gradients": adaptive.zero_gradients(*whole),
+        "steps": [0, *steps], "zero_gradients": adaptive.zero_gradients(target),
+        "saturated": float(is_saturated(logits, labels).float().mean()),
         "deterministic": same, "logits": not are_probabilities(logits), "classes": logits.shape[1],
     }  # fmt: skip
 
 
-def _attacks(
-    experiment: Experiment, networks: tuple[nn.Module, nn.Module], images: Images, labels: Labels
-) -> Iterator[tuple[str, Attack]]:
+def _attacks(experiment: Experiment, target: Target) -> Iterator[tuple[str, Attack]]:
     """Each attack by name, as a function from ε to which images withstand it."""
-    study, seed = experiment.study, experiment.study.seed
-    defence, whole = chain(*networks), (*networks, images, labels)
+    study, seed, images = experiment.study, experiment.study.seed, target.images
     limits: Any = {"iterations": study.adaptive_iterations, "queries": study.adaptive_queries}
+    limits["seed"] = seed
     effort: Any = {"steps": study.adaptive_steps, "restarts": study.adaptive_restarts}
     auto = adaptive.autoattack
-    yield "PGD", lambda eps: adaptive.pgd_through(*whole, eps, seed=seed, **effort)
-    yield "AutoAttack", lambda eps: auto(*whole, eps, attacks=AUTOATTACK, seed=seed, **limits)
-    yield "Square", lambda eps: auto(*whole, eps, attacks=["square"], seed=seed, **limits)
-
-    def try_out(attack: Attack) -> Attack:
-        return lambda eps: withstands(defence, attack(eps), labels)
+    yield "PGD", lambda eps: adaptive.pgd_through(target, eps, seed=seed, **effort)
+    yield "AutoAttack", lambda eps: auto(target, eps, attacks=AUTOATTACK, **limits)
+    yield "Square", lambda eps: auto(target, eps, attacks=["square"], **limits)
 
     def transfer(source: str, eps: Strengths) -> Attack:
         attacked = experiment.attacked("test", None, eps, source)
-        return try_out(lambda eps: attacked.at(eps, len(images)).to(images))
+        return lambda eps: target.withstands(attacked.at(eps, len(images)).to(images))
 
     # from the standard classifier at all strengths of the study, which the tables need anyway
     yield "oblivious", transfer("standard", None)
     yield "transfer", transfer("second", study.adaptive_eps)
 
     bare = foolbox.PyTorchModel(prepare(experiment.classifier(), images[:2]), bounds=(0, 1))
-    criterion = foolbox.criteria.Misclassification(labels)
+    criterion = foolbox.criteria.Misclassification(target.labels)
     fgsm = foolbox.attacks.LinfFastGradientAttack(random_start=False)
-    with_gradient = torch.enable_grad()(fgsm.run)
-    yield "FGSM", try_out(lambda eps: with_gradient(bare, images, criterion, epsilon=eps))
+    attack = partial(torch.enable_grad()(fgsm.run), bare, images, criterion)
+    yield "FGSM", lambda eps: target.withstands(attack(epsilon=eps))
 
     def add(noise: Tensor) -> Attack:
-        return try_out(lambda eps: (images + eps * noise.to(images)).clamp(0, 1))
+        noise = noise.to(images)
+        return lambda eps: target.withstands((images + eps * noise).clamp(0, 1))
 
     gaussian = torch.randn(images.shape, generator=torch.Generator().manual_seed(seed))
     uniform = torch.rand(images.shape, generator=torch.Generator().manual_seed(seed))
@@ -186,37 +185,47 @@ def _keep(path: Path, attack: Attack, eps: float) -> Bool[Tensor, "n"]:
 Verdict = tuple[bool, str]
 
 
-def _come_back(robust: Bool[np.ndarray, "harder n"]) -> tuple[bool, int]:
-    """Whether hardly any image falls to an attack and withstands the next, and the most that do."""
-    most = int((~robust[:-1] & robust[1:]).sum(axis=1).max(initial=0))
-    return most <= max(1, MISSED * robust.shape[1]), most
-
-
-def _monotone_in_eps(outcome: Outcome) -> Verdict:
-    passed, most = _come_back(outcome.gradient_based())
-    return passed, f"at most {most} images fall at one ε and withstand the next"
-
-
-def _monotone_in_steps(outcome: Outcome) -> Verdict:
-    passed, most = _come_back(outcome.trace[1:])
-    shares = zip(outcome.steps[1:], outcome.trace[1:].mean(axis=1), strict=True)
-    text = ", ".join(f"{share:.3f} (n = {n})" for n, share in shares)
-    return passed, f"accuracy at ε = {outcome.trace_eps:g}: {text}; at most {most} images come back"
-
-
-def _no_weaker_than(attack: str, how: str) -> Callable[[Outcome], Verdict]:
-    def check(outcome: Outcome) -> Verdict:
-        missed = int((outcome.gradient_based() & ~outcome.robust[attack]).sum())
-        return missed == 0, f"{missed} attacks succeed {how} but not with the defence's gradients"
-
-    return check
-
-
-def _flat(outcome: Outcome) -> Verdict:
+def check(outcome: Outcome) -> dict[str, Verdict]:
+    """For each of `CHECKS` whether it passed, and the finding."""
+    robust, trace, steps = outcome.gradient_based(), outcome.trace[1:], outcome.steps[1:]
+    shares = zip(steps, trace.mean(axis=1), strict=True)
+    over_n = ", ".join(f"{share:.3f} (n = {n})" for n, share in shares)
+    over_n = f"accuracy at ε = {outcome.trace_eps:g}: {over_n}"
     margins = outcome.margins.mean(axis=1)
-    total, last = margins.max() - margins[0], margins[-1] - margins[-2]
-    text = f"the mean margin gains {total:.3f}, {last:.3f} of it from n = {outcome.steps[-2]} to "
-    return bool(total > 0 and last <= FLAT * total), f"{text}{outcome.steps[-1]}"
+    gained, last = margins.max() - margins[0], margins[-1] - margins[-2]
+    flat = f"the mean margin gains {gained:.3f}, {last:.3f} of it from "
+    flat += f"n = {outcome.steps[-2]} to {outcome.steps[-1]}"
+    blind = outcome.zero_gradients
+    return {
+        "ε": _never_come_back(robust, "fall at one ε and withstand the next"),
+        "n": _never_come_back(trace, f"fall at one n and withstand the next; {over_n}"),
+        "oblivious": _no_weaker_than(outcome, "oblivious", "gray-box"),
+        "Square": _no_weaker_than(outcome, "Square", "by random search"),
+        "transfer": _no_weaker_than(outcome, "transfer", "from another classifier"),
+        "flat": (bool(gained > 0 and last <= FLAT * gained), flat),
+        "gradient": (blind == 0, f"{blind:.1%} of the images have no gradient"),
+        "saturation": (
+            outcome.saturated <= SATURATED,
+            f"{outcome.saturated:.1%} of the images leave no cross-entropy",
+        ),
+        "logits": (outcome.logits, "logits" if outcome.logits else "probabilities"),
+        "deterministic": (
+            outcome.deterministic,
+            "the same twice" if outcome.deterministic else "it changes",
+        ),
+        "chance": _chance_at_half(outcome),
+    }
+
+
+def _never_come_back(robust: Bool[np.ndarray, "harder n"], what: str) -> Verdict:
+    """Whether hardly any image falls to an attack and withstands the next, harder one."""
+    most = int((~robust[:-1] & robust[1:]).sum(axis=1).max(initial=0))
+    return most <= max(1, MISSED * robust.shape[1]), f"at most {most} images {what}"
+
+
+def _no_weaker_than(outcome: Outcome, attack: str, how: str) -> Verdict:
+    missed = int((outcome.gradient_based() & ~outcome.robust[attack]).sum())
+    return missed == 0, f"{missed} attacks succeed {how} but not with the defence's gradients"
 
 
 def _chance_at_half(outcome: Outcome) -> Verdict:
@@ -226,41 +235,6 @@ def _chance_at_half(outcome: Outcome) -> Verdict:
     share, chance = float(robust.mean()), 1 / outcome.classes
     limit = chance + 2 * (chance * (1 - chance) / len(robust)) ** 0.5
     return share <= limit, f"accuracy {share:.3f} at ε = 0.5, by chance {chance:.3f}"
-
-
-def _gradients(outcome: Outcome) -> Verdict:
-    share = outcome.zero_gradients
-    return share == 0, f"{share:.1%} of the images have no gradient"
-
-
-def _logits(outcome: Outcome) -> Verdict:
-    return outcome.logits, "logits" if outcome.logits else "probabilities"
-
-
-def _deterministic(outcome: Outcome) -> Verdict:
-    return outcome.deterministic, "the same twice" if outcome.deterministic else "it changes"
-
-
-GRAY_BOX = _no_weaker_than("oblivious", "gray-box")
-RANDOM = _no_weaker_than("Square", "by random search")
-ELSEWHERE = _no_weaker_than("transfer", "from another classifier")
-_CHECKS: dict[str, Callable[[Outcome], Verdict]] = {
-    "ε": _monotone_in_eps,
-    "n": _monotone_in_steps,
-    "oblivious": GRAY_BOX,
-    "Square": RANDOM,
-    "transfer": ELSEWHERE,
-    "flat": _flat,
-    "gradient": _gradients,
-    "logits": _logits,
-    "deterministic": _deterministic,
-    "chance": _chance_at_half,
-}
-
-
-def check(outcome: Outcome) -> dict[str, Verdict]:
-    """For every sanity check whether it passed, and the finding."""
-    return {name: _CHECKS[name](outcome) for name in CHECKS}
 
 
 def failed_checks(outcome: Outcome) -> list[str]:

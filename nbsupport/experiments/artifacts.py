@@ -1,16 +1,17 @@
 """The artifacts of a study by name: classifiers, attacked images, denoisers."""
 
-import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from ..attacks.pgd import AttackedSet, per_pass, ratios
 from ..classifiers import custom
@@ -95,10 +96,8 @@ class Experiment:
 
         A custom classifier is the ``standard`` one. Raises `ValueError` if there is no such name.
         """
-        if self.custom is not None and name == "standard":
-            return self._try_custom(self.custom)
-        if public := self.public_name(name):
-            return custom.load_public(public, *self._probes(self.images("test")))
+        if self.is_given(name):
+            return self._load_given(name)
         specification, kind = self.classifier_specification(name), KINDS[name]
         split = self.images(kind.split)
         # class numbers may have gaps, so there can be more classes than names
@@ -118,10 +117,14 @@ class Experiment:
     @once
     def classifier_specification(self, name: str = "standard") -> dict[str, Any]:
         """Everything that a classifier depends on. Paths are no part of it."""
-        if self.custom is not None and name == "standard":
-            return self._describe_custom()
-        if public := self.public_name(name):
-            return custom.describe_public(public)
+        if self.is_given(name):
+            classifier = self.classifier(name)
+            return {
+                "kind": "classifier", "name": Path(self.architecture(name)).name,
+                "weights": hash_weights(classifier),
+                "structure": sha256(repr(classifier).encode()).hexdigest(),
+                "answers": custom.fingerprint(classifier, self._probes()[0]),
+            }  # fmt: skip
         trained = classifiers.specify_training(name, self.study)
         return {
             "kind": "classifier", "name": self.architecture(name), "version": VERSION,
@@ -130,40 +133,37 @@ class Experiment:
             "seed": self.study.seed + KINDS[name].seed,
         }  # fmt: skip
 
+    def is_given(self, name: str) -> bool:
+        """Whether a classifier is not trained here: a custom one, or public weights."""
+        if self.custom is None and self.study.name == "neurips2017dev":
+            return name in ("standard", "second")
+        return self.custom is not None and name == "standard"
+
     def architecture(self, name: str) -> str:
-        """The architecture of a classifier that is trained here."""
+        """The architecture of a classifier, or the custom one's name."""
+        if self.is_given(name):
+            second = "resnet50" if "vgg" in self.study.classifier else "vgg16"
+            return second if name == "second" else self.study.classifier
         return (self.study.classifier if self.custom is None else SUBSTITUTE) + KINDS[name].ending
 
-    def public_name(self, name: str) -> str | None:
-        """The torchvision classifier with public weights that is this study's `name`, if any."""
-        if self.study.name != "neurips2017dev" or self.custom is not None:
-            return None
-        second = "resnet50" if "vgg" in self.study.classifier else "vgg16"
-        return {"standard": self.study.classifier, "second": second}.get(name)
-
-    def _try_custom(self, network: nn.Module) -> Classifier:
-        """The custom classifier, tried on images that the denoisers learn from."""
-        split = load(self.study, "train", min(self.study.train_images, custom.PROBES))
+    def _load_given(self, name: str) -> Classifier:
+        """A classifier that is not trained here, tried on images that the denoisers learn from."""
+        network = self.custom
+        if network is None:
+            network = custom.load_public(self.architecture(name))
+        split = self.images("train")
         classes = None if split.specification.get("gaps") else len(split.classes)
-        return custom.wrap(network.to(self.device), *self._probes(split), classes=classes)
+        images, labels = self._probes()
+        classifier = custom.wrap(network.to(self.device), images, labels, classes=classes)
+        if order := split.specification.get("other_order"):
+            others = torch.tensor([dict(order)[label] for label in labels.tolist()])
+            custom.check_order(classifier.unchecked, images, labels, others.to(labels))
+        return classifier
 
-    def _probes(self, split: Split) -> Iterator[Tensor]:
-        return (x[: custom.PROBES].to(self.device) for x in (split.images, split.labels))
-
-    def _describe_custom(self) -> dict[str, Any]:
-        """Hashes of a custom classifier's weights, structure and source text."""
-        classifier, reference = self.classifier(), self.study.classifier
-        if custom.is_reference(reference):
-            path, _, factory = reference.rpartition(":")
-            file = Path(path).expanduser()
-            name, text = f"{file.name}:{factory}", file.read_text(encoding="utf-8")
-        else:
-            name, text = custom.class_name(classifier), _read_source(classifier)
-        return {
-            "kind": "classifier", "name": name, "weights": hash_weights(classifier),
-            "text": sha256(text.encode()).hexdigest(),
-            "structure": sha256(repr(classifier).encode()).hexdigest(),
-        }  # fmt: skip
+    def _probes(self) -> tuple[Tensor, Tensor]:
+        number = min(self.study.train_images, custom.PROBES)
+        split = load(self.study, "train", number)  # decodes no more images than these
+        return split.images.to(self.device), split.labels.to(self.device)
 
     def _seeded(self, build: Callable[[], Any], seed: int) -> Any:
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
@@ -180,30 +180,49 @@ class Experiment:
 
         n and the strengths above 0 are the study's where None.
         """
+        images, strengths = self.images(split), eps or self.study.attacked_eps
+        found = torch.empty(len(strengths), *images.images.shape, dtype=torch.float16)
+        victim = "" if classifier == "standard" else f" ({classifier})"
+        label = f"attacking the {SPLITS[split]} images{victim}"
+        total = len(strengths) * len(images)
+        with tqdm(total=total, unit="image", desc=label, delay=1) as bar:
+            for number, block in enumerate(self.blocks(split)):
+                found[:, block] = self.attack_block(split, number, steps, eps, classifier, bar)
+                bar.update(len(strengths) * block.stop - bar.n)
+        return AttackedSet(images.images, images.labels, found, (0.0, *strengths))
+
+    def blocks(self, split: str) -> list[slice]:
+        """The parts of a split that are attacked and stored together."""
+        number, size = len(self.images(split)), 64 if self.study.image_size <= 64 else 8
+        return [slice(start, min(start + size, number)) for start in range(0, number, size)]
+
+    def attack_block(
+        self, split: str, number: int, steps: Steps = None, eps: Strengths = None,
+        classifier: str = "standard", bar: tqdm | None = None,
+    ) -> Float[Tensor, "strengths b c h w"]:  # fmt: skip
+        """δ/ε of one of the `blocks`, see `attacked`; `bar` moves with each pass."""
         specification = self.attacked_specification(split, steps, eps, classifier)
-        return self._attacked(specification, split, classifier)
-
-    def attack_block(self, split: str, start: int) -> None:
-        """Attack the images of one chunk, from number `start` on, as `attacked` would."""
-        self._attacked(self.attacked_specification(split), split, "standard", start)
-
-    def _attacked(
-        self, specification: dict[str, Any], split: str, classifier: str, only: int | None = None
-    ) -> AttackedSet:
-        network, images = self.classifier(classifier), self.images(split)
-        strengths, attack = tuple(specification["eps"]), specification["attack"]
+        block, images, attack = (
+            self.blocks(split)[number],
+            self.images(split),
+            specification["attack"],
+        )
+        network, strengths = self.classifier(classifier), specification["eps"]
         options = dict(steps=attack["steps"], loss=attack["loss"], seed=self.study.seed)
 
-        def make(block: slice, missing: list[int]) -> Any:
+        def make(scratch: Path) -> Tensors:
             clean, labels = (x[block].to(self.device) for x in (images.images, images.labels))
-            chosen = tuple(strengths[row] for row in missing)
-            return ratios(attack_target(network), clean, labels, chosen, **options).cpu().numpy()
+            at_once, parts = max(per_pass(self.device) // len(clean), 1), []
+            for start in range(0, len(strengths), at_once):
+                chosen = tuple(strengths[start : start + at_once])
+                found = ratios(attack_target(network), clean, labels, chosen, **options)
+                parts.append(found.cpu())
+                if bar is not None:
+                    bar.update(len(chosen) * len(clean))
+            return {"ratios": torch.cat(parts)}, {}
 
-        victim = "" if classifier == "standard" else f" ({classifier})"
-        label, shape = f"attacking the {SPLITS[split]} images{victim}", images.images.shape
-        key, at_once = depend_on(specification, network), per_pass(self.device)
-        array = self.store.array(key, (len(strengths), *shape), make, label, at_once, only)
-        return AttackedSet(images.images, images.labels, array, (0.0, *strengths))
+        specification["block"] = [block.start, block.stop]
+        return self.store.tensors(depend_on(specification, network), make)[0]["ratios"]
 
     def attacked_specification(
         self, split: str, steps: Steps = None, eps: Strengths = None, classifier: str = "standard"
@@ -221,13 +240,13 @@ class Experiment:
     # -- denoisers -------------------------------------------------------------------------------
 
     def denoiser(self, method: str) -> nn.Module:
-        """A method's denoiser, trained and frozen. Raises `ValueError` if there is no such method."""
+        """A method's denoiser, frozen. Raises `ValueError` if there is no such method."""
         name, output = find_recipe(method)
         if name is None:
             baseline, _ = split_method(method)
             return nn.Identity() if baseline == "attacked" else Baseline(baseline)
-        denoiser, _ = self.trained(name)
-        return denoiser if output is None else View(denoiser, output).eval()  # type: ignore[arg-type]
+        denoiser: Any = self.trained(name)[0]
+        return denoiser if output is None else View(denoiser, output).eval()
 
     @once
     def trained(self, recipe: str) -> tuple[Denoiser, dict[str, Any]]:
@@ -235,25 +254,21 @@ class Experiment:
         study, base = self.study, RECIPES[recipe].base
         sizes = {"width": study.width, "kernel_size": study.kernel_size}
         denoiser = self._seeded(lambda: RECIPES[recipe].build(**sizes), training_seed(study))
+        start = self.trained(base)[0] if base else None
+        made_from = (self.classifier(),) if start is None else (self.classifier(), start)
 
         def make(scratch: Path) -> Tensors:
-            if base:
-                start, _ = self.trained(base)
+            if start is not None:
                 part = denoiser.get_submodule("ynet") if isinstance(start, YNet) else denoiser
                 part.load_state_dict(start.state_dict())
-            classifier, attacked = self.classifier(), self.attacked("train")
-            report = denoisers.train(recipe, denoiser, classifier, attacked, study, scratch)
+            attacked = self.attacked("train")
+            report = denoisers.train(recipe, denoiser, self.classifier(), attacked, study, scratch)
             return denoiser.state_dict(), report
 
-        tensors, report = self.store.tensors(self.trained_specification(recipe), make)
+        specification = depend_on(self.denoiser_specification(recipe), *made_from)
+        tensors, report = self.store.tensors(specification, make)
         denoiser.load_state_dict(tensors)
         return denoiser.eval().requires_grad_(False), report
-
-    def trained_specification(self, recipe: str) -> dict[str, Any]:
-        """`denoiser_specification` with the weights of the networks that the training uses."""
-        specification, base = self.denoiser_specification(recipe), RECIPES[recipe].base
-        bases = [self.trained(base)[0]] if base else []
-        return depend_on(specification, self.classifier(), *bases)
 
     def denoiser_specification(self, recipe: str) -> dict[str, Any]:
         """Everything that a trained denoiser depends on."""
@@ -273,35 +288,9 @@ class Experiment:
         specification = self.classifier_specification(classifier)
         return {"name": method, "output": output, "trained": trained, "classifier": specification}
 
-    def inventory(self) -> dict[str, bool]:
-        """Which of the classifier, the attacked images and some denoisers are stored."""
-        stored, has = {}, self.store.has
-        if public := self.public_name("standard"):
-            stored["classifier"] = custom.is_downloaded(public)
-        elif self.custom is None:
-            stored["classifier"] = has(self.classifier_specification())
-        ready = all(stored.values())
-        for split in ("train", "test"):
-            wanted = self.attacked_specification(split)
-            stored[f"{split} images"] = ready and has(depend_on(wanted, self.classifier()))
-        for name in ("Filt(L_img)", "Y-Net", "PA-Filt(L_img)"):
-            possible = ready and stored.get(RECIPES[name].base or "", True)
-            stored[name] = possible and has(self.trained_specification(name))
-        return stored
-
     def report(self, method: str) -> dict[str, Any]:
         """The report of a denoiser's training: its losses, and the signs of a collapse."""
         recipe, _ = find_recipe(method)
         if recipe is None:
             raise ValueError(f"report: expected a method that is trained, got {method!r}")
         return self.trained(recipe)[1]
-
-
-def _read_source(network: nn.Module) -> str:
-    """The source text of all classes in a network; classes defined in some terminals have none."""
-    kinds, text = {type(module) for module in network.modules()}, ""
-    for kind in sorted(kinds, key=lambda kind: kind.__qualname__):
-        if not kind.__module__.startswith(("torch.", "torchvision.")):
-            with contextlib.suppress(OSError, TypeError):
-                text += inspect.getsource(kind)
-    return text

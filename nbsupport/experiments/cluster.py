@@ -1,15 +1,15 @@
-"""The tasks of a study on Dask: by several processes, GPUs or machines, each task once, on one store.
+"""The tasks of a study on Dask: several processes, GPUs or machines share one store.
 
-Needs the extra ``cluster``. A task is a classifier, a block of attacked images, a denoiser or a
-measurement. Its result lies in the store, so a task whose worker dies goes on elsewhere from the last
-checkpoint, and a second `compute` makes only what is missing.
+Needs the extra ``cluster``. A task is a classifier, a block of attacked images, a denoiser, a
+measurement or an adaptive evaluation, and runs once. Its result lies in the store: a task whose
+worker dies goes on elsewhere from its checkpoint, and a second `compute` makes what is missing.
 """
 
 import contextlib
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,23 +20,26 @@ from tqdm.auto import tqdm
 from .. import setup
 from ..study import Study
 from ..training.denoisers import RECIPES
+from .adaptive_evaluation import evaluate_adaptively, outcome_specification
 from .artifacts import Experiment
 from .evaluation import measure, measurement_specification
 from .methods import find_recipe, split_method
-from .store import BLOCK, Store, key
+from .store import Store, key
 
-Task = tuple[str, ...]
+Task = tuple[Any, ...]
+"""A kind of artifact and its name; for attacked images the split and the number of the block."""
 LOCAL = "127.0.0.1"
 POLL = 0.5  # seconds between two looks at the workers
 
 
 def compute(
-    experiment: Experiment, methods: Sequence[str], workers: int | None, scheduler: str | None
-) -> None:
-    """Measure some methods of a study and everything that they depend on.
+    experiment: Experiment, methods: Sequence[str], adaptive: Sequence[str] = (), *,
+    workers: int | None = None, scheduler: str | None = None,
+) -> None:  # fmt: skip
+    """Measure some methods of a study, and attack some adaptively, with all that they depend on.
 
-    A local cluster of `workers` processes does it (each with one GPU where there are any), or the running
-    one at the address `scheduler`. Raises `RuntimeError` if a task failed, after all others, and
+    A local cluster of `workers` processes does it (each with one GPU where there are any), or the
+    running one at the address `scheduler`. Raises `RuntimeError` after all tasks if one failed, and
     `ConnectionError` if the scheduler is lost.
     """
     from distributed import Client
@@ -46,10 +49,12 @@ def compute(
         client = stack.enter_context(Client(where))
         print(f"dashboard        {client.dashboard_link}")
         futures: dict[Task, Any] = {}
-        for task, before in list_tasks(experiment, methods).items():
+        for task, before in list_tasks(experiment, methods, adaptive).items():
             after = [futures[each] for each in before]
             here = experiment.study, experiment.store.home.absolute(), task
-            name = "-".join((*task, _key(experiment, task)))
+            # the key distinguishes equal tasks of different studies on one scheduler
+            specification = SPECIFY[task[0]](experiment, task[1])
+            name = "-".join((*map(str, task), key(specification)))
             futures[task] = client.submit(_run, *here, after, key=name)
         _watch(client, list(futures.values()))
         if any(future.status == "cancelled" for future in futures.values()):
@@ -59,14 +64,16 @@ def compute(
             raise RuntimeError("\n".join(dict.fromkeys(str(error) for error in failed)))
 
 
-def list_tasks(experiment: Experiment, methods: Sequence[str]) -> dict[Task, list[Task]]:
-    """The tasks that measure some methods: each after the tasks it depends on, which are its value."""
-    tasks: dict[Task, list[Task]] = {("classifier", "standard"): []}
+def list_tasks(
+    experiment: Experiment, methods: Sequence[str], adaptive: Sequence[str] = ()
+) -> dict[Task, list[Task]]:
+    """The tasks that measure methods and attack some adaptively, each with those before it."""
+    standard: Task = ("classifier", "standard")
+    tasks: dict[Task, list[Task]] = {standard: []}
 
     def attack(split: str) -> list[Task]:
-        starts = range(0, len(experiment.images(split)), BLOCK)
-        blocks: list[Task] = [("attacked", split, str(start)) for start in starts]
-        tasks.update({block: [("classifier", "standard")] for block in blocks})
+        blocks: list[Task] = [("attacked", split, n) for n in range(len(experiment.blocks(split)))]
+        tasks.update({block: [standard] for block in blocks})
         return blocks
 
     def train(recipe: str | None) -> list[Task]:
@@ -75,33 +82,39 @@ def list_tasks(experiment: Experiment, methods: Sequence[str]) -> dict[Task, lis
         tasks["denoiser", recipe] = attack("train") + train(RECIPES[recipe].base)
         return [("denoiser", recipe)]
 
-    for method in methods:
-        classifier = "classifier", split_method(method)[1]
+    for method in dict.fromkeys((*methods, *adaptive)):
+        classifier: Task = ("classifier", split_method(method)[1])
         tasks[classifier] = []
         before = [classifier, *attack("test"), *train(find_recipe(method)[0])]
         tasks["measurement", method] = before
+    for method in adaptive:
+        second: Task = ("classifier", "second")
+        tasks[second] = []
+        tasks["adaptive", method] = [("measurement", method), second]
     return tasks
 
 
-def _key(experiment: Experiment, task: Task) -> str:
-    """Distinguishes equal tasks of different studies on one scheduler."""
-    kind, name, *_ = task
-    if kind == "measurement":
-        return key(measurement_specification(experiment, name))
-    return key(getattr(experiment, f"{kind}_specification")(name))
+DO: dict[str, Callable[..., Any]] = {
+    "classifier": Experiment.classifier,
+    "attacked": Experiment.attack_block,
+    "denoiser": Experiment.trained,
+    "measurement": measure,
+    "adaptive": evaluate_adaptively,
+}
+SPECIFY: dict[str, Callable[..., dict[str, Any]]] = {
+    "classifier": Experiment.classifier_specification,
+    "attacked": Experiment.attacked_specification,
+    "denoiser": Experiment.denoiser_specification,
+    "measurement": measurement_specification,
+    "adaptive": outcome_specification,
+}
+"""By kind of task, what carries it out, and the specification that tells its key."""
 
 
 def _run(study: Study, home: Path, task: Task, after: list[None]) -> None:
     """Carry out a task in this worker. `after` only makes Dask wait for the tasks before it."""
-    experiment, (kind, name, *start) = _experiment(study, home), task
-    if kind == "classifier":
-        experiment.classifier(name)
-    elif kind == "attacked":
-        experiment.attack_block(name, int(start[0]))
-    elif kind == "denoiser":
-        experiment.trained(name)
-    else:
-        measure(experiment, name)
+    kind, *names = task
+    DO[kind](_experiment(study, home), *names)
 
 
 @cache
@@ -135,9 +148,11 @@ def _watch(client: Any, left: list[Any]) -> None:
         while left:
             done = [future for future in left if future.done()]
             left = [future for future in left if not future.done()]
-            busy = client.processing() if client.status == "running" else {}
-            names = [keys[0].rpartition("-")[0] for keys in busy.values() if keys]
-            bar.set_postfix_str(", ".join(names), refresh=False)
+            with contextlib.suppress(OSError):  # while the scheduler is away
+                names = [
+                    keys[0].rpartition("-")[0] for keys in client.processing().values() if keys
+                ]
+                bar.set_postfix_str(", ".join(names), refresh=False)
             bar.update(len(done))
             if left and not done:
                 time.sleep(POLL)

@@ -1,31 +1,31 @@
 """Measure a defence: per image first, then one tidy row per number."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 from torchmetrics.functional.image import (
     peak_signal_noise_ratio,
     structural_similarity_index_measure,
 )
 
-from ..attacks.adaptive import pgd_through
+from ..attacks.adaptive import Target, pgd_through
 from ..attacks.pgd import AttackedSet, full_precision, halve_on_out_of_memory, ratios
 from ..classifiers.custom import wrap
 from ..classifiers.models import Classifier
-from ..data.images import Images, Labels, check_images, check_labels
+from ..data.images import AnyLabels, Images, check_images, check_labels
 from ..denoisers.defended import defend
 from ..denoisers.filtering import distance_from_identity, uncertainty_map
 from ..denoisers.models import KernelDenoiser, PAFilter
-from ..study import EPS, STEPS
+from ..study import EPS, SMALLEST, STEPS
 from .artifacts import VERSION, Experiment, Steps, Strengths, once
 from .methods import ENVELOPE, ITSELF, TABLES, VIEWS, split_method
-from .store import depend_on
+from .store import Tensors, depend_on
 
 AT_ONCE = 50  # images per pass: SSIM of more leaves the CPU's caches, and takes 8 times longer
 EQUAL = 140.0  # dB: above it two images differ by rounding in float32 only
@@ -33,27 +33,14 @@ COLUMNS = ["table", "study", "classifier", "method", "attack"]
 COLUMNS += ["steps", "eps", "metric", "value", "n", "seed"]
 CONSTANT = 1e-2  # a W of smaller standard deviation over pixels, images and strengths is constant
 PerImage = Shaped[np.ndarray, "strengths n"]
+Measurement = dict[str, PerImage]
+"""One defence on attacked images, by metric: axis 0 is ε, axis 1 the image.
 
-
-@dataclass(frozen=True)
-class Measurement:
-    """One defence on attacked images: axis 0 is ε, axis 1 the image.
-
-    PSNR in dB (∞ for equal images) and SSIM compare the denoised with the clean image; `change` is
-    the mean distance between denoised and attacked image. `extra` holds means that only some have:
-    ``uncertainty`` (eq. 9) and ``kernel_distance`` of a filter, ``weight`` of PA-Filt.
-    """
-
-    predictions: Int[Tensor, "strengths n"]
-    labels: Int[Tensor, "n"]
-    psnr: Float[Tensor, "strengths n"]
-    ssim: Float[Tensor, "strengths n"]
-    change: Float[Tensor, "strengths n"]
-    extra: dict[str, Float[Tensor, "strengths n"]]
-
-    def correct(self) -> Bool[np.ndarray, "strengths n"]:
-        """Which images are classified correctly."""
-        return (self.predictions == self.labels).numpy()
+``accuracy`` is True for images that are classified correctly; ``psnr`` in dB (∞ for equal images)
+and ``ssim`` compare the denoised with the clean image; ``change`` is the mean distance between
+denoised and attacked image. Filters also have the means ``uncertainty`` (eq. 9) and
+``kernel_distance``, and PA-Filt that of ``weight``.
+"""
 
 
 def worst_case(per_image: PerImage) -> PerImage:
@@ -68,7 +55,7 @@ def evaluate(
     classifier: nn.Module,
     denoiser: nn.Module | None,
     images: Images,
-    labels: Labels,
+    labels: AnyLabels,
     eps: float | Sequence[float] = EPS,
     *,
     adaptive: bool = False,
@@ -78,14 +65,17 @@ def evaluate(
 ) -> pd.DataFrame:
     """Accuracy, PSNR and SSIM of any classifier behind any denoiser under PGD, without any study.
 
-    One row per attack, metric and ε. ``pgd`` is the gray-box attacker, who sees the classifier alone,
-    ``pgd-envelope`` its worst case over ε' ≤ ε, and ``adaptive`` the white-box attacker: PGD through
-    denoiser and classifier with two losses and several step sizes, worst case over everything up to ε.
+    One row per attack, metric and ε: ``pgd`` is the gray-box attacker, who sees the classifier
+    alone, ``pgd-envelope`` its worst case over ε' ≤ ε, and ``adaptive`` the white-box attacker: PGD
+    through denoiser and classifier with two losses and several step sizes, worst case over all.
     Images and ε in the unit of [0, 1]; `denoiser` None is no filter.
     Refuses what `nbsupport.wrap`, `nbsupport.defend` and `nbsupport.attacks.pgd` refuse.
     """
     check_images(images, caller="evaluate")
-    check_labels(labels, images=images, classes=None, caller="evaluate")
+    if min(images.shape[2:]) < SMALLEST:
+        got = f"{SMALLEST} pixels or more, which SSIM needs, got {tuple(images.shape)}"
+        raise ValueError(f"evaluate: expected images of {got}")
+    labels = check_labels(labels, images=images, classes=None, caller="evaluate")
     strengths = tuple(sorted({float(strength) for strength in np.atleast_1d(eps)} - {0.0}))
     if not strengths:
         raise ValueError(f"evaluate: expected at least one ε above 0, got {eps}")
@@ -94,14 +84,14 @@ def evaluate(
     defend(trusted, denoiser)
     found = ratios(trusted, images, labels, strengths, steps=steps, seed=seed)
     attacked = AttackedSet(images, labels, found, (0.0, *strengths))
-    measured = _measurement(labels.cpu(), measure_images(trusted, denoiser, attacked))
+    measured = measure_images(trusted, denoiser, attacked)
     rows = _rows_of(measured, ("accuracy", "psnr", "ssim"), attacked.eps)
     if adaptive:
         effort: Any = {"steps": steps, "restarts": restarts, "seed": seed}
-        robust = measured.correct()
+        robust = measured["accuracy"]
+        target = Target(denoiser, trusted, images, labels)
         for row, strength in enumerate(strengths, 1):
-            withstand = pgd_through(denoiser, trusted, images, labels, strength, **effort)
-            robust[row] &= withstand.cpu().numpy()
+            robust[row] &= pgd_through(target, strength, **effort).cpu().numpy()
         rows += _rows("adaptive", "accuracy", worst_case(robust), attacked.eps)
     return pd.DataFrame(rows)
 
@@ -112,10 +102,8 @@ def _rows_of(
     """Rows of each metric under the gray-box attacker, and in its worst case over ε' ≤ ε."""
     rows = []
     for metric in metrics:
-        right = metric == "accuracy"
-        values = measurement.correct() if right else getattr(measurement, metric).numpy()
-        rows += _rows("pgd", metric, values, eps)
-        rows += _rows(ENVELOPE, metric, worst_case(values), eps)
+        rows += _rows("pgd", metric, measurement[metric], eps)
+        rows += _rows(ENVELOPE, metric, worst_case(measurement[metric]), eps)
     return rows
 
 
@@ -131,28 +119,31 @@ def _rows(attack: str, metric: str, values: PerImage, eps: Sequence[float]) -> l
 @torch.no_grad()
 def measure_images(
     classifier: Classifier, denoiser: nn.Module, attacked: AttackedSet
-) -> dict[str, Shaped[Tensor, "strengths n"]]:
-    """Everything in a `Measurement` but the labels."""
+) -> Measurement:
+    """Measure a denoiser before a classifier on attacked images at all their strengths."""
 
-    def run(number: int) -> dict[str, Tensor]:
-        found = []
+    def run(number: int) -> list[dict[str, Tensor]]:
+        found, clean = [], attacked.images.split(number)
         for eps in attacked.eps:
-            pairs = zip(attacked.at(eps).split(number), attacked.images.split(number), strict=True)
+            parts = zip(
+                attacked.at(eps).split(number), clean, attacked.labels.split(number), strict=True
+            )
             with full_precision(classifier.mean.device):
-                found += [_measure(classifier, denoiser, *pair) for pair in pairs]
-        whole = {name: torch.cat([each[name] for each in found]) for name in found[0]}
-        return {name: values.view(len(attacked.eps), -1) for name, values in whole.items()}
+                found += [_measure(classifier, denoiser, *part) for part in parts]
+        return found
 
-    return halve_on_out_of_memory(run, AT_ONCE)
+    found = halve_on_out_of_memory(run, AT_ONCE)
+    whole = {name: torch.cat([each[name] for each in found]).numpy() for name in found[0]}
+    return {name: values.reshape(len(attacked.eps), -1) for name, values in whole.items()}
 
 
 def _measure(
-    classifier: Classifier, denoiser: nn.Module, images: Tensor, clean: Tensor
+    classifier: Classifier, denoiser: nn.Module, images: Tensor, clean: Tensor, labels: Tensor
 ) -> dict[str, Tensor]:
-    images, clean = images.to(classifier.mean.device), clean.to(classifier.mean.device)
-    denoised = denoiser(images)
-    found = dict(zip(("psnr", "ssim"), quality(denoised, clean), strict=True))
-    found["predictions"] = classifier(denoised).argmax(dim=1)
+    images, clean, labels = (x.to(classifier.mean.device) for x in (images, clean, labels))
+    denoised = denoiser(images.clone())  # which may work in place
+    found = {"accuracy": classifier(denoised).argmax(dim=1) == labels}
+    found["psnr"], found["ssim"] = quality(denoised, clean)
     found["change"] = (denoised - images).abs().mean(dim=(1, 2, 3))
     if isinstance(denoiser, PAFilter):
         found["weight"] = denoiser.parts(images).weight.mean(dim=(1, 2, 3))
@@ -171,11 +162,6 @@ def quality(images: Images, clean: Images) -> tuple[Float[Tensor, "b"], Float[Te
     return psnr.masked_fill(psnr > EQUAL, float("inf")), ssim.view(len(images))
 
 
-def _measurement(labels: Tensor, tensors: dict[str, Tensor]) -> Measurement:
-    every = {name: tensors.pop(name) for name in ("predictions", "psnr", "ssim", "change")}
-    return Measurement(labels=labels, extra=tensors, **every)
-
-
 # -- the methods of a study ----------------------------------------------------------------------
 
 
@@ -186,18 +172,20 @@ def measure(
 ) -> Measurement:  # fmt: skip
     """A method of the tables on the study's test images, kept in the store.
 
-    PGD's n and the strengths above 0 are the study's where None; PGD attacks the classifier `victim`.
+    PGD attacks the classifier `victim`; its n and ε above 0 are the study's where None.
     Raises `ValueError` if there is no such method.
     """
     denoiser = experiment.denoiser(method)
     classifier = experiment.classifier(split_method(method)[1])
     attacked = experiment.attacked(_split(victim), steps, eps, victim)
+
+    def make(scratch: Path) -> Tensors:
+        found = measure_images(classifier, denoiser, attacked)
+        return {metric: torch.from_numpy(values) for metric, values in found.items()}, {}
+
     specification = measurement_specification(experiment, method, steps, eps, victim)
-    tensors, _ = experiment.store.tensors(
-        depend_on(specification, denoiser, classifier, experiment.classifier(victim)),
-        lambda scratch: (measure_images(classifier, denoiser, attacked), {}),
-    )
-    return _measurement(attacked.labels, tensors)
+    key = depend_on(specification, denoiser, classifier, experiment.classifier(victim))
+    return {name: x.numpy() for name, x in experiment.store.tensors(key, make)[0].items()}
 
 
 def measurement_specification(
@@ -217,8 +205,8 @@ def _split(victim: str) -> str:
 def attack_itself(experiment: Experiment, classifier: str) -> Bool[np.ndarray, "strengths n"]:
     """Which images a bare classifier gets right when PGD attacks that classifier."""
     if classifier == "standard":
-        return measure(experiment, "attacked").correct()[:, : experiment.study.self_attack_images]
-    return measure(experiment, classifier, victim=classifier).correct()
+        return measure(experiment, "attacked")["accuracy"][:, : experiment.study.self_attack_images]
+    return measure(experiment, classifier, victim=classifier)["accuracy"]
 
 
 def failure(experiment: Experiment, method: str) -> str | None:
@@ -227,10 +215,10 @@ def failure(experiment: Experiment, method: str) -> str | None:
     if denoiser.startswith("PA-Filt") and denoiser not in VIEWS:
         spread = experiment.report(denoiser)["weight_std"]
         if not spread >= CONSTANT:  # NaN is a failure, too
-            return (
-                f"{denoiser}: training failed. Its W is constant (standard deviation {spread:.1e} over "
-                "pixels, images and strengths), so the fusion repeats one mixture of its parts."
+            reason = (
+                f"Its W is constant (standard deviation {spread:.1e} over pixels, images and ε)"
             )
+            return f"{denoiser}: training failed. {reason}, so it repeats one mixture of its parts."
     if classifier == "standard":
         return None
     weaker = [eps for eps in study.attacked_eps if eps <= study.adversarial_eps]
@@ -239,10 +227,9 @@ def failure(experiment: Experiment, method: str) -> str | None:
     robust, standard = (curve[study.eps.index(learned)].mean() for curve in curves)
     if robust > standard:
         return None
-    return (
-        f"{classifier}: training failed. PGD on itself at ε = {learned:g}, a strength it was trained "
-        f"against, leaves it no more robust than the standard one ({robust:.3f} against {standard:.3f})."
-    )
+    reason = f"PGD on itself at ε = {learned:g}, a strength that it was trained against"
+    found = f"leaves {robust:.3f}, no more than {standard:.3f} of the standard classifier"
+    return f"{classifier}: training failed. {reason}, {found}."
 
 
 def failures(experiment: Experiment, methods: Sequence[str]) -> list[str]:
@@ -281,20 +268,20 @@ def table(experiment: Experiment, number: int, *chosen: str) -> pd.DataFrame:
 
 def strength_at_half(experiment: Experiment) -> float:
     """The strength at which Adv's accuracy is nearest to half of its clean accuracy."""
-    accuracy = measure(experiment, "Adv").correct().mean(axis=1)
+    accuracy = measure(experiment, "Adv")["accuracy"].mean(axis=1)
     return experiment.study.attacked_eps[int(np.abs(accuracy[1:] - accuracy[0] / 2).argmin())]
 
 
 def curve_over_steps(
     experiment: Experiment, method: str, eps: float
 ) -> Bool[np.ndarray, "steps n"]:
-    """Which test images are classified correctly after PGD with each n of the study's `sweep_steps`."""
+    """Which test images are right after PGD with each n of the study's `sweep_steps`."""
     steps = experiment.study.sweep_steps
-    return np.stack([measure(experiment, method, n, (eps,)).correct()[1] for n in steps])
+    return np.stack([measure(experiment, method, n, (eps,))["accuracy"][1] for n in steps])
 
 
 def _sweep(experiment: Experiment, method: str) -> list[dict[str, Any]]:
-    """The second half of Table 5: over n, at the paper's ε and where Adv keeps half its accuracy."""
+    """The second half of Table 5: over n, at the paper's ε and at `strength_at_half`."""
     study, rows = experiment.study, list[dict[str, Any]]()
     for eps in dict.fromkeys((study.sweep_eps, strength_at_half(experiment))):
         curve = curve_over_steps(experiment, method, eps)

@@ -37,7 +37,7 @@ TABLES: dict[int, tuple[str, ...]] = {
 _CORE = dict.fromkeys(method for table in (1, 3, 4, 5) for method in TABLES[table])
 _TRAINED = (method for method in _CORE if method not in (AS_PUBLISHED, *BASELINES))
 DEFENCES = (*_TRAINED, *BASELINES, "PA-Filt(L_adv)")
-"""The methods of the adaptive evaluation: those of Tables 1 to 5, and PA-Filt trained adaptively."""
+"""The methods of the adaptive evaluation: those of Tables 1 to 5, and PA-Filt(L_adv)."""
 
 
 def split_method(method: str) -> tuple[str, str]:
@@ -81,6 +81,7 @@ CHECKS = {
     "transfer": "nor than attacks on another classifier",
     "flat": "doubling PGD's steps gains nearly nothing",
     "gradient": "every image has a gradient",
+    "saturation": "the cross-entropy of the unattacked images has not rounded to 0",
     "logits": "the classifier returns logits",
     "deterministic": "the defence answers the same twice",
     "chance": "at ε = 0.5 accuracy is at most chance",
@@ -89,16 +90,18 @@ CHECKS = {
 
 # -- how figures draw them -----------------------------------------------------------------------
 
-# Relatives share a hue: adding is orange, filtering blue, the heads are violet, PA-Filt is green. The
-# markers tell curves apart in grey print and for every reader's colour vision.
+# Relatives share a hue: adding is orange, filtering blue, the heads are violet, PA-Filt is green.
+# The markers tell curves apart in grey print and for every reader's colour vision.
 _LOOKS = {
     "attacked": ("#000000", "o"),
     "Add(L_sem)": ("#e69f00", "^"), "Add(L_img)": ("#d55e00", "v"),
-    "Filt(L_sem)": ("#56b4e9", "s"), "Filt(L_img)": ("#0072b2", "D"), "Filt(L_img*)": ("#332288", "p"),
+    "Filt(L_sem)": ("#56b4e9", "s"), "Filt(L_img)": ("#0072b2", "D"),
+    "Filt(L_img*)": ("#332288", "p"),
     "head_1": ("#b3a2e0", "$1$"), "head_2": ("#8c63cf", "$2$"),
     "head_3": ("#662fb0", "$3$"), "head_4": ("#35106b", "$4$"),
     "PA-Filt(L_img)_sl": ("#cc79a7", "<"), "PA-Filt(L_img)_m": ("#882255", ">"),
-    "PA-Filt(L_img)": ("#009e73", "*"), AS_PUBLISHED: ("#1b5e20", "8"), "PA-Filt(L_adv)": ("#8a8a1f", "h"),
+    "PA-Filt(L_img)": ("#009e73", "*"), AS_PUBLISHED: ("#1b5e20", "8"),
+    "PA-Filt(L_adv)": ("#8a8a1f", "h"),
     **dict.fromkeys(("Adv", "FPD", "FD"), ("#661100", "H")),
     **dict.fromkeys(("Add+Adv", "Add+FPD", "Add+FD"), ("#cc6677", "P")),
     **dict.fromkeys(("Filt+Adv", "Filt+FPD", "Filt+FD"), ("#6699cc", "X")),

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from ..attacks.pgd import pgd
 from ..classifiers.custom import wrap
 from ..classifiers.models import Classifier
-from ..data.images import Images, Labels, check_images, check_labels
+from ..data.images import AnyLabels, Images, Labels, check_images, check_labels
 from ..denoisers.filtering import uncertainty_map
 from ..denoisers.models import KernelDenoiser, PAFilter
 from ..experiments.evaluation import quality
@@ -70,12 +70,12 @@ class Exploration:
         self._attack(image, [strength])
 
     def accuracy(self) -> dict[str, list[float]]:
-        """Return for each method the accuracy on these images at every strength."""
+        """The accuracy of each method on these images at every strength."""
         correct: Any = pd.Series({key: frame.correct for key, frame in self.frames.items()})
         return correct.groupby(level=[1, 2]).mean().unstack().to_dict("list")
 
     def limits(self, method: str) -> tuple[float, float]:
-        """Return the range of a method's uncertainty maps, so that all share one scale."""
+        """The range of a method's uncertainty maps, so that all share one scale."""
         views = [frame.pictures for key, frame in self.frames.items() if key[2] == method]
         maps = [map for view in views for name, map in view.items() if name[0] == "u"]
         low, high = torch.stack(maps or [torch.tensor([0.0, 1.0])]).aminmax()
@@ -110,7 +110,7 @@ class Exploration:
 
 
 def _denoise(denoiser: nn.Module, hats: Images) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return Ĩ with the maps that the denoiser has, and its kernels."""
+    """Ĩ with the maps that the denoiser has, and its kernels."""
     pictures, kernels = {"denoised": denoiser(hats)}, {}
     if isinstance(denoiser, PAFilter):
         parts = denoiser.parts(hats)
@@ -124,7 +124,7 @@ def _denoise(denoiser: nn.Module, hats: Images) -> tuple[dict[str, Tensor], dict
 
 
 def _encode(values: Tensor, low: float = 0, high: float = 1, colours: str = "") -> dict[str, Any]:
-    """Return an RGB image, or a map in colours, as a browser draws it: RGBA, row by row."""
+    """An RGB image, or a map in colours, as a browser draws it: RGBA, row by row."""
     scaled = (values.permute(1, 2, 0).numpy() - low) / max(high - low, 1e-12)
     if colours:
         pixels = matplotlib.colormaps[colours](scaled[..., 0], bytes=True)
@@ -186,9 +186,9 @@ class Explorer(anywidget.AnyWidget):
         pictures = {"clean": _encode(clean), "attacked": _encode(hat)}
         pictures["perturbation"] = _encode(change, -1, 1)
         scales: dict[str, Any] = {"denoised": (), "W": (0, 1, "cividis")}
-        uncertainty = (*self._limits[self.method], "viridis")
         for name, values in frame.pictures.items():
-            pictures[name] = _encode(values, *scales.get(name, uncertainty))
+            scale = scales.get(name, (*self._limits[self.method], "viridis"))
+            pictures[name] = _encode(values, *scale)
         return {
             "pictures": pictures,
             "label": int(source.labels[self.image]),
@@ -225,17 +225,17 @@ class Explorer(anywidget.AnyWidget):
 
 
 def explore(
-    classifier: nn.Module, denoisers: Mapping[str, nn.Module], images: Images, labels: Labels,
+    classifier: nn.Module, denoisers: Mapping[str, nn.Module], images: Images, labels: AnyLabels,
     classes: Sequence[str] = (), *, eps: Sequence[float] = EPS,
 ) -> Explorer:  # fmt: skip
     """Show images, attacks, denoised images and kernels on one screen, all computed now.
 
-    Images are RGB in [0, 1], denoisers in evaluation mode, `classifier` returns logits (see `wrap`). An
-    interruption keeps the images that are done. Raises `ValueError` or `TypeError` if images, labels or
-    classifier are refused, the strengths do not rise from 0, or the frames need more than 4 GiB.
+    Images are RGB in [0, 1], denoisers in evaluation mode; `classifier` returns logits. An
+    interruption keeps the images that are done. Raises `ValueError` or `TypeError` if images,
+    labels or classifier are refused, the strengths do not rise from 0, or the frames exceed 4 GiB.
     """
     check_images(images, caller="explore")
-    check_labels(labels, images=images, classes=None, caller="explore")
+    labels = check_labels(labels, images=images, classes=None, caller="explore")
     if not (len(eps) > 1 and eps[0] == 0 and list(eps) == sorted(set(eps)) and eps[-1] <= 1):
         raise ValueError(f"explore: expected at least two strengths from 0 up to 1, got {eps}")
     if not isinstance(classifier, Classifier):

@@ -12,7 +12,8 @@ from tqdm.auto import tqdm
 from ..study import eps_label
 
 # A readout as wide as its text would change the track's length, and the handle would jump.
-STYLE = "<style>.nbs-sliders .widget-readout { flex: 0 0 10em; margin-left: 14px; text-align: left; }</style>"
+READOUT = "flex: 0 0 10em; margin-left: 14px; text-align: left;"
+STYLE = f"<style>.nbs-sliders .widget-readout {{ {READOUT} }}</style>"
 
 
 def eps_choices(eps: Iterable[float]) -> dict[str, float]:
@@ -21,7 +22,7 @@ def eps_choices(eps: Iterable[float]) -> dict[str, float]:
 
 
 class Browser(ipywidgets.VBox):
-    """One picture and a slider for each argument of `draw`; all combinations are drawn at the start.
+    """One picture, and a slider for each argument of `draw`; every combination is drawn at first.
 
     `choices` maps each argument's labels to its values. Raises `ValueError` if a slider has none.
     """
@@ -35,19 +36,14 @@ class Browser(ipywidgets.VBox):
             figure = draw(**{name: values[label] for (name, values), label in chosen})
             figure.savefig(buffer := io.BytesIO(), format="png", dpi=100)
             self.frames[labels] = buffer.getvalue()
-        self.sliders = [
-            ipywidgets.SelectionSlider(
-                options=list(labels),
-                description="ε" if name == "eps" else name,
-                layout={"width": "480px"},
-            )
-            for name, labels in choices.items()
-        ]
+        self.sliders = []
+        for name, values in choices.items():
+            look = {"description": "ε" if name == "eps" else name, "layout": {"width": "480px"}}
+            self.sliders.append(ipywidgets.SelectionSlider(options=list(values), **look))
+            self.sliders[-1].observe(self._show, "value")
         # stretching would blur it
         self.picture = ipywidgets.Image(layout={"align_self": "flex-start"})
         self.message = ipywidgets.HTML()
-        for slider in self.sliders:
-            slider.observe(self._show, "value")
         super().__init__([*self.sliders, self.picture, self.message, ipywidgets.HTML(STYLE)])
         self.add_class("nbs-sliders")
         self._show()

@@ -1,14 +1,15 @@
 """Judge the paper's claims on a study's test images, and on the paper's own numbers.
 
-A claim is a predicate over mean curves. Resampling the test images, paired over methods and strengths,
-decides its outcome: it *holds* where the predicate is true in at least 97.5 % of the resamples, *fails*
-where in at most 2.5 %, and is *inconclusive* between. The paper's outcome is the predicate on its means.
+A claim is a list of conditions on mean curves. Resampling the test images, paired over methods and
+strengths, decides its outcome: it *holds* where all conditions are met in at least 97.5 % of the
+resamples, *fails* where in at most 2.5 %, and is *inconclusive* between. The paper's outcome is the
+one on its means.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
+from functools import cache, partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,7 @@ from jaxtyping import Bool, Float
 
 from ..experiments.artifacts import Experiment
 from ..experiments.evaluation import curve_over_steps, failure, measure
-from ..study import EPS, STRONG_EPS
+from ..study import EPS
 from .tables import NAMES, PAPER, PAPERS, published
 
 SMALL_SHARE, LARGE_ACCURACY = 0.8, 0.02  # of the attacked row: where S ends and where L begins
@@ -25,12 +26,12 @@ OVER_STEPS = "accuracy over n"
 LOSSES, QUALITY = ("L_img", "L_sem"), ("psnr", "ssim")
 OTHERS = ("Add(L_sem)", "Filt(L_sem)", "Add(L_img)")
 FUSED, SL, M = "PA-Filt(L_img)", "PA-Filt(L_img)_sl", "PA-Filt(L_img)_m"
-Curve = Float[np.ndarray, "points"]
+Curve = Float[np.ndarray, "points *resamples"]
 
 
 @dataclass(frozen=True)
 class Curves:
-    """Means over images: ``curves[metric, method]`` has one number per ε (or n).
+    """Means over images: ``curves[metric, method]`` has one number per ε (or n), and per resample.
 
     ``curves[method]`` is its accuracy. `curve` raises `KeyError` where there is no such curve.
     """
@@ -42,213 +43,141 @@ class Curves:
     def __getitem__(self, which: tuple[str, str] | str) -> Curve:
         return self.curve(*which) if isinstance(which, tuple) else self.curve("accuracy", which)
 
-    def best(self, *methods: str, metric: str = "accuracy") -> Curve:
-        """The highest of some methods' curves at each point."""
-        return np.max([self[metric, method] for method in methods], axis=0)
-
     def gain(self, method: str, *others: str, metric: str = "accuracy") -> Curve:
         """By how much a method is above the best of the others at each point."""
-        return self[metric, method] - self.best(*others, metric=metric)
+        return self[metric, method] - np.max([self[metric, other] for other in others], axis=0)
+
+    def above(self, eps: float) -> Bool[np.ndarray, "strengths"]:
+        """Where attacks are stronger than `eps`."""
+        return np.array(self.eps) > eps
 
 
-Verdict = tuple[bool, str]  # whether the claim holds, and the numbers behind that as text
-Predicate = Callable[[Curves], Verdict]
-CLAIMS: dict[str, tuple[str, Predicate]] = {}
-"""Each claim's sentence and predicate."""
+class Above(NamedTuple):
+    """A condition: all of some numbers, or `least` of them, are positive, or at least `limit`."""
+
+    name: str
+    values: Curve
+    limit: float | None = None
+    least: int | None = None
+
+
+def _mean_loss_gain(c: Curves, region: str) -> Curve:
+    gain = c.gain("Filt(L_img)", "Filt(L_sem)")[c.regions[region]]
+    return gain.mean(axis=0, keepdims=True) if len(gain) else gain
+
+
+def _strong_gain(c: Curves, region: str) -> Curve:
+    return c.gain("Filt(L_img*)", "Filt(L_img)", *OTHERS)[c.regions[region]]
+
+
+CLAIMS: dict[str, tuple[str, Callable[[Curves], list[Above]]]] = {
+    "C1": ("Filt beats Add under the same loss in at least 8 columns",
+           lambda c: [Above(x, c.gain(f"Filt({x})", f"Add({x})"), least=8) for x in LOSSES]),
+    "C2": ("Filt(L_img) raises clean accuracy",
+           lambda c: [Above("gain", c.gain("Filt(L_img)", "attacked")[:1])]),
+    "C3": ("for Filt, L_img beats L_sem on average over S and over L, and loses over M",
+           lambda c: [Above("ahead over S", _mean_loss_gain(c, "S")),
+                      Above("behind over M", -_mean_loss_gain(c, "M")),
+                      Above("ahead over L", _mean_loss_gain(c, "L"))]),
+    "C4": ("Filt has the higher PSNR and SSIM than Add under the same loss, in all columns",
+           lambda c: [Above(f"{metric} {x}", c.gain(f"Filt({x})", f"Add({x})", metric=metric))
+                      for x in LOSSES for metric in QUALITY]),
+    "C5": ("Filt(L_img) has the best PSNR and SSIM of the four, in all columns",
+           lambda c: [Above(x, c.gain("Filt(L_img)", *OTHERS, metric=x)) for x in QUALITY]),
+    "C6": ("Filt(L_img*) beats the other four on the middle strengths, and not on S",
+           lambda c: [Above("ahead of the best of the four", _strong_gain(c, "C6")),
+                      Above("behind it on S", -_strong_gain(c, "S"))]),
+    "C7": ("the best head is head_3 or head_4 in all columns",
+           lambda c: [Above("ahead of head_1 and head_2",
+                            np.maximum(c.gain("head_3", "head_1", "head_2"),
+                                       c.gain("head_4", "head_1", "head_2")), 0)]),
+    "C8": ("head_4 is within .02 of Filt(L_img*) in all columns",
+           lambda c: [Above("head_4 ahead", c.gain("head_4", "Filt(L_img*)"), -0.02),
+                      Above("Filt(L_img*) ahead", c.gain("Filt(L_img*)", "head_4"), -0.02)]),
+    "C9": ("PA-Filt beats Filt in all columns of M",
+           lambda c: [Above("gain", c.gain(FUSED, "Filt(L_img)")[c.regions["M"]])]),
+    "C10": ("PA-Filt is at least as good as both of its parts in all columns",
+            lambda c: [Above("gain on sl", c.gain(FUSED, SL), 0),
+                       Above("on m", c.gain(FUSED, M), 0)]),
+    "C11": ("on clean images sl is better than no denoiser, and m is worse",
+            lambda c: [Above("sl gains", c.gain(SL, "attacked")[:1]),
+                       Above("m loses", c.gain("attacked", M)[:1])]),
+    "C12": ("|Spearman correlation of mean uncertainty and ε| of an image is at least .9",
+            lambda c: [Above("mean over images", c["spearman", "Filt(L_img)"], 0.9)]),
+    "C13": ("kernels of sl are at least 5 times as far from the identity at 0.1 as at 1e-4",
+            lambda c: [Above("ratio", c["kernel_distance", SL][[c.eps.index(0.1)]]
+                             / c["kernel_distance", SL][[c.eps.index(1e-4)]], 5)]),
+    "C14": ("Filt+Adv gains on Adv at 0.1, 0.3 and 0.5 and loses at most .011 elsewhere",
+            lambda c: [Above("gain above 0.05", c.gain("Filt+Adv", "Adv")[c.above(0.05)]),
+                       Above("elsewhere", c.gain("Filt+Adv", "Adv")[~c.above(0.05)], -0.011)]),
+    "C15": ("Filt+Adv gains on Adv for every number n of steps at ε = 0.3",
+            lambda c: [Above("gain", c.gain("Filt+Adv", "Adv", metric=OVER_STEPS))]),
+    "C16": ("Add+FPD and Filt+FPD beat FPD in all columns above 0.05",
+            lambda c: [Above(x, c.gain(x, "FPD")[c.above(0.05)]) for x in ("Add+FPD", "Filt+FPD")]),
+    "C17": ("Add+FD and Filt+FD beat FD at 0.3 and 0.5",
+            lambda c: [Above(x, c.gain(x, "FD")[c.above(0.1)]) for x in ("Add+FD", "Filt+FD")]),
+    "C18": ("the attacked row never rises with ε and reaches 0",
+            lambda c: [Above("falls", c["attacked"][:-1] - c["attacked"][1:], 0),
+                       Above("errors at the end", 1 - c["attacked"][-1:], 1)]),
+}  # fmt: skip
+"""Each claim's sentence and conditions."""
 ROBUST_CLAIMS = {"C14": 5, "C15": 5, "C16": 6, "C17": 7}
 """The claims about adversarially trained classifiers, and their tables."""
-
-
-def _claim(name: str, sentence: str) -> Callable[[Predicate], Predicate]:
-    def register(predicate: Predicate) -> Predicate:
-        CLAIMS[name] = sentence, predicate
-        return predicate
-
-    return register
-
-
-def _positive(gain: Curve) -> bool:
-    return bool(len(gain) and (gain > 0).all())
-
-
-def _range(gain: Curve) -> str:
-    return f"{gain.min():+.3f} … {gain.max():+.3f}" if len(gain) else "no such strengths"
-
-
-def _all_gain(**gains: Curve) -> Verdict:
-    text = ", ".join(f"{name} {_range(gain)}" for name, gain in gains.items())
-    return all(map(_positive, gains.values())), text
-
-
-def _wins_everywhere(gains: dict[str, Curve]) -> Verdict:
-    text = ", ".join(f"{name}: {(gain > 0).sum()}" for name, gain in gains.items())
-    return all(map(_positive, gains.values())), text
-
-
-@_claim("C1", "Filt beats Add under the same loss in at least 8 columns")
-def _filt_beats_add(c: Curves) -> Verdict:
-    wins = {loss: c.gain(f"Filt({loss})", f"Add({loss})") > 0 for loss in LOSSES}
-    text = ", ".join(f"{loss}: {won.sum()} of {len(won)}" for loss, won in wins.items())
-    return all(won.sum() >= 8 for won in wins.values()), text
-
-
-@_claim("C2", "Filt(L_img) raises clean accuracy")
-def _filt_raises_clean_accuracy(c: Curves) -> Verdict:
-    before, after = c["attacked"][0], c["Filt(L_img)"][0]
-    return bool(after > before), f"{before:.3f} → {after:.3f}"
-
-
-@_claim("C3", "for Filt, L_img beats L_sem on average over S and over L, and loses over M")
-def _image_loss_wins_at_the_ends(c: Curves) -> Verdict:
-    gain = {}
-    for region in "SML":
-        image, semantic = (c[f"Filt({loss})"][c.regions[region]] for loss in LOSSES)
-        gain[region] = float(image.mean() - semantic.mean()) if len(image) else np.nan
-    holds = gain["S"] > ROUNDING and gain["L"] > ROUNDING and gain["M"] < -ROUNDING
-    return holds, ", ".join(f"{region}: {value:+.3f}" for region, value in gain.items())
-
-
-@_claim("C4", "Filt has the higher PSNR and SSIM than Add under the same loss, in all columns")
-def _filt_beats_add_in_quality(c: Curves) -> Verdict:
-    pairs = [(metric, loss) for loss in LOSSES for metric in QUALITY]
-    return _wins_everywhere(
-        {f"{x} {loss}": c.gain(f"Filt({loss})", f"Add({loss})", metric=x) for x, loss in pairs}
-    )
-
-
-@_claim("C5", "Filt(L_img) has the best PSNR and SSIM of the four, in all columns")
-def _filt_has_the_best_quality(c: Curves) -> Verdict:
-    return _wins_everywhere({x: c.gain("Filt(L_img)", *OTHERS, metric=x) for x in QUALITY})
-
-
-@_claim("C6", "Filt(L_img*) beats the other four on the middle strengths, and not on S")
-def _strong_attacks_teach_the_middle(c: Curves) -> Verdict:
-    gain = c.gain("Filt(L_img*)", "Filt(L_img)", *OTHERS)
-    middle, small = gain[c.regions["C6"]], gain[c.regions["S"]]
-    text = f"over the best of the four: middle {_range(middle)}, S {_range(small)}"
-    return _positive(middle) and bool((small < 0).all()), text
-
-
-@_claim("C7", "the best head is head_3 or head_4 in all columns")
-def _late_heads_win(c: Curves) -> Verdict:
-    wins = c.best("head_3", "head_4") >= c.best("head_1", "head_2")
-    return bool(wins.all()), f"in {wins.sum()} of {len(wins)} columns"
-
-
-@_claim("C8", "head_4 is within .02 of Filt(L_img*) in all columns")
-def _head_4_is_filt_of_strong_attacks(c: Curves) -> Verdict:
-    largest = float(np.abs(c.gain("head_4", "Filt(L_img*)")).max())
-    return largest <= 0.02 + ROUNDING, f"largest difference {largest:.3f}"
-
-
-@_claim("C9", "PA-Filt beats Filt in all columns of M")
-def _fusion_beats_filt(c: Curves) -> Verdict:
-    return _all_gain(gain=c.gain(FUSED, "Filt(L_img)")[c.regions["M"]])
-
-
-@_claim("C10", "PA-Filt is at least as good as both of its parts in all columns")
-def _fusion_beats_its_parts(c: Curves) -> Verdict:
-    wins, best = c.gain(FUSED, SL, M) >= 0, c.best(SL, M)
-    means = f"sl {c[SL].mean():.3f}, m {c[M].mean():.3f}, the better {best.mean():.3f}"
-    text = f"in {wins.sum()} of {len(wins)} columns; mean {c[FUSED].mean():.3f}; {means}"
-    return bool(wins.all()), text
-
-
-@_claim("C11", "on clean images sl is better than no denoiser, and m is worse")
-def _sl_keeps_clean_images(c: Curves) -> Verdict:
-    clean, sl, m = c["attacked"][0], c[SL][0], c[M][0]
-    return bool(sl > clean > m), f"none {clean:.3f}, sl {sl:.3f}, m {m:.3f}"
-
-
-@_claim("C12", "|Spearman correlation of mean uncertainty and ε| of an image is at least .9")
-def _uncertainty_follows_eps(c: Curves) -> Verdict:
-    correlation = float(c["spearman", "Filt(L_img)"][0])
-    return correlation >= 0.9, f"mean over images {correlation:.3f}"
-
-
-@_claim("C13", "kernels of sl are at least 5 times as far from the identity at 0.1 as at 1e-4")
-def _kernels_leave_the_identity(c: Curves) -> Verdict:
-    distance = c["kernel_distance", SL]
-    ratio = float(distance[c.eps.index(0.1)] / distance[c.eps.index(1e-4)])
-    return ratio >= 5, f"ratio {ratio:.1f}"
-
-
-@_claim("C14", "Filt+Adv gains on Adv at 0.1, 0.3 and 0.5 and loses at most .011 elsewhere")
-def _filt_helps_adv(c: Curves) -> Verdict:
-    strong, gain = np.isin(c.eps, STRONG_EPS), c.gain("Filt+Adv", "Adv")
-    holds = strong.sum() == len(STRONG_EPS) and (gain[~strong] >= -0.011 - ROUNDING).all()
-    text = f"at the three strong ε {_range(gain[strong])}, elsewhere {_range(gain[~strong])}"
-    return bool(holds) and _positive(gain[strong]), text
-
-
-@_claim("C15", "Filt+Adv gains on Adv for every number n of steps at ε = 0.3")
-def _filt_helps_adv_for_every_n(c: Curves) -> Verdict:
-    return _all_gain(gain=c.gain("Filt+Adv", "Adv", metric=OVER_STEPS))
-
-
-@_claim("C16", "Add+FPD and Filt+FPD beat FPD in all columns above 0.05")
-def _denoisers_help_fpd(c: Curves) -> Verdict:
-    where = np.array(c.eps) > 0.05
-    return _all_gain(**{name: c.gain(name, "FPD")[where] for name in ("Add+FPD", "Filt+FPD")})
-
-
-@_claim("C17", "Add+FD and Filt+FD beat FD at 0.3 and 0.5")
-def _denoisers_help_fd(c: Curves) -> Verdict:
-    where = np.array(c.eps) > 0.1
-    return _all_gain(**{name: c.gain(name, "FD")[where] for name in ("Add+FD", "Filt+FD")})
-
-
-@_claim("C18", "the attacked row never rises with ε and reaches 0")
-def _attack_succeeds(c: Curves) -> Verdict:
-    rises, end = (np.diff(c["attacked"]) > 0).sum(), float(c["attacked"][-1])
-    return bool(rises == 0 and end == 0), f"rises {rises} times, ends at {end:.3f}"
-
-
 CORE_CLAIMS = tuple(claim for claim in CLAIMS if claim not in ROBUST_CLAIMS)
 """The claims about Tables 1 to 4 and Figures 1 to 4."""
+
+
+def check(claim: str, curves: Curves) -> tuple[Bool[np.ndarray, "*resamples"], str]:
+    """Whether a claim's conditions are met in each resample, and the numbers behind that as text.
+
+    The text gives the range of the numbers, and how many are large enough if some are not.
+    """
+    met, texts = True, []
+    for name, values, limit, least in CLAIMS[claim][1](curves):
+        won = values > (ROUNDING if limit is None else limit - ROUNDING)
+        met &= (won.sum(axis=0) >= (least or len(won))) & (len(won) > 0)
+        every = np.unique(values)
+        ends = [f"{end:z.3f}" for end in (*every[:1], *every[1:][-1:])]
+        count = "" if won.all() else f" ({won.sum()} of {won.size})"
+        texts.append(f"{name}: {' … '.join(ends) or 'no such strengths'}{count}")
+    return np.asarray(met), ", ".join(texts)
 
 
 # -- judged on images, and on the paper's numbers ------------------------------------------------
 
 
 def judge(experiment: Experiment, *names: str, resamples: int = 2000) -> pd.DataFrame:
-    """A row per claim (all of `CLAIMS` where none is named) with its outcome on a study and in the paper.
+    """A row per claim (default: all of `CLAIMS`) with its outcome on a study and in the paper.
 
     Makes the measurements that are missing. ``support`` is the share of the resamples in which the
-    predicate is true. Raises `KeyError` if there is no such claim.
+    conditions are met. Raises `KeyError` if there is no such claim.
     """
-    number, eps = experiment.study.test_images, experiment.study.eps
-    uniform = np.full(number, 1 / number)
+    study, number = experiment.study, experiment.study.test_images
     # whole numbers until the division, so that equal accuracies stay exactly equal
-    weights = np.random.default_rng(experiment.study.seed).multinomial(number, uniform, resamples).T
-    images = cache(lambda metric, method: per_image(experiment, metric, method))
-    means = cache(lambda metric, method: images(metric, method).mean(axis=1))
-    resampled = cache(lambda metric, method: images(metric, method) @ weights / number)
+    random = np.random.default_rng(study.seed)
+    weights = random.multinomial(number, np.full(number, 1 / number), resamples).T
+    images = cache(partial(per_image, experiment))
+    means = cache(lambda *which: images(*which).mean(axis=1))
+    resampled = cache(lambda *which: images(*which) @ weights / number)
     attacked = means("accuracy", "attacked")
     small = attacked >= SMALL_SHARE * attacked[0] - ROUNDING
     large = attacked <= LARGE_ACCURACY + ROUNDING
-    middle = ~small & ~large
-    regions = {"S": small, "M": middle, "L": large, "C6": middle}
-    measured, paper = Curves(means, regions, eps), _paper_curves()
-    samples = [
-        Curves(lambda *which, b=b: resampled(*which)[:, b], regions, eps) for b in range(resamples)
-    ]
-    return pd.DataFrame([_row(claim, measured, samples, paper) for claim in names or CLAIMS])
+    regions = {"S": small, "M": ~small & ~large, "L": large, "C6": ~small & ~large}
+    measured, samples = (Curves(curve, regions, study.eps) for curve in (means, resampled))
+    return pd.DataFrame([_row(claim, measured, samples) for claim in names or CLAIMS])
 
 
-def _row(claim: str, measured: Curves, samples: list[Curves], paper: Curves) -> dict[str, Any]:
-    sentence, predicate = CLAIMS[claim]
-    row: dict[str, Any] = {"claim": claim, "predicate": sentence}
+def _row(claim: str, measured: Curves, samples: Curves) -> dict[str, Any]:
+    row: dict[str, Any] = {"claim": claim, "predicate": CLAIMS[claim][0]}
     try:
-        text = predicate(measured)[1]
-        support = float(np.mean([predicate(sample)[0] for sample in samples]))
+        text, support = check(claim, measured)[1], float(check(claim, samples)[0].mean())
         outcome = "holds" if support >= 0.975 else "fails" if support <= 0.025 else "inconclusive"
         row |= {"measured": text, "support": support, "outcome": outcome}
     except KeyError as error:  # a method whose training failed has no curves
         row |= {"measured": error.args[0], "support": np.nan, "outcome": "not measured"}
     try:
-        holds, text = predicate(paper)
-        return row | {"in_the_paper": text, "paper_outcome": "holds" if holds else "fails"}
+        met, text = check(claim, paper_curves())
+        return row | {"in_the_paper": text, "paper_outcome": "holds" if met else "fails"}
     except KeyError:
         return row | {"in_the_paper": "a figure without numbers", "paper_outcome": "not measurable"}
 
@@ -262,20 +191,18 @@ def per_image(experiment: Experiment, metric: str, method: str) -> Float[np.ndar
         raise KeyError(reason)
     if metric == OVER_STEPS:
         return curve_over_steps(experiment, method, experiment.study.sweep_eps).astype(float)
-    measurement = measure(experiment, method)
-    if metric == "accuracy":
-        return measurement.correct().astype(float)
-    if metric in QUALITY:  # equal images get 200 dB, so that means exist
-        return np.minimum(getattr(measurement, metric).double().numpy(), 200.0)
-    if metric != "spearman":
-        return measurement.extra[metric].double().numpy()
-    ranks = pd.DataFrame(measurement.extra["uncertainty"].numpy()).rank()
-    correlations = ranks.corrwith(pd.Series(range(len(ranks))))
-    # a constant uncertainty has no correlation: it follows nothing
-    return correlations.abs().fillna(0).to_numpy()[None]
+    found = measure(experiment, method)
+    if metric == "spearman":
+        ranks = pd.DataFrame(found["uncertainty"]).rank()
+        # a constant uncertainty has no correlation: it follows nothing
+        return ranks.corrwith(pd.Series(range(len(ranks)))).abs().fillna(0).to_numpy()[None]
+    values = found[metric].astype(float)
+    return values.clip(max=200)  # dB of equal images, so that means exist
 
 
-def _paper_curves() -> Curves:
+@cache
+def paper_curves() -> Curves:
+    """The paper's own numbers, of the tables' classifiers and data sets in `PAPERS`."""
     numbers = pd.concat([published(*PAPERS[number]).query("table == @number") for number in PAPERS])
     numbers = numbers.drop_duplicates(["method", "metric", "eps", "steps"])
     metrics = numbers["metric"].where(numbers["steps"] == 40, OVER_STEPS)

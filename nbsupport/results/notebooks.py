@@ -1,6 +1,5 @@
-"""Notebooks executed in fresh kernels and kept as web pages; run as a module it renews the links between them."""
+"""Execute notebooks in fresh kernels into web pages; run as a module, it renews their links."""
 
-import itertools
 import os
 import time
 from html import unescape
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+from jupyter_client.kernelspec import KernelSpecManager
 from nbclient import NotebookClient
 from nbclient.exceptions import DeadKernelError
 from nbconvert import HTMLExporter
@@ -26,15 +26,18 @@ class NotebookError(RuntimeError):
 
 
 def find(names: list[str]) -> list[Path]:
-    """The notebooks that begin with one of `names`, or all. Raises `FileNotFoundError` if a name fits none."""
+    """The notebooks that begin with one of `names`, or all.
+
+    Raises `FileNotFoundError` if a name fits none.
+    """
     every = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
     if not every:
         raise FileNotFoundError(f"no notebooks in {NOTEBOOKS}: they come with a clone")
     stems = tuple(Path(name).stem for name in names)
-    for stem in stems:
-        if not any(path.stem.startswith(stem) for path in every):
-            there = ", ".join(path.stem for path in every)
-            raise FileNotFoundError(f"no notebook begins with {stem!r}; there are: {there}")
+    there = [path.stem for path in every]
+    if wrong := [stem for stem in stems if not any(name.startswith(stem) for name in there)]:
+        reason = f"no notebook begins with {wrong[0]!r}; there are: {', '.join(there)}"
+        raise FileNotFoundError(reason)
     return [path for path in every if path.stem.startswith(stems or "")]
 
 
@@ -58,64 +61,59 @@ class _Watched(NotebookClient):
 def execute(path: Path, study: str, scale: str, **choices: str) -> NotebookNode:
     """Run a notebook and return it with its outputs and the state of its widgets.
 
-    `Study.chosen` finds the study, its scale and the `choices` (``classifier``, ``data``, ``image_size``)
-    in the kernel's environment. Raises `NotebookError` if a cell fails or an error hides in a widget.
+    `Study.chosen` finds the study, its scale and the `choices` (``classifier``, ``data``,
+    ``image_size``) in the kernel's environment. Raises `NotebookError` if a cell fails or an error
+    hides in a widget.
     """
     notebook = nbformat.read(path, as_version=4)
     chosen = {"study": study, "scale": scale, **choices}
     environment = {f"NBSUPPORT_{name.upper()}": value for name, value in chosen.items()}
-    with tqdm(total=len(notebook.cells), desc=path.stem, unit="cell", leave=False) as bar:
-
-        def advance(**_: Any) -> None:
-            bar.set_postfix_str("", refresh=False)
-            bar.update(1)
-
-        client: Any = _Watched(
-            notebook, timeout=None, kernel_name="python3", on_cell_executed=advance,
-            resources={"metadata": {"path": str(path.parent)}},
-            extra_arguments=["--log-level=CRITICAL"],  # no warning of an unencrypted connection to this computer
-        )  # fmt: skip
-        client.bar = bar
+    client: Any = _Watched(
+        notebook,
+        timeout=None,
+        kernel_name="python3",
+        resources={"metadata": {"path": path.parent}},
+        extra_arguments=["--log-level=CRITICAL"],  # silent about unencrypted local connections
+    )
+    # without folders of kernels, "python3" is this Python and no other that is installed
+    client.create_kernel_manager().kernel_spec_manager = KernelSpecManager(kernel_dirs=[])
+    with tqdm(notebook.cells, desc=path.stem, unit="cell", leave=False) as client.bar:
         try:
             # client.execute() takes over SIGINT: an interruption would look like a dead kernel
             with client.setup_kernel(env=os.environ | environment):
-                reply = client.wait_for_reply(client.kc.kernel_info())
-                notebook.metadata["language_info"] = reply["content"]["language_info"]
-                for number, cell in enumerate(notebook.cells):
+                for number, cell in enumerate(client.bar):
                     client.execute_cell(cell, number)
+                    client.bar.set_postfix_str("", refresh=False)
             client.set_widgets_metadata()
-        except DeadKernelError as error:
-            advice = "often memory ran out; everything finished is kept, run the same command again"
-            raise NotebookError(f"{path.name}: {error}; {advice}") from error
+            _check_outputs(notebook)
         except Exception as error:
-            raise NotebookError(f"{path.name}: {error}") from error
-    _inspect(notebook, path.name)
+            advice = "; often memory ran out; everything finished is kept, run it again"
+            advice = advice if isinstance(error, DeadKernelError) else ""
+            raise NotebookError(f"{path.name}: {error}{advice}") from error
     return notebook
 
 
-def _inspect(notebook: NotebookNode, name: str) -> None:
+def _check_outputs(notebook: NotebookNode) -> None:
+    widgets = notebook.metadata.get("widgets", {}).get(WIDGETS, {}).get("state", {})
+    outputs = [output for each in widgets.values() for output in each["state"].get("outputs", ())]
     for number, cell in enumerate(notebook.cells):
         if cell.cell_type == "code" and cell.source.strip() and cell.execution_count is None:
-            raise NotebookError(f"{name}: cell {number} was not executed")
-    widgets = notebook.metadata.get("widgets", {}).get(WIDGETS, {}).get("state", {})
-    shown = [cell.get("outputs", ()) for cell in notebook.cells]
-    hidden = [widget["state"].get("outputs", ()) for widget in widgets.values()]
-    for output in itertools.chain(*shown, *hidden):
+            raise ValueError(f"cell {number} was not executed")
+        outputs += cell.get("outputs", ())
+    for output in outputs:
         if output["output_type"] == "error":
-            reason = f"{output['ename']}: {output['evalue']}"
-            raise NotebookError(f"{name}: error in a cell or widget: {reason}")
+            raise ValueError(f"error in a cell or widget: {output['ename']}: {output['evalue']}")
 
 
 def run(names: list[str], study: str, scale: str, **choices: str) -> Path:
-    """Execute notebooks one after the other, as `execute` does, into web pages in ``build/<study>-<scale>``."""
+    """Execute notebooks one after the other into web pages in ``build/<study>-<scale>``."""
     paths, folder = find(names), PAGES / f"{study}-{scale}"
     folder.mkdir(parents=True, exist_ok=True)
-    exporter, start = HTMLExporter(), time.monotonic()
+    start = time.monotonic()
     for path in paths:
         before = time.monotonic()
         notebook = execute(path, study, scale, **choices)
-        resources = {"metadata": {"name": path.stem, "path": str(path.parent)}}
-        page, _ = exporter.from_notebook_node(notebook, resources)
+        page, _ = HTMLExporter().from_notebook_node(notebook, {"metadata": {"name": path.stem}})
         for place in ("figures", "nbsupport"):
             page = page.replace(f"../{place}/", f"../../{place}/")
         for other in find([]):  # a link leads to the other's page if there is one
@@ -129,7 +127,7 @@ def run(names: list[str], study: str, scale: str, **choices: str) -> Path:
 
 
 def link(paths: list[Path]) -> None:
-    """Write the links to the previous, first and next notebook into each last cell; the first lists all."""
+    """Write links to the previous, first and next notebook into last cells; the first lists all."""
     notebooks = [nbformat.read(path, as_version=4) for path in paths]
     titles = [each.cells[0].source.partition("\n")[0].removeprefix("# ") for each in notebooks]
     links = [f"[{title}]({path.name})" for title, path in zip(titles, paths, strict=True)]

@@ -1,4 +1,5 @@
-// Moves the sliders over ε, and opens everything for printing. Without it the page shows the first frame and all tables.
+// Moves the sliders over ε, and opens everything for printing.
+// Without it the page shows the first frame and all tables.
 for (const frames of document.querySelectorAll(".frames")) {
   const { labels, words, notes, truth } = JSON.parse(frames.querySelector("script").textContent);
   const slider = frames.querySelector("input");

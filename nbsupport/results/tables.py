@@ -1,47 +1,46 @@
-"""The tables: tidy rows become wide DataFrames, measured beside published; one renderer shows them all."""
+"""The tables: tidy rows become wide DataFrames, measured beside published, and then text."""
 
-import itertools
 import textwrap
 import tomllib
 from html import escape
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from pandas.io.formats.style import Styler
-from scipy.stats import binomtest
+from scipy.stats import norm
 
 from ..attacks.adaptive import L2_RADII, RESTART_STEPS
-from ..experiments import methods
-from ..experiments.artifacts import Experiment
-from ..experiments.evaluation import table
-from ..experiments.methods import CHECKS, ENVELOPE, METRICS, UNSEEN, WHITE_BOX
+from ..experiments.methods import CHECKS, ENVELOPE, ITSELF, METRICS, UNSEEN, WHITE_BOX, WORST
 from ..study import Study, short
-from . import seeds
 
+HERE = Path(__file__).parent
+TEXTS = tomllib.loads((HERE / "captions.toml").read_text(encoding="utf-8"))
 PAPER = ("resnet50", "neurips2017dev")
-PAPERS = dict.fromkeys(range(1, 6), PAPER) | {
-    6: ("resnet50", "svhn"),
-    7: ("resnext101", "neurips2017dev"),
-}
-"""By table: the classifier and data set whose published numbers stand beside a table if the study's own has none."""
+PAPERS = dict.fromkeys(range(1, 6), PAPER)
+PAPERS |= {6: ("resnet50", "svhn"), 7: ("resnext101", "neurips2017dev")}
+"""The classifier and data set published beside a table, where the paper lacks the study's own."""
 NAMES = {
     "resnet50": "ResNet-50", "vgg16": "VGG-16", "resnext101": "ResNeXt-101",
     "neurips2017dev": "NeurIPS-2017DEV", "svhn": "SVHN", "cifar10": "CIFAR-10",
 }  # fmt: skip
-MEASURED, WORST, ITSELF, PUBLISHED = "measured", "worst case", "attacked itself", "published"
-SOURCES = {"pgd": MEASURED, ENVELOPE: WORST, methods.ITSELF: ITSELF}
-INTERVAL, DIFFERENCE, MEAN = "95 % interval", "difference", "mean"
-LIMITS = (1e-6, 0.1, 0.3)  # small, clear and large differences
-ROUNDED = 0.5e-3  # how far print rounds
-ATTACKERS = {"oblivious": "gray-box", "envelope": "gray-box, ε' ≤ ε", methods.WORST: WORST}
+SOURCES = MEASURED, WORST_CASE, ALONE, PUBLISHED = (
+    "measured", "worst case", "attacked itself", "published",
+)  # fmt: skip
+INTERVAL, DIFFERENCE = "95 % interval", "difference"
+ATTACKS = {
+    "pgd": MEASURED, ENVELOPE: WORST_CASE, ITSELF: ALONE, PUBLISHED: PUBLISHED,
+    "oblivious": "gray-box", "envelope": "gray-box, ε' ≤ ε", WORST: WORST_CASE,
+}  # fmt: skip
+"""How tables name the attack of some rows."""
+MEAN = "mean"  # in the place of an ε
+SHOWN = {"attacked": "no filter"}  # the method that readers see under another name
 HEADLINE = ("attacked", "Add(L_img)", "Filt(L_img)", "PA-Filt(L_img)", "Adv", "JPEG 75")
-OUTCOMES = ("holds", "fails", "inconclusive")
-TEXTS = tomllib.loads(files(__package__).joinpath("captions.toml").read_text(encoding="utf-8"))
+VERDICTS = ("holds", "fails", "inconclusive", "unreliable")
 LOOKS: Any = [
     {"selector": "td.measured", "props": "font-weight: bold"},
-    {"selector": "td.published, td.unreliable", "props": "opacity: 0.65"},
+    {"selector": "td.published, tr:has(td.unreliable) td", "props": "opacity: 0.65"},
 ]
 
 
@@ -50,127 +49,152 @@ def published(classifier: str | None = None, data: str | None = None) -> pd.Data
 
     Columns: table, threat_model, dataset, method, metric, steps, eps, value.
     """
-    with files(__package__).joinpath("paper_tables.csv").open(encoding="utf-8") as file:
-        numbers = pd.read_csv(file)
+    numbers = pd.read_csv(HERE / "paper_tables.csv")
     for column, wanted in (("threat_model", classifier), ("dataset", data)):
         numbers = numbers[numbers[column] == wanted] if wanted else numbers
     return numbers
 
 
 def compared(number: int, classifier: str, data: str) -> tuple[str, str]:
-    """The classifier and data set with published numbers of a table that come nearest to a study's."""
-    numbers = published().query("table == @number")
-    there = set(zip(numbers["threat_model"], numbers["dataset"], strict=True))
+    """The classifier and data set, published for a table, that are nearest to a study's."""
     pairs = ((classifier, data), (PAPERS[number][0], data), PAPERS[number])
-    return next(pair for pair in pairs if pair in there)
-
-
-def display_name(method: str) -> str:
-    """A method as readers see it: ``no filter`` for ``attacked``, all others under their names."""
-    return "no filter" if method == "attacked" else method
+    return next(pair for pair in pairs if (published(*pair)["table"] == number).any())
 
 
 # -- wide tables ---------------------------------------------------------------------------------
 
 
-def _beside_published(rows: pd.DataFrame, over: str, place: str) -> pd.DataFrame:
-    """One line per metric, method and source, one column per value of `over`; `place` is a query."""
-    number, classifier, data = rows[["table", "classifier", "study"]].iloc[0]
-    paper = published(*compared(int(number), classifier, data))
-    paper = paper.query(f"table == {number} and {place}").assign(source=PUBLISHED)
-    measured, lines = (
-        rows.assign(source=rows["attack"].map(SOURCES)),
-        ["metric", "method", "source"],
-    )
-    table = pd.concat([part[[*lines, over, "value"]] for part in (measured, paper)])
-    table = table.pivot(index=lines, columns=over, values="value")
-    sources = (*SOURCES.values(), PUBLISHED)
-    order = itertools.product(rows["metric"].unique(), rows["method"].unique(), sources)
-    table = table.loc[[line for line in order if line in table.index]]
-    return table.rename(display_name, level="method").rename(METRICS, level="metric")
-
-
-def wide_table(rows: pd.DataFrame) -> pd.DataFrame:
+def wide_table(rows: pd.DataFrame, eps: float | None = None) -> pd.DataFrame:
     """One of the paper's tables: a line per method and source, a column per ε, and a mean accuracy.
 
-    The sources are *measured*, its *worst case* over ε' ≤ ε, *attacked itself* for a robust classifier,
-    and *published* if the paper has the method. In Table 2 the metric is a third level of the index.
+    At one `eps`, the second half of Table 5: a column per number n of PGD steps. The sources are
+    *measured*, its *worst case* over ε' ≤ ε, *attacked itself* for a robust classifier, and
+    *published* if the paper has the method. In Table 2 the metric is a third level of the index.
     """
-    table = _beside_published(rows[rows["steps"] == rows["steps"].iloc[0]], "eps", "steps == 40")
-    table.columns = pd.Index([short(float(eps)) for eps in table.columns], name="ε")
+    number, classifier, data, steps = rows[["table", "classifier", "study", "steps"]].iloc[0]
+    paper = published(*compared(int(number), classifier, data)).query("table == @number")
+    over = "eps" if eps is None else "steps"
+    place = "steps == {}" if eps is None else f"steps != {{}} and eps == {eps}"
+    rows, paper = rows.query(place.format(steps)), paper.query(place.format(40))
+    every = pd.concat([rows, paper.assign(attack=PUBLISHED)])
+    every["source"] = every["attack"].map(ATTACKS)
+    table = every.pivot(index=["metric", "method", "source"], columns=over, values="value")
+    levels: Any = [rows["metric"].unique(), rows["method"].unique(), SOURCES]
+    lines = pd.MultiIndex.from_product(levels, names=table.index.names)
+    table = table.reindex(lines, columns=sorted(rows[over].unique())).dropna(how="all")
+    table = table.rename(SHOWN, level="method").rename(METRICS, level="metric")
+    if eps is not None:
+        return table.droplevel("metric").rename_axis(columns="n")
+    table = table.rename(columns=short).rename_axis(columns="ε")
     if set(rows["metric"]) != {"accuracy"}:
         return table
     return table.assign(**{MEAN: table.mean(axis=1, skipna=False)}).droplevel("metric")
 
 
-def swept(rows: pd.DataFrame) -> list[float]:
-    """The ε at which a table was measured for other n than the study's."""
-    return list(rows[rows["steps"] != rows["steps"].iloc[0]]["eps"].unique())
+def with_differences(table: pd.DataFrame, images: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """A table of accuracies on so many images, with Wilson's intervals and the differences.
 
-
-def over_steps(rows: pd.DataFrame, eps: float) -> pd.DataFrame:
-    """The second half of Table 5: as `wide_table`, with a column per number n of PGD steps, at one ε."""
-    part = rows[(rows["steps"] != rows["steps"].iloc[0]) & (rows["eps"] == eps)]
-    table = _beside_published(part, "steps", f"eps == {eps}").droplevel("metric")
-    table = table.reindex(columns=sorted(part["steps"].unique()))
-    return table.rename_axis(columns="n").dropna(how="all")
+    Also a CSS class per cell, ``below1`` to ``above3``, for a difference from a published number
+    that, as printed, lies outside the interval.
+    """
+    methods, sources = (table.index.get_level_values(level) for level in (0, 1))
+    measured, paper = (table[sources == each].droplevel(1) for each in (MEASURED, PUBLISHED))
+    share, z = measured.drop(columns=MEAN, errors="ignore"), norm.isf(0.025) ** 2 / images
+    centre, half = share + z / 2, (z * (share * (1 - share) + z / 4)) ** 0.5
+    low, high = ((centre + end).clip(0, 1 + z) / (1 + z) for end in (-half, half))
+    difference = (measured - paper).dropna(how="all")
+    outside = paper.lt(low - 0.5e-3) | paper.gt(high + 0.5e-3)  # how far print rounds
+    added = {
+        INTERVAL: low.map("{:.3f}".format) + "–" + high.map("{:.3f}".format),
+        DIFFERENCE: difference.map("{:+z.3f}".format, na_action="ignore"),
+    }
+    shown = pd.concat([table, pd.concat(added, names=["source"]).swaplevel()])
+    levels: Any = [methods.unique(), (MEASURED, INTERVAL, PUBLISHED, DIFFERENCE, WORST_CASE, ALONE)]
+    lines = pd.MultiIndex.from_product(levels, names=table.index.names)
+    shown = shown.reindex(lines).dropna(how="all")
+    sizes = difference.abs().map(lambda size: str(1 + (size >= 0.1) + (size >= 0.3)))
+    tones = sizes.radd(np.where(difference < 0, "below", "above")).where(outside, "")
+    return shown, pd.concat({DIFFERENCE: tones}).swaplevel().reindex(shown.index, fill_value="")
 
 
 def adaptive_table(rows: pd.DataFrame, eps: float) -> pd.DataFrame:
-    """One line per defence of the adaptive evaluation: accuracies at `eps`, worst case over ε, L2 norms.
+    """One line per defence of the adaptive evaluation: accuracies at `eps`, worst case, L2 norms.
 
     Its last column is *sound*, or *unreliable* with the sanity checks that failed.
     """
-    found, at = {}, f"accuracy at ε = {short(eps)}"
-    for method, part in rows.groupby("method", sort=False):
-        accuracy = part[part["metric"] == "accuracy"].set_index(["attack", "eps"])["value"]
-        norms = part[part["metric"] == "median L2 norm"].set_index("attack")["value"]
-        checks = part[part["metric"].str.startswith("check: ") & (part["value"] == 0)]["metric"]
-        line: dict[tuple[str, str], object] = {("", "clean"): accuracy["PGD", 0.0]}
-        for attack in ("oblivious", "envelope", *WHITE_BOX, "transfer", methods.WORST):
-            line[at, ATTACKERS.get(attack, attack)] = accuracy[attack, eps]
-        for strength, value in accuracy[methods.WORST].items():
-            if strength:
-                line["worst case at ε", short(float(str(strength)))] = value
-        for attack in UNSEEN:
-            line[f"unseen, ε = {short(eps)}", attack] = accuracy[attack, eps]
-        line |= {("median L2 norm", str(attack)): norm for attack, norm in norms.items()}
-        failed = ", ".join(checks.str.removeprefix("check: "))
-        line["", "attack"] = f"unreliable: {failed}" if failed else "sound"
-        found[display_name(str(method))] = line
-    table = pd.DataFrame.from_dict(found, orient="index").rename_axis("defence")
-    table.columns = pd.MultiIndex.from_tuples(next(iter(found.values())))
+    at, unseen = f"accuracy at ε = {short(eps)}", f"unseen, ε = {short(eps)}"
+    attacks = ("oblivious", "envelope", *WHITE_BOX, "transfer", WORST)
+    worst = rows[(rows["attack"] == WORST) & (rows["eps"] > 0)]["eps"].unique()
+    norms = rows[rows["metric"] == "median L2 norm"]["attack"].unique()
+    places: dict[Any, tuple[str, str, float]] = {("", "clean"): ("accuracy", "PGD", 0.0)}
+    places |= {(at, ATTACKS.get(each, each)): ("accuracy", each, eps) for each in attacks}
+    places |= {("worst case at ε", short(each)): ("accuracy", WORST, each) for each in worst}
+    places |= {(unseen, each): ("accuracy", each, eps) for each in UNSEEN}
+    places |= {("median L2 norm", each): ("median L2 norm", each, 0.0) for each in norms}
+    table = _place(rows, places)
+    failed = rows[rows["metric"].str.startswith("check: ") & (rows["value"] == 0)]
+    names = failed["metric"].str.removeprefix("check: ").groupby(failed["method"]).agg(", ".join)
+    verdicts = ("unreliable: " + names).rename(SHOWN)
+    table["", "attack"] = verdicts.reindex(table.index, fill_value="sound")
     return table
 
 
-def headline(rows: pd.DataFrame) -> pd.DataFrame:
-    """Six defences of the adaptive evaluation, clean and under both attackers; † if a sanity check failed.
+def _place(rows: pd.DataFrame, places: dict[Any, tuple[str, str, float]]) -> pd.DataFrame:
+    """A line per defence, and under each head a metric under one attack and ε (0 for none)."""
+    columns = ["metric", "attack", "eps"]
+    table = rows.fillna({"eps": 0.0}).pivot(index="method", columns=columns, values="value")
+    table = table.loc[rows["method"].unique(), [*places.values()]]
+    table.columns = pd.MultiIndex.from_tuples(places)
+    return table.rename(SHOWN).rename_axis("defence")
 
-    The ε is the one that leaves an accuracy of about a half without a filter.
+
+def headline(rows: pd.DataFrame) -> pd.DataFrame:
+    """Six defences of the adaptive evaluation, clean and under both attackers.
+
+    The ε is the one that leaves an accuracy of about a half without a filter. †: a check failed.
     """
     bare = rows.query("method == 'attacked' and attack == 'oblivious' and eps > 0")
-    eps = float(bare["eps"].iloc[int((bare["value"] - 0.5).abs().argmin())])
+    eps: Any = (bare.set_index("eps")["value"] - 0.5).abs().idxmin()
     table = adaptive_table(rows[rows["method"].isin(HEADLINE)], eps)
     table.index += [" †" * (verdict != "sound") for verdict in table["", "attack"]]
-    columns = {("", "clean"): "clean"}
-    for name, attacker in (("gray-box", "gray-box"), ("adaptive", WORST)):
-        columns[f"accuracy at ε = {short(eps)}", attacker] = f"{name}, ε = {short(eps)}"
-    return table[[*columns]].set_axis([*columns.values()], axis=1).rename_axis("defence")
+    at = f"ε = {short(eps)}"
+    heads = {("", "clean"): "clean", (f"accuracy at {at}", "gray-box"): f"gray-box, {at}"}
+    heads[f"accuracy at {at}", WORST_CASE] = f"adaptive, {at}"
+    return table[[*heads]].set_axis([*heads.values()], axis=1)
 
 
-def summarize(experiment: Experiment) -> str:
-    """Accuracy with the methods of Tables 1 and 4, clean and at a small, a middle and a large ε, as text."""
-    rows = pd.concat([table(experiment, number) for number in (1, 4)])
+def _seeds_tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """A line per comparison: its mean over ε, and at how many ε it wins; and every interval."""
+    signed = "{:+.3f}".format
+    rows = rows.assign(
+        comparison=rows["method"] + " − " + rows["other"],
+        interval=rows["low"].map(signed) + " … " + rows["high"].map(signed),
+        each=[", ".join(signed(float(x)) for x in text.split()) for text in rows["per_seed"]],
+        mean=rows["value"].map(signed),
+    )
+    over_eps = rows["eps"] == MEAN
+    means, single = rows[over_eps].set_index("comparison"), rows[~over_eps].astype({"eps": float})
+    wins = pd.crosstab(single["comparison"], single["outcome"])
+    wins = wins.reindex(columns=["better", "worse"], fill_value=0)
+    every = single.pivot(index="eps", columns="comparison", values="interval")[means.index]
+    return {
+        "": means[["mean", "interval", "each", "seeds", "outcome"]].join(wins),
+        "The interval at each ε": every.rename(short).rename_axis(index="ε", columns=None),
+    }
+
+
+def summarize(rows: pd.DataFrame) -> str:
+    """Tidy rows of Tables 1 and 4 as text: clean, and at a small, a middle and a large ε."""
     rows = rows[rows["attack"] == "pgd"].drop_duplicates(["method", "eps"])
     curves = rows.pivot(index="method", columns="eps", values="value").loc[rows["method"].unique()]
-    bare = curves.loc["attacked"]
-    chosen = {float(str((bare - share * bare[0.0]).abs().idxmin())) for share in (0.8, 0.4, 0.02)}
-    shown = curves[sorted(chosen | {0.0})].rename(index=display_name, columns=short)
+    bare: Any = curves.loc["attacked"]
+    chosen = {(bare - share * bare[0.0]).abs().idxmin() for share in (1, 0.8, 0.4, 0.02)}
+    shown = curves[sorted(chosen)].rename(index=SHOWN, columns=short)
     return formatted(shown.rename_axis(index=None, columns="accuracy at ε =")).to_string()
 
 
 def kind(rows: pd.DataFrame) -> str:
-    """The result with these tidy rows: ``table1`` … ``table7``, ``adaptive``, ``seeds`` or ``claims``."""
+    """The result with these tidy rows: ``table1`` to ``table7``, adaptive, seeds or claims."""
     if "table" not in rows:
         return "claims" if "claim" in rows else "seeds"
     table = rows["table"].iloc[0]
@@ -183,24 +207,17 @@ def views(rows: pd.DataFrame, study: Study) -> dict[str, pd.DataFrame]:
     if name == "claims":
         return {"": rows.set_index("claim").rename(columns=lambda column: column.replace("_", " "))}
     if name == "seeds":
-        single = rows[rows["eps"] != seeds.MEAN]
-        spans = single["low"].map("{:+.3f}".format) + " … " + single["high"].map("{:+.3f}".format)
-        pairs, strengths = single["method"] + " − " + single["other"], single["eps"].astype(float)
-        every = pd.crosstab(strengths, pairs, spans, aggfunc="first")[pairs.unique()]
-        every = every.rename(short).rename_axis("ε").rename_axis(columns=None)
-        return {"": seeds.wide(rows).rename_axis("comparison"), "The interval at each ε": every}
+        return _seeds_tables(rows)
     if name == "adaptive":
-        both = rows[
-            (rows["metric"] == "accuracy") & rows["attack"].isin(("oblivious", methods.WORST))
-        ]
-        both = both.pivot(index="method", columns=["eps", "attack"], values="value")
-        both = both.sort_index(axis=1).loc[rows["method"].unique()].rename(display_name)
-        both = both.rename(columns=lambda eps: f"ε = {short(eps)}", level="eps")
-        both = both.rename(columns=ATTACKERS, level="attack")
-        both = both.rename_axis("defence").rename_axis(columns=["", ""])
-        return {"": adaptive_table(rows, study.adaptive_trace_eps), "Both attackers over ε": both}
-    title = "Over the number n of PGD steps, at ε = "
-    over_n = {title + short(eps): over_steps(rows, eps) for eps in swept(rows)}
+        places = {
+            (f"ε = {short(eps)}", ATTACKS[attack]): ("accuracy", attack, eps)
+            for eps in sorted(rows["eps"].dropna().unique())
+            for attack in ("oblivious", WORST)
+        }
+        table = adaptive_table(rows, study.adaptive_trace_eps)
+        return {"": table, "Both attackers over ε": _place(rows, places)}
+    title, swept = "Over the number n of PGD steps, at ε = ", rows["steps"] != rows["steps"].iloc[0]
+    over_n = {title + short(eps): wide_table(rows, eps) for eps in rows[swept]["eps"].unique()}
     return {"": wide_table(rows), **over_n}
 
 
@@ -214,23 +231,23 @@ def subject(study: Study) -> str:
 
 
 def caption(name: str, study: Study) -> str:
-    """What a result shows and how to read it, in Markdown; a name not in captions.toml captions itself."""
+    """What a result shows and how to read it, in Markdown, or its name if captions.toml lacks it."""
     few, paper = study.self_attack_images, ""
     if name.startswith("table"):
         network, data = compared(int(name[5:]), study.classifier_name, study.name)
         paper = f"{NAMES[network]} on {NAMES[data]}"
         paper += ", other images" * (data != study.name)
         paper += ", another network" * (network != study.classifier)
-    fields = {
-        "study": study,
-        "subject": subject(study),
-        "error": study.adaptive_images**-0.5,
-        "restart_steps": min(RESTART_STEPS, study.adaptive_steps),
-        "radii": ", ".join(f"{radius:g}" for radius in L2_RADII),
-        "checks": "; ".join(f"*{check}*: {expected}" for check, expected in CHECKS.items()),
-        "few": f" on the first {few} images" if few else "",
-        "paper": paper,
-    }
+    fields = dict(
+        study=study,
+        subject=subject(study),
+        error=study.adaptive_images**-0.5,
+        restart_steps=min(RESTART_STEPS, study.adaptive_steps),
+        radii=", ".join(f"{radius:g}" for radius in L2_RADII),
+        checks="; ".join(f"*{check}*: {expected}" for check, expected in CHECKS.items()),
+        few=f" on the first {few} images" if few else "",
+        paper=paper,
+    )
     for phrase, text in TEXTS["phrases"].items():
         fields[phrase] = text.format(**fields)
     return TEXTS["captions"].get(name, name + ": {subject}, {seed}.").format(**fields)
@@ -244,20 +261,15 @@ def without_marks(text: str) -> str:
 # -- the renderer --------------------------------------------------------------------------------
 
 
-def _text(value: object, digits: int) -> str:
-    if isinstance(value, str | int | np.integer):
-        return str(value)
-    number = float(value)  # type: ignore[arg-type]
-    return "" if np.isnan(number) else "∞" if np.isinf(number) else f"{number:.{digits}f}"
-
-
 def formatted(frame: pd.DataFrame) -> pd.DataFrame:
     """The numbers of a wide table as text: PSNR with two digits, everything else with three."""
-    lines = [
-        [_text(value, 2 if "PSNR (dB)" in np.atleast_1d(place) else 3) for value in values]
-        for place, values in zip(frame.index, frame.itertuples(index=False), strict=True)
-    ]
-    return pd.DataFrame(lines, frame.index, frame.columns, dtype=str)
+
+    def spell(line: pd.Series) -> pd.Series:
+        number = f"{{:.{2 if 'PSNR (dB)' in str(line.name) else 3}f}}".format
+        text = line.map(lambda cell: number(cell) if isinstance(cell, float) else str(cell))
+        return text.replace({"inf": "∞", "nan": ""})
+
+    return frame.astype(object).apply(spell, axis=1)
 
 
 def to_text(rows: pd.DataFrame, study: Study) -> str:
@@ -270,34 +282,13 @@ def to_text(rows: pd.DataFrame, study: Study) -> str:
 
 def to_markdown(frame: pd.DataFrame) -> str:
     """A wide table for the web. Each level of the index is a column that repeats nothing."""
-    flat = formatted(frame)
-    keys = flat.index.to_frame(index=False).astype(str)
-    keys = keys.mask(keys.eq(keys.shift()).assign(**{str(keys.columns[-1]): False}), "")
+    flat = formatted(frame).reset_index()
     if flat.columns.nlevels > 1:
-        flat.columns = flat.columns.map(lambda heads: ": ".join(filter(None, map(str, heads))))
-    flat = pd.concat([keys, flat.reset_index(drop=True)], axis=1).rename_axis(columns=None)
-    flat = flat.apply(lambda column: column.str.replace(r"([*|])", r"\\\1", regex=True))
+        flat.columns = [": ".join(filter(None, heads)) for heads in flat.columns]
+    for level in frame.index.names[:-1]:
+        flat[level] = flat[level].mask(flat[level] == flat[level].shift(), "")
+    flat = flat.replace(r"([*|])", r"\\\1", regex=True)
     return flat.to_markdown(index=False, disable_numparse=True)
-
-
-def style(frame: pd.DataFrame, caption: str = "", classes: pd.DataFrame | None = None) -> Styler:
-    """A wide table as HTML: measured numbers bold, published ones and unreliable rows paler.
-
-    `classes` adds a CSS class to single cells.
-    """
-    text = formatted(frame)
-    rows = [str(np.atleast_1d(place)[-1]).replace(" ", "-") + " " for place in frame.index]
-    if ("", "attack") in frame:
-        rows = [verdict.partition(":")[0] + " " for verdict in text["", "attack"]]
-    names = text.where(text.isin(OUTCOMES), "") if classes is None else classes
-    styler = Styler(text, cell_ids=False).format(escape="html")
-    styler = styler.set_td_classes(names.radd(rows, axis=0)).set_table_styles(LOOKS)
-    return styler.set_caption(escape(without_marks(caption)))
-
-
-def styled(rows: pd.DataFrame, study: Study) -> Styler:
-    """Tidy rows as a notebook shows them: their first wide table with its caption."""
-    return style(next(iter(views(rows, study).values())), caption(kind(rows), study))
 
 
 def document(rows: pd.DataFrame, study: Study, caption: str, failures: list[str]) -> str:
@@ -308,43 +299,21 @@ def document(rows: pd.DataFrame, study: Study, caption: str, failures: list[str]
     return "\n\n".join(blocks) + "\n"
 
 
-# -- differences ---------------------------------------------------------------------------------
+def style(frame: pd.DataFrame, caption: str = "", classes: pd.DataFrame | None = None) -> Styler:
+    """A wide table as HTML: measured numbers bold, published ones and unreliable rows paler.
 
-
-def wilson(share: float, images: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share of `images`. Raises `ValueError` if it is no such share."""
-    right = round(share * images)
-    if abs(right - share * images) > 1e-3:
-        raise ValueError(f"wilson: expected a share of {images} images, got {share}")
-    found = binomtest(right, images).proportion_ci(method="wilson")
-    return float(found.low), float(found.high)
-
-
-def with_differences(table: pd.DataFrame, images: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """A table of accuracies on so many images with intervals and differences from the published ones.
-
-    Also a CSS class per cell, ``below1`` to ``above3``, for a difference whose published number, as
-    printed, lies outside the interval.
+    A cell's CSS classes are its row's source and its verdict, or what `classes` has there.
     """
-    sources = table.index.get_level_values(1)
-    measured, paper = (table[sources == each].droplevel(1) for each in (MEASURED, PUBLISHED))
-    spans = measured.drop(columns=MEAN, errors="ignore").map(wilson, images=images)
-    difference = measured.loc[paper.index] - paper
-    low, high = (spans.map(lambda span, end=end: span[end]).loc[paper.index] for end in (0, 1))
-    outside = paper.lt(low - ROUNDED) | paper.gt(high + ROUNDED)
-    added = {
-        INTERVAL: spans.map(lambda span: "{:.3f}–{:.3f}".format(*span)),
-        DIFFERENCE: difference.map("{:+z.3f}".format, na_action="ignore"),
-    }
-    swapped = pd.concat(added).swaplevel()
-    shown = pd.concat([table.astype(object), swapped])
-    order = (MEASURED, INTERVAL, PUBLISHED, DIFFERENCE, WORST, ITSELF)
-    lines = itertools.product(table.index.unique(0), order)
-    shown = shown.loc[[line for line in lines if line in shown.index]]
-    tones = pd.concat({DIFFERENCE: difference.where(outside).map(_tone)}).swaplevel()
-    return shown, tones.reindex(shown.index, fill_value="")
+    text = formatted(frame)
+    if classes is None:
+        first = text.map(lambda cell: cell.partition(":")[0])
+        classes = first.where(first.isin(VERDICTS), "")
+    rows = [f"{np.atleast_1d(place)[-1]} " for place in frame.index]
+    styler = Styler(text, cell_ids=False).format(escape="html")
+    styler = styler.set_td_classes(classes.radd(rows, axis=0)).set_table_styles(LOOKS)
+    return styler.set_caption(escape(without_marks(caption)))
 
 
-def _tone(difference: float) -> str:
-    size = sum(abs(difference) >= limit for limit in LIMITS)
-    return f"{'below' if difference < 0 else 'above'}{size}" if size else ""
+def styled(rows: pd.DataFrame, study: Study) -> Styler:
+    """Tidy rows as a notebook shows them: their first wide table with its caption."""
+    return style(next(iter(views(rows, study).values())), caption(kind(rows), study))

@@ -1,7 +1,8 @@
-"""Training of classifiers: plain, or adversarial (Madry et al. 2018), with FD and FPD among them."""
+"""Training of classifiers: plain, or adversarial (Madry et al. 2018), FD and FPD among them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,9 @@ from .loop import fit
 
 BATCH_SIZE = 64
 FPD_NOISE = 0.01  # the authors'
-FPD_CLIP_NORM = 1.0  # with the authors' 5 and 2e-3 in the last phase, rounding decided robustness
-
+SETTINGS = "eps", "steps", "rel_step", "epochs"  # of adversarial training
 PLAIN, MADRY = {"plain": 1e-2}, {"adversarial": 1e-2}  # phases and their learning rates
+# with the authors' 2e-3 in the last phase, and gradients up to 5, rounding decided robustness
 FPD = {"restoration": 2e-3, "restoration and labels": 2e-3, "adversarial": 1e-3}
 
 
@@ -48,7 +49,7 @@ KINDS = {
     "second": Kind(PLAIN, seed=1),
     "Adv": Kind(MADRY),
     "FD": Kind(MADRY, "_fd", feature_denoising.build),
-    "FPD": Kind(FPD, "_fpd", feature_pyramid.build, clip_norm=FPD_CLIP_NORM, loss="margin"),
+    "FPD": Kind(FPD, "_fpd", feature_pyramid.build, clip_norm=1.0, loss="margin"),
 }
 
 
@@ -56,15 +57,10 @@ def specify_training(name: str, study: Study) -> dict[str, Any]:
     """The adversarial training of a classifier of `KINDS`, for its key; empty if it is plain."""
     if name not in KINDS:
         raise ValueError(f"no classifier named {name!r}; there are: {', '.join(KINDS)}")
-    kind = KINDS[name]
-    if kind.split == "classifier":
+    if KINDS[name].split == "classifier":
         return {}
-    settings = ("eps", "steps", "rel_step", "epochs")
-    return {key: getattr(study, f"adversarial_{key}") for key in settings} | {
-        "against": "LinfPGD on itself",
-        "phases": kind.phases,
-        "clip_norm": kind.clip_norm,
-    }
+    attack = {key: getattr(study, f"adversarial_{key}") for key in SETTINGS}
+    return attack | {"phases": KINDS[name].phases, "clip_norm": KINDS[name].clip_norm}
 
 
 def train(
@@ -96,12 +92,12 @@ def train(
             restored, logits = classifier.outputs(inputs)
             return F.mse_loss(restored, clean) + F.cross_entropy(logits.tanh(), truth)
 
-        adversarial = phase == "adversarial"
+        prefix = "adversarial" if phase == "adversarial" else "classifier"
         history[phase] = fit(
             classifier, loss, examples=len(labels), batch_size=BATCH_SIZE, seed=study.seed,
-            epochs=study.adversarial_epochs if adversarial else study.classifier_epochs,
-            learning_rate=learning_rate, clip_norm=kind.clip_norm, scratch=folder,
-            label=f"training the {name} classifier: {phase}", precision=study.precision,
+            epochs=getattr(study, f"{prefix}_epochs"), learning_rate=learning_rate,
+            clip_norm=kind.clip_norm, scratch=folder, precision=study.precision,
+            label=f"training the {name} classifier: {phase}",
         )  # fmt: skip
     return history
 
@@ -110,20 +106,19 @@ def _disturb(
     phase: str, classifier: Classifier, images: Images, labels: Labels, generator: torch.Generator,
     study: Study,
 ) -> Images:  # fmt: skip
-    """The inputs of a phase. Each attack is on the classifier as it is, from another random start."""
+    """The inputs of a phase. Each attack is on the classifier as it is, from a new random start."""
     if phase == "plain":
         return images
     if phase != "adversarial":
         noise = torch.rand(images.shape, generator=generator).to(images) * 2 - 1
         return (images + FPD_NOISE * noise).clamp(0, 1)
-    training = classifier.training
-    seed = int(torch.randint(2**31, (), generator=generator))
+    training, seed = classifier.training, int(torch.randint(2**31, (), generator=generator))
     eps = torch.full((len(images),), study.adversarial_eps)
     if isinstance(classifier, FeaturePyramidDecoder):  # at full strength it does not start to learn
         eps = eps * torch.rand(len(images), generator=generator)
-    steps, rel_step = study.adversarial_steps, study.adversarial_rel_step
-    network, eps = attack_target(classifier.eval()), eps.to(images)
-    attacked = pgd(network, images, labels, eps, steps=steps, rel_step=rel_step, seed=seed)
+    attack = partial(pgd, steps=study.adversarial_steps, rel_step=study.adversarial_rel_step)
+    network = attack_target(classifier.eval())
+    attacked = attack(network, images, labels, eps.to(images), seed=seed)
     classifier.train(training)
     return attacked
 
@@ -136,7 +131,7 @@ def _shift(images: Images, generator: torch.Generator) -> Images:
 
 
 def _crop(images: Images, generator: torch.Generator) -> Images:
-    """Shift each image by up to an eighth of its side, borders repeating, and mirror half of them."""
+    """Shift each image by up to an eighth of its side, borders repeating; mirror half of them."""
     number, _, height, width = images.shape
     most, device = max(height, width) // 8, images.device
     padded = F.pad(images, (most, most, most, most), mode="replicate")

@@ -19,6 +19,7 @@ from ..study import STRONG_EPS, Study
 from .loop import choose_precision, fit
 
 HEALTH_IMAGES = 128
+ATTACK = "adversarial_eps", "adversarial_steps", "adversarial_rel_step"
 Scalar = Float[Tensor, ""]
 
 
@@ -35,10 +36,7 @@ def semantic_loss(classifier: Classifier, denoised: Images, clean: Images) -> Sc
 def fusion_loss(
     classifier: Classifier, fused: Images, clean: Images, weights: Float[Tensor, "b"] | None = None
 ) -> Scalar:
-    """Cross-entropy on the fused images against the probabilities on the clean ones (section 4.2).
-
-    The mean over images, each multiplied by its weight first.
-    """
+    """Cross-entropy of fused images with clean ones' probabilities, weighted mean (section 4.2)."""
     probabilities = classifier(clean).detach().softmax(dim=1)
     losses = F.cross_entropy(classifier(fused), probabilities, reduction="none")
     return (losses if weights is None else losses * weights).mean()
@@ -78,15 +76,17 @@ class Recipe:
 
     build: Callable[..., Denoiser]  # takes width and kernel_size
     objective: Objective
+    settings: tuple[str, ...] = ("epochs", "learning_rate")  # the study's for these two, and more
     strong_only: bool = False  # learns from the attacks of STRONG_EPS only
     base: str | None = None  # the recipe whose denoiser it starts from
     adaptive: bool = False  # learns from PGD through itself and the classifier
-    as_published: bool = False  # the paper's fusion: its inputs, loss and learning rate
 
 
 _IMAGE = _compare(lambda classifier, denoised, clean: image_loss(denoised, clean))
 _SEMANTIC, _FUSION = _compare(semantic_loss), _compare(fusion_loss)
-_PUBLISHED = partial(PAFilter, as_published=True)
+_FUSED = ("fusion_epochs", "fusion_learning_rate", "fusion")
+_PUBLISHED = partial(PAFilter, as_published=True), _FUSION, ("fusion_epochs", "learning_rate")
+_ADAPTIVE = ("adaptive_epochs", "fusion_learning_rate", *ATTACK)
 RECIPES = {
     "Add(L_img)": Recipe(Additive, _IMAGE),
     "Add(L_sem)": Recipe(Additive, _SEMANTIC),
@@ -95,9 +95,9 @@ RECIPES = {
     "Filt(L_img*)": Recipe(Filtering, _IMAGE, strong_only=True),
     "Multi-head-Filt(L_img)": Recipe(MultiHead, _heads),
     "Y-Net": Recipe(YNet, _branches),
-    "PA-Filt(L_img)": Recipe(PAFilter, _FUSION, base="Y-Net"),
-    "PA-Filt(L_img)_as_published": Recipe(_PUBLISHED, _FUSION, base="Y-Net", as_published=True),
-    "PA-Filt(L_adv)": Recipe(PAFilter, _FUSION, base="PA-Filt(L_img)", adaptive=True),
+    "PA-Filt(L_img)": Recipe(PAFilter, _FUSION, _FUSED, base="Y-Net"),
+    "PA-Filt(L_img)_as_published": Recipe(*_PUBLISHED, base="Y-Net"),
+    "PA-Filt(L_adv)": Recipe(PAFilter, _FUSION, _ADAPTIVE, base="PA-Filt(L_img)", adaptive=True),
 }
 
 
@@ -108,15 +108,9 @@ def training_seed(study: Study) -> int:
 
 def specify_training(name: str, study: Study) -> dict[str, Any]:
     """The settings of a recipe's training, for its key."""
-    recipe, keys = RECIPES[name], ("eps", "steps", "rel_step")
-    if recipe.base is None or recipe.as_published:
-        epochs = study.fusion_epochs if recipe.base else study.epochs
-        return {"epochs": epochs, "learning_rate": study.learning_rate}
-    rate = {"learning_rate": study.fusion_learning_rate}
-    if recipe.adaptive:
-        attack = {key: getattr(study, f"adversarial_{key}") for key in keys}
-        return {"epochs": study.adaptive_epochs, "against": attack} | rate
-    return {"epochs": study.fusion_epochs, "fusion": study.fusion} | rate
+    keys = "epochs", "learning_rate", *RECIPES[name].settings[2:]
+    pairs = zip(keys, RECIPES[name].settings, strict=True)
+    return {key: getattr(study, setting) for key, setting in pairs}
 
 
 def train(
@@ -128,21 +122,20 @@ def train(
     The classifier is frozen, and the denoiser holds the weights of its base; `scratch` as in `fit`.
     Raises `ValueError` if the study lacks strengths that the recipe needs.
     """
-    recipe, options, device = RECIPES[name], specify_training(name, study), classifier.mean.device
+    recipe, settings, device = RECIPES[name], specify_training(name, study), classifier.mean.device
     if (recipe.strong_only or name == "Y-Net") and not set(STRONG_EPS) <= set(study.eps):
         raise ValueError(f"{name} needs ε = {STRONG_EPS}, but the study has {study.eps}")
     if isinstance(denoiser, PAFilter) and not recipe.adaptive:
         denoiser.ynet.requires_grad_(False)
-    balanced = options.get("fusion") == "balanced"
+    balanced = settings.get("fusion") == "balanced"
     objective = _balance(denoiser, classifier, attacked) if balanced else recipe.objective
     strengths = STRONG_EPS if recipe.strong_only else study.attacked_eps
-    rows = torch.tensor([study.eps.index(eps) for eps in strengths])
+    rows, number = torch.tensor([study.eps.index(eps) for eps in strengths]), len(attacked.images)
     chain = nn.Sequential(denoiser, classifier)
-    steps, rel_step = study.adversarial_steps, study.adversarial_rel_step
+    attack = partial(pgd, steps=study.adversarial_steps, rel_step=study.adversarial_rel_step)
 
     def learn_from_stored(batch: Tensor, _: torch.Generator) -> Tensor:
-        # every image comes once per strength of the study; of fewer strengths, each comes more often
-        number = len(attacked.images)
+        # each image comes once per strength of the study, at fewer strengths more than once
         numbers, chosen = batch % number, rows[batch // number % len(rows)]
         clean, eps = attacked.images[numbers].to(device), torch.tensor(study.eps)[chosen]
         images = attacked.pick(chosen, numbers).to(device)
@@ -152,13 +145,13 @@ def train(
         clean, labels = attacked.images[batch].to(device), attacked.labels[batch].to(device)
         eps = (study.adversarial_eps * torch.rand(len(batch), generator=generator)).to(device)
         seed = int(torch.randint(2**31, (), generator=generator))
-        images = pgd(chain.eval(), clean, labels, eps, steps=steps, rel_step=rel_step, seed=seed)
+        images = attack(chain.eval(), clean, labels, eps, seed=seed)
         return objective(denoiser.train(), classifier, images, clean, eps)
 
     losses = fit(
         denoiser.train(), learn_adaptively if recipe.adaptive else learn_from_stored,
-        examples=len(attacked.images) * (1 if recipe.adaptive else len(study.attacked_eps)),
-        epochs=options["epochs"], learning_rate=options["learning_rate"],
+        examples=number * (1 if recipe.adaptive else len(study.attacked_eps)),
+        epochs=settings["epochs"], learning_rate=settings["learning_rate"],
         batch_size=study.batch_size, seed=training_seed(study), scratch=scratch,
         label=f"training {name}", precision=study.precision,
     )  # fmt: skip
@@ -166,27 +159,30 @@ def train(
     return report | health(denoiser.eval(), attacked)
 
 
+def _batches(attacked: AttackedSet, denoiser: Denoiser) -> list[Images]:
+    """The first images at each strength."""
+    device = next(denoiser.parameters()).device
+    return [attacked.at(eps, HEALTH_IMAGES).to(device) for eps in attacked.eps]
+
+
 @torch.no_grad()
 def _balance(denoiser: Denoiser, classifier: Classifier, attacked: AttackedSet) -> Objective:
-    """The fusion's loss, relative to the mean loss at the same strength before training (W = ½)."""
-    number, device = min(HEALTH_IMAGES, len(attacked.images)), classifier.mean.device
-    clean, strengths = attacked.images[:number].to(device), torch.tensor(attacked.eps)
-    batches = (attacked.at(eps, number).to(device) for eps in attacked.eps)
+    """The fusion's loss relative to the mean at the same strength before training (W = ½)."""
+    clean, *_ = batches = _batches(attacked, denoiser)
     start = torch.stack([fusion_loss(classifier, denoiser(x), clean) for x in batches])
+    strengths = torch.tensor(attacked.eps)
 
-    def weigh(eps: Tensor) -> Tensor:
-        return 1 / start[(eps[:, None] == strengths).float().argmax(dim=1).to(device)]
+    def objective(denoiser: Any, _: Any, images: Tensor, clean: Tensor, eps: Tensor) -> Tensor:
+        weights = 1 / start[torch.searchsorted(strengths, eps).to(start.device)]
+        return fusion_loss(classifier, denoiser(images), clean, weights)
 
-    return lambda denoiser, classifier, images, clean, eps: fusion_loss(
-        classifier, denoiser(images), clean, weigh(eps)
-    )
+    return objective
 
 
 @torch.no_grad()
 def health(denoiser: Denoiser, attacked: AttackedSet) -> dict[str, Any]:
-    """Signs of a collapse: at each strength the mean |Ĩ − Î| and the mean of W; W's deviation."""
-    number, device = min(HEALTH_IMAGES, len(attacked.images)), next(denoiser.parameters()).device
-    batches = [attacked.at(eps, number).to(device) for eps in attacked.eps]
+    """Signs of a collapse: mean |Ĩ − Î| and mean W at each strength, W's standard deviation."""
+    batches = _batches(attacked, denoiser)
     report: dict[str, Any] = {"change": [float((denoiser(x) - x).abs().mean()) for x in batches]}
     if isinstance(denoiser, PAFilter):
         weights = torch.stack([denoiser.parts(x).weight for x in batches])

@@ -31,11 +31,10 @@ def fit(
 ) -> list[float]:  # fmt: skip
     """Train all parameters that require gradients, in place; return the mean loss of each epoch.
 
-    `scratch` is a folder for the checkpoint of the last whole epoch, from which an interrupted
-    training continues. The order of the examples and all random draws depend on seed and epoch
-    alone, so it ends at the same weights as an uninterrupted one. `learning_rate` is the maximum of
-    the cycle, `label` names the progress bar, and gradients are clipped to the norm `clip_norm`.
-    Raises `FloatingPointError` if the loss is not finite.
+    An interrupted training continues from the checkpoint of its last whole epoch in the folder
+    `scratch` and ends at the same weights: all random draws depend on seed and epoch alone.
+    `learning_rate` is the maximum of the cycle, `label` names the progress bar, and gradients are
+    clipped to the norm `clip_norm`. Raises `FloatingPointError` if the loss is not finite.
     """
     network.to(memory_format=torch.channels_last)
     device = next(network.parameters()).device
@@ -50,8 +49,7 @@ def fit(
         history = saved["history"]
         for name, part in state.items():
             part.load_state_dict(saved[name])
-    done, total = len(history) * batches, epochs * batches
-    bar = tqdm(total=total, initial=done, unit="batch", desc=label)
+    bar = tqdm(total=epochs * batches, initial=len(history) * batches, unit="batch", desc=label)
     with bar, torch.random.fork_rng(range(torch.cuda.device_count())):
         for epoch in range(len(history), epochs):
             generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
@@ -63,8 +61,8 @@ def fit(
                     value = loss(batch, generator)
                 summed += float(value.detach()) * len(batch)
                 if not math.isfinite(summed):
-                    where = f"{label}: the loss is {summed} in epoch {epoch + 1}"
-                    raise FloatingPointError(f"{where}; lower the learning rate")
+                    found = f"the loss is {summed} in epoch {epoch + 1}"
+                    raise FloatingPointError(f"{label}: {found}; lower the learning rate")
                 value.backward()
                 if clip_norm is not None:
                     nn.utils.clip_grad_norm_(parameters, clip_norm)
@@ -100,9 +98,8 @@ def _read(checkpoint: Path) -> dict[str, Any]:
     """The contents of a checkpoint; none if it is missing or damaged."""
     if not checkpoint.exists():
         return {}
-    stored = checkpoint.read_bytes()
-    checksum, content = stored[:32], stored[32:]
-    if hashlib.sha256(content).digest() != checksum:
+    content = (stored := checkpoint.read_bytes())[32:]
+    if hashlib.sha256(content).digest() != stored[:32]:
         warnings.warn(f"{checkpoint} is damaged; training restarts", DamagedFile, stacklevel=3)
         return {}
     return torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")

@@ -80,14 +80,11 @@ def test_training(benchmark, cifar_resnet20, name, way, tmp_path):
 def test_disk_of_attacked_images(benchmark, way, tmp_path):
     """Beside raw float32 images, everything counted that lies in the store."""
     shape = (STRENGTHS, 256, 3, 32, 32)
-    made = torch.rand(shape).half().numpy()
+    made = {"ratios": torch.rand(shape).half()}
     specification = {"kind": "attacked", "name": "noise"}
     store = Store(tmp_path)
     benchmark.group = "disk of attacked images"
-    benchmark.pedantic(
-        lambda: store.array(specification, shape, lambda block, rows: made[rows, block], ""),
-        rounds=1,
-    )
+    benchmark.pedantic(lambda: store.tensors(specification, lambda _: (made, {})), rounds=1)
     size = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) / (
         shape[0] * shape[1]
     )
