@@ -57,9 +57,10 @@ class Denoiser(nn.Module, PyTorchModelHubMixin, library_name="nbsupport"):
     """Base class of all denoisers: checks images, clips to [0, 1], saves and loads.
 
     `save_pretrained(folder)` saves weights, the constructor's arguments and `about`, anything that
-    JSON can hold, with a model card that shows ``data`` and ``classifier``, texts, and
-    ``evaluation``, rows of `nbsupport.evaluate`, from it. `from_pretrained(folder or hub id)` loads them in evaluation mode, frozen, on the
-    CPU; it raises `ValueError` if they are damaged, altered or of another class.
+    JSON can hold. Its model card shows three entries of `about`: ``data`` and ``classifier``, which
+    are texts, and ``evaluation``, rows of `nbsupport.evaluate`. `from_pretrained(folder or hub id)`
+    loads a denoiser in evaluation mode, frozen, on the CPU; it raises `ValueError` if the files are
+    damaged, altered or of another class.
     """
 
     def __init__(self) -> None:

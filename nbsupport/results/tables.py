@@ -231,7 +231,7 @@ def subject(study: Study) -> str:
 
 
 def caption(name: str, study: Study) -> str:
-    """What a result shows and how to read it, in Markdown, or its name if captions.toml lacks it."""
+    """What a result shows and how to read it, in Markdown; its name if captions.toml lacks it."""
     few, paper = study.self_attack_images, ""
     if name.startswith("table"):
         network, data = compared(int(name[5:]), study.classifier_name, study.name)
