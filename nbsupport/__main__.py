@@ -16,7 +16,9 @@ from typing import Any
 from . import __version__, setup
 from .study import STUDIES, Study, default_home, sizes
 
-INSTALL = "python -m pip install -e '.[lab]' -c constraints.txt"
+CLONE = (Path(__file__).parents[1] / "constraints.txt").is_file()  # or else installed
+INSTALL = "python -m pip install "
+INSTALL += "-e '.[lab]' -c constraints.txt" if CLONE else "'nbsupport[lab]'"
 NUMBERS = [1, 2, 3, 4, 5, 6, 7]
 OPTIONS: dict[str, dict[str, Any]] = {
     "study": {"default": "digits", "help": ", ".join(STUDIES)},
@@ -44,7 +46,8 @@ def main(arguments: list[str] | None = None) -> None:
     except (ValueError, RuntimeError) as error:
         sys.exit(f"python -m nbsupport: {error}")
     except ImportError as error:
-        sys.exit(f"python -m nbsupport: {error.name or error} is missing or broken: {INSTALL}")
+        install = INSTALL.replace("lab", "cluster" if error.name == "distributed" else "lab")
+        sys.exit(f"python -m nbsupport: {error.name or error} is missing or broken: {install}")
     except BrokenPipeError:  # the reader went away, as `head` does
         for stream in (sys.stdout, sys.stderr):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
@@ -84,10 +87,14 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument(f"--{option}", **settings | {"default": default})
         return command
 
-    run = add("run", _run, "execute notebooks (all, or some) and keep a web page of each")
+    run = add(
+        "run", _run, "execute the repository's notebooks (all, or some) and keep a web page of each"
+    )
     run.add_argument("notebooks", nargs="*", metavar="NOTEBOOK", help="such as 07")
-    compute = add("compute", _compute, "make every artifact of some tables, without Jupyter")
-    adaptive = "also the adaptive evaluation of these methods (hours at quick)"
+    compute = add(
+        "compute", _compute, "make some tables and every artifact that they need, without Jupyter"
+    )
+    adaptive = "also the adaptive evaluation of their methods, which takes hours at quick"
     compute.add_argument("--adaptive", action="store_true", help=adaptive)
     compute.add_argument("--workers", type=int, help="processes; needs the extra cluster")
     compute.add_argument("--scheduler", help="of a running Dask cluster: tcp://host:8786")
@@ -123,6 +130,8 @@ def _choices(options: argparse.Namespace) -> dict[str, str]:
 
 
 def _run(options: argparse.Namespace, study: Study, choices: dict[str, str]) -> None:
+    if not CLONE:
+        raise RuntimeError("`run` needs the notebooks of the repository; `compute` needs none")
     from .results import notebooks
     from .results.save import folder
 
@@ -137,8 +146,10 @@ def _run(options: argparse.Namespace, study: Study, choices: dict[str, str]) -> 
 
 
 def _compute(options: argparse.Namespace, study: Study, choices: dict[str, str]) -> None:
-    from .experiments.adaptive_evaluation import evaluate_adaptively, rows
+    from .experiments import adaptive_evaluation
     from .experiments.evaluation import failure, failures, measure, table
+    from .results.claims import CORE_CLAIMS, ROBUST_CLAIMS, judge
+    from .results.save import folder, save
 
     methods = _methods(options.tables)
     experiment, start = _open(study, methods), time.monotonic()
@@ -151,16 +162,28 @@ def _compute(options: argparse.Namespace, study: Study, choices: dict[str, str])
         accuracy, seconds = measure(experiment, method)["accuracy"].mean(), time.monotonic() - start
         print(f"{method:26} mean accuracy over ε {accuracy:.3f}   {seconds:5.0f} s", flush=True)
     for number in options.tables:
-        table(experiment, number)  # Tables 5 to 7 need more than those measurements
+        rows = table(experiment, number)  # Tables 5 to 7 need more than those measurements
+        save(experiment, f"table{number}", rows, methods=_methods([number]))
     for reason in failures(experiment, methods):
         print(reason)
     if options.adaptive:
-        outcomes = [
-            evaluate_adaptively(experiment, x) for x in methods if not failure(experiment, x)
-        ]
-        accuracy = rows(experiment, outcomes).query("attack == 'worst'")
-        print(accuracy.pivot(index="method", columns="eps", values="value").to_string())
-    print(f"stored in {experiment.store.home}")
+        sound = tuple(method for method in methods if not failure(experiment, method))
+        found = [adaptive_evaluation.evaluate_adaptively(experiment, method) for method in sound]
+        rows = adaptive_evaluation.rows(experiment, found)
+        worst = rows.query("attack == 'worst'").pivot(index="method", columns="eps", values="value")
+        print(worst.loc[[*sound]].to_string(float_format="{:.3f}".format))
+        images = study.adaptive_images
+        save(experiment, "adaptive", rows, methods=sound, images=images)
+    if study.scale != "smoke":  # whose numbers mean nothing
+        judged = {
+            "claims": (NUMBERS[:4], CORE_CLAIMS),
+            "claims_robust": (NUMBERS[4:], ROBUST_CLAIMS),
+        }
+        for name, (numbers, claims) in judged.items():
+            if set(numbers) <= set(options.tables):
+                save(experiment, name, judge(experiment, *claims), methods=_methods(numbers))
+        print(f"tables           {folder(study.name)}")
+    print(f"stored in        {experiment.store.home}")
 
 
 def _methods(numbers: list[int]) -> tuple[str, ...]:

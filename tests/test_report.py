@@ -224,8 +224,19 @@ def test_a_record_without_a_result_or_a_notebook_is_refused(figures):
         build([figures])
 
 
+def test_what_no_notebook_shows_has_a_chapter_of_its_own(figures):
+    path = figures / "digits" / "fig3.json"
+    record = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(record | {"notebook": None}))
+    shutil.copytree(FIGURES / "cifar10", figures / "cifar10")
+    page = parse(figures)
+    assert page.find(id="digits-computed").find(id="digits-fig3")
+    assert page.find("a", href="#digits-computed")
+    assert "fig3" not in words(page.find(id="digits").find(class_="missing"))
+
+
 def test_no_results_at_all_are_an_error_that_says_how_to_make_them(tmp_path):
-    with pytest.raises(FileNotFoundError, match="make study"):
+    with pytest.raises(FileNotFoundError, match="nbsupport compute"):
         studies([tmp_path / "none"])
 
 

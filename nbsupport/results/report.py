@@ -4,21 +4,22 @@ import json
 import re
 from base64 import b64encode
 from datetime import UTC, datetime
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
 import mistune
-import nbformat
 import pandas as pd
 import yaml
 from markupsafe import Markup
 
 from ..study import Study, eps_label
 from . import claims, tables
-from .save import REPOSITORY, commit, roots, write_text
+from .save import REPOSITORY, build_folder, commit, is_clone, roots, write_text
 
 START, END = "<!-- table: python -m nbsupport.results.report -->", "<!-- end of table -->"
+COMPUTED = "computed"  # the chapter of what no notebook shows
 
 
 class Result(NamedTuple):
@@ -26,6 +27,7 @@ class Result(NamedTuple):
 
     name: str
     heading: str
+    chapter: str  # the notebook
     record: dict[str, Any]
     study: Study
     files: dict[str, Path]
@@ -42,13 +44,14 @@ def read(place: Path, name: str) -> Result:
         study = Study.named(**fields)
         heading = tables.without_marks(record["caption"].partition(":")[0])
         complete = ".svg" in files or ".csv" in files or (".png" in files and "frames" in record)
-        if not (heading and record["notebook"] and complete):
-            raise ValueError("no caption, no notebook, or no figure or table beside it")
+        if not (heading and complete):
+            raise ValueError("no caption, or no figure or table beside it")
         rows = pd.read_csv(files[".csv"]) if ".csv" in files else pd.DataFrame()
-        return Result(name, heading, record, study, files, rows)
+        chapter = record.get("notebook") or COMPUTED
+        return Result(name, heading, chapter, record, study, files, rows)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         reason = f"expected the record of a result ({type(error).__name__}: {error})"
-        raise ValueError(f"{path}: {reason}; run its notebook again") from error
+        raise ValueError(f"{path}: {reason}; make it again") from error
 
 
 def studies(roots: list[Path]) -> dict[str, list[Result]]:
@@ -62,7 +65,8 @@ def studies(roots: list[Path]) -> dict[str, list[Result]]:
         if names := {path.stem for path in places[study].glob("[!.]*") if path.is_file()}:
             found[study] = [read(places[study], name) for name in sorted(names)]
     if not found:
-        raise FileNotFoundError(f"no results in {' or '.join(map(str, roots))}: make study")
+        where = " or ".join(map(str, roots))
+        raise FileNotFoundError(f"no results in {where}; `python -m nbsupport compute` makes some")
     return found
 
 
@@ -126,11 +130,17 @@ def update_readme(path: Path = REPOSITORY / "README.md") -> None:
 
 
 def opening(notebook: str) -> tuple[str, str]:
-    """The heading of a notebook's first cell and the rest. Raises `ValueError` without one."""
+    """The heading of a notebook's first cell and the rest; its name alone without the repository.
+
+    Raises `ValueError` if the repository has no such notebook.
+    """
+    if notebook == COMPUTED or not is_clone():
+        return notebook.replace("_", " ").capitalize(), ""
     path = REPOSITORY / "notebooks" / f"{notebook}.ipynb"
     if not path.is_file():
         raise ValueError(f"{path}: a result names this notebook, which does not exist")
-    heading, _, text = nbformat.read(path, as_version=4).cells[0].source.partition("\n")
+    source = "".join(json.loads(path.read_text("utf-8"))["cells"][0]["source"])
+    heading, _, text = source.partition("\n")
     return heading.removeprefix("# "), text.strip()
 
 
@@ -147,8 +157,8 @@ def build(roots: list[Path]) -> str:
     """The whole page as HTML. Raises as `studies` and `opening` do."""
     found = studies(roots)
     every = [result for results in found.values() for result in results]
-    known = {result.name: result.record["notebook"] for result in every}
-    first = {result.record["notebook"]: result.study.name for result in reversed(every)}
+    known = {result.name: result.chapter for result in every if result.chapter != COMPUTED}
+    first = {result.chapter: result.study.name for result in reversed(every)}
     ids = {f"{result.study.name}-{result.name}" for result in every}
     ids |= {f"{study}-{notebook}" for notebook, study in first.items()}
     markdown = mistune.create_markdown(escape=True, plugins=["table"])
@@ -165,12 +175,16 @@ def build(roots: list[Path]) -> str:
         local = re.sub(r"(!?)\[([^]]*)\]\((?!https://)([^)]+)\)", lead_within_page, text)
         return Markup(markdown(local))
 
+    citation, package, clone = None, distribution("nbsupport"), is_clone()
+    licence = package.read_text("licenses/LICENSE")
+    if clone:
+        licence = (REPOSITORY / "LICENSE").read_text("utf-8")
+        citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text("utf-8"))
     return _render(
-        "report.html", studies=found, known=known, first=first, prose=prose,
+        "report.html", studies=found, known=known if clone else {}, first=first, prose=prose,
         openings={name: opening(name) for name in ("00_start_here", *first)},
         judged=judge_everywhere(found), html=html, eps_label=eps_label,
-        citation=yaml.safe_load((REPOSITORY / "CITATION.cff").read_text("utf-8")),
-        licence=(REPOSITORY / "LICENSE").read_text("utf-8"), made=datetime.now(UTC),
+        citation=citation, package=package.metadata, licence=licence, made=datetime.now(UTC),
         commit=commit(), encode=lambda path: b64encode(path.read_bytes()).decode(),
     )  # fmt: skip
 
@@ -185,8 +199,8 @@ def _render(template: str, **fields: Any) -> str:
 
 
 def write(path: Path | None = None) -> Path:
-    """Put all stored results on one page, or ``build/report.html``, and return its path."""
-    path, page = path or REPOSITORY / "build" / "report.html", build(roots())
+    """Put all stored results on one page, ``build/report.html`` if None, and return its path."""
+    path, page = path or build_folder() / "report.html", build(roots())
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, page)
     return path

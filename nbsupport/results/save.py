@@ -37,15 +37,19 @@ def is_clone() -> bool:
     return project.is_file() and 'name = "nbsupport"' in project.read_text("utf-8").splitlines()
 
 
+def build_folder() -> Path:
+    """``build`` in this clone, or in the current folder if the package is installed."""
+    return (REPOSITORY if is_clone() else Path.cwd()) / "build"
+
+
 def roots() -> list[Path]:
     """The folders of results, of which the first is written and an earlier one takes precedence.
 
-    ``build/results`` and the committed ``figures``, or what ``NBSUPPORT_FIGURES`` names alone.
+    ``build/results`` and a clone's ``figures``, or what ``NBSUPPORT_FIGURES`` names alone.
     """
     if place := os.environ.get("NBSUPPORT_FIGURES"):
         return [Path(place).resolve()]
-    home = REPOSITORY if is_clone() else Path.cwd()
-    return [home / "build" / "results", REPOSITORY / "figures"]
+    return [build_folder() / "results", *([REPOSITORY / "figures"] if is_clone() else [])]
 
 
 def folder(study: str) -> Path:
@@ -72,7 +76,7 @@ def save(
     name: str,
     content: Figure | tuple[UInt8[ndarray, "height width 3"], dict[str, Any]] | pd.DataFrame,
     *,
-    notebook: str,
+    notebook: str | None = None,
     methods: tuple[str, ...],
     specifications: Sequence[dict[str, Any]] = (),
     images: int | None = None,
@@ -80,9 +84,10 @@ def save(
     """Write a figure (SVG, PNG), frames (PNG) or tidy rows (CSV, Markdown), and a JSON record.
 
     Frames are pixels and their index. `name` is one of those in captions.toml, `notebook` shows the
-    result, `methods` are in it, `specifications` name what else it was made from, and `images` is
-    its number of test images, the study's if None. The record has all that is needed to make the
-    result again. Returns the file, or None at ``smoke`` scale, whose numbers mean nothing.
+    result (None: the command line made it), `methods` are in it, `specifications` name what else it
+    was made from, and `images` is its number of test images, the study's if None. The record has
+    all that is needed to make the result again. Returns the file, or None at ``smoke`` scale, whose
+    numbers mean nothing.
     """
     study, cuda = experiment.study, experiment.device.type == "cuda"
     if study.scale == "smoke":
