@@ -21,7 +21,7 @@ help:
 	@echo "make report   all results on one web page that needs no network: build/report.html"
 	@echo "make doctor   what is installed, what is there, what is missing"
 	@echo "make test     check everything: style, types, unit tests, every notebook, and each in a browser"
-	@echo "make test-all the same with the larger browser matrices (widths, themes)"
+	@echo "make test-all the same with the larger matrices (widths, themes, killed processes)"
 	@echo "make bench    speed and memory beside the usual ways"
 	@echo "make figures  for maintainers: run all notebooks and write figures/ and the README's table"
 	@echo "make clean    remove the virtual environment and build/ (not the store)"
@@ -62,18 +62,18 @@ doctor: $(READY)
 lab: $(READY)
 	@$(BIN)/python -m jupyterlab $(if $(filter 0,$(shell id -u)),--allow-root) --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb
 
+MATRIX ?= not matrix
 test: $(READY)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "$(MATRIX)" --numprocesses auto --maxprocesses 4
 	$(if $(CHROMIUM),@$(MAKE) --no-print-directory browser,@echo "$(NO_CHROMIUM)")
 
 test-all: MATRIX := matrix or not matrix
 test-all: export MATRIX
 test-all: test
 
-MATRIX ?= not matrix
 browser: $(READY)
 	@test -n "$(CHROMIUM)" || { echo "$(NO_CHROMIUM)"; exit 1; }
 	CHROMIUM="$(CHROMIUM)" $(BIN)/python -m pytest tests/browser -o addopts="-ra --strict-markers" -m "$(MATRIX)"

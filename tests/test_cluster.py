@@ -89,7 +89,7 @@ def at(folder, moment, act):
     return met
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("moment", [pytest.param("attack", marks=pytest.mark.matrix), "training"])
 def test_a_worker_that_is_killed_changes_nothing(tmp_path, alone, moment):
     def kill(found):
         artifact = next(each for each in found.parents if (each / "artifact.lock").exists())
@@ -102,6 +102,7 @@ def test_a_worker_that_is_killed_changes_nothing(tmp_path, alone, moment):
     assert_equal(experiment, alone)
 
 
+@pytest.mark.matrix
 def test_a_scheduler_that_is_killed_ends_the_command_and_the_next_one_goes_on(tmp_path, alone):
     address = f"tcp://127.0.0.1:{free_port()}"
     start = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--no-dashboard"]

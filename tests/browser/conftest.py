@@ -12,9 +12,6 @@ CHROMIUM = os.environ.get("CHROMIUM", "chromium")
 
 
 def pytest_configure(config) -> None:
-    config.addinivalue_line(
-        "markers", "matrix: many combinations, which -m 'not matrix' leaves out"
-    )
     if not shutil.which(CHROMIUM):
         raise pytest.UsageError(f"no browser {CHROMIUM!r}: install Chromium, or set CHROMIUM to it")
 
