@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__, setup
-from .study import STUDIES, Study, default_home, sizes
+from .study import STUDIES, Study, change_file, default_home, sizes
 
 CLONE = (Path(__file__).parents[1] / "constraints.txt").is_file()  # or else installed
 INSTALL = "python -m pip install "
@@ -23,7 +23,8 @@ NUMBERS = [1, 2, 3, 4, 5, 6, 7]
 OPTIONS: dict[str, dict[str, Any]] = {
     "study": {"default": "digits", "help": ", ".join(STUDIES)},
     "scale": {"default": "quick", "help": ", ".join(STUDIES["digits"])},
-    "classifier": {"metavar": "FILE.py:FACTORY", "help": "a trained network; or an architecture"},
+    "classifier": {"metavar": "REF", "help": "an architecture, or a trained network as --robust"},
+    "robust": {"metavar": "REF", "help": "FILE.py:FACTORY, robustbench:NAME, fd:FILE, fpd:FILE"},
     "data": {"metavar": "DIR", "help": "data sets; of --study folder {train,test}/<class>/<image>"},
     "image-size": {"metavar": "PIXELS", "help": "images are resized and cropped to this square"},
 }
@@ -122,10 +123,9 @@ def _choices(options: argparse.Namespace) -> dict[str, str]:
             os.environ["NBSUPPORT_DATA"] = data
         elif data != os.environ.get("NBSUPPORT_DATA"):
             raise ValueError("--data is for studies whose images lie in a folder, not for 'digits'")
-    if options.classifier:
-        file, colon, factory = options.classifier.rpartition(":")
-        path = Path(file).expanduser().absolute()
-        choices["classifier"] = f"{path}:{factory}" if colon else factory
+    for name in ("classifier", "robust"):
+        if reference := getattr(options, name):
+            choices[name] = change_file(reference, lambda file: Path(file).expanduser().absolute())
     return choices
 
 
@@ -193,7 +193,7 @@ def _methods(numbers: list[int]) -> tuple[str, ...]:
 
 
 def _open(study: Study, methods: tuple[str, ...] = ()) -> Any:
-    """The experiment, once its images and its classifier have been tried.
+    """The experiment, once its images and its custom classifiers have been tried.
 
     Raises `ValueError` or `OSError` if they are refused, or if a robust architecture that `methods`
     need cannot be built.
@@ -207,10 +207,10 @@ def _open(study: Study, methods: tuple[str, ...] = ()) -> Any:
     experiment = Experiment(study)
     kinds = {split_method(method)[1] for method in (*methods, "attacked")}
     with torch.device("meta"):
-        for kind in kinds - ({"standard"} if experiment.custom is not None else set()):
+        for kind in kinds - experiment.custom.keys():
             KINDS[kind].build(experiment.architecture(kind), 2, study.image_size)
-    if experiment.custom is not None:
-        experiment.classifier()
+    for kind in experiment.custom:
+        experiment.classifier(kind)
     for split in ("train", "test"):
         experiment.images(split)
     return experiment
@@ -291,7 +291,7 @@ def _describe_store(home: Path) -> str:
 
 
 def _describe(study: Study) -> None:
-    """The study's images, and its classifier if that is custom."""
+    """The study's images and custom classifiers."""
     import torch
 
     experiment = _open(study)
@@ -299,13 +299,13 @@ def _describe(study: Study) -> None:
     sizes = f"{len(train)} to train on, {len(test)} to test on, {len(train.classes)} classes"
     print(f"study            {study.name} at {study.scale}")
     print(f"images           {sizes}, {study.image_size}×{study.image_size} pixels")
-    if experiment.custom is not None:
-        classifier = experiment.classifier()
+    for kind in experiment.custom:
+        classifier = experiment.classifier(kind)
         with torch.no_grad():
             logits = classifier(test.images.to(experiment.device)).cpu()
         accuracy = (logits.argmax(dim=1) == test.labels).float().mean()
-        name = experiment.study.classifier_name
-        print(f"classifier       {name}: {logits.shape[1]} logits, clean accuracy {accuracy:.3f}")
+        label = f"{'classifier' if kind == 'standard' else kind:16} {experiment.architecture(kind)}"
+        print(f"{label}: {logits.shape[1]} logits, clean accuracy {accuracy:.3f}")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import os
 import tomllib
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from html import escape
 from importlib.resources import files
@@ -66,13 +67,14 @@ class Study:
     precision: Literal["float32", "bfloat16"] = "float32"  # of trainings, if the hardware can
 
     # classifiers
-    classifier: str  # architecture, or path/to/file.py:factory for a custom, trained one
+    classifier: str  # architecture, or the reference of a trained one, see `custom.load`
     classifier_epochs: int
     classifier_images: int | None = None  # None: all
     # shift a batch by up to a pixel; or each image by up to an eighth, and mirror half of them
     augmentation: Literal["shift", "crop"] = "shift"
 
     # robust classifiers (PGD adversarial training)
+    robust: str = ""  # the reference of a trained one, which takes the place of `replaced`
     adversarial_eps: float = 8 / 255
     adversarial_steps: int = 10
     adversarial_rel_step: float = 0.25
@@ -120,10 +122,10 @@ class Study:
 
     @classmethod
     def chosen(cls, name: str = "digits", scale: str = "quick", **changes: Any) -> "Study":
-        """As `named`, but NBSUPPORT_STUDY, _SCALE, _CLASSIFIER, _IMAGE_SIZE and _DATA override."""
+        """As `named`, but NBSUPPORT_STUDY, _SCALE, _CLASSIFIER, _ROBUST, … override."""
         name = os.environ.get("NBSUPPORT_STUDY", name)
         scale = os.environ.get("NBSUPPORT_SCALE", scale)
-        keys = ("classifier", "image_size", *(["data"] if name == "folder" else []))
+        keys = ("classifier", "robust", "image_size", *(["data"] if name == "folder" else []))
         values = {key: os.environ.get(f"NBSUPPORT_{key.upper()}", "") for key in keys}
         return cls.named(name, scale, **changes | sizes({k: v for k, v in values.items() if v}))
 
@@ -135,11 +137,22 @@ class Study:
     @property
     def classifier_name(self) -> str:
         """The classifier without its folders, for tables."""
-        return Path(self.classifier).name if ":" in self.classifier else self.classifier
+        return change_file(self.classifier, lambda file: Path(file).name)
+
+    @property
+    def robust_name(self) -> str:
+        """The robust classifier from elsewhere without its folders, for tables."""
+        return change_file(self.robust, lambda file: Path(file).name)
+
+    @property
+    def replaced(self) -> str:
+        """The classifier whose place `robust` takes: FD, FPD or Adv, or none where it is empty."""
+        return {"": "", "fd": "FD", "fpd": "FPD"}.get(self.robust.partition(":")[0], "Adv")
 
     def specification(self) -> dict[str, Any]:
         """All settings, for provenance; files and folders by name only."""
-        return asdict(self) | {"classifier": self.classifier_name, "data": Path(self.data).name}
+        names = {"classifier": self.classifier_name, "robust": self.robust_name}
+        return asdict(self) | names | {"data": Path(self.data).name}
 
     def _repr_html_(self) -> str:
         line = f"{self.name} at {self.scale}: {escape(self.classifier_name)}, {self.test_images}"
@@ -147,6 +160,15 @@ class Study:
         cells = self.specification().items()
         rows = (f"<tr><th>{name}</th><td>{escape(str(value))}</td></tr>" for name, value in cells)
         return f"<details><summary>{line}</summary><table>{''.join(rows)}</table></details>"
+
+
+def change_file(classifier: str, change: Callable[[str], Any]) -> str:
+    """A classifier's name, with the path in it changed if it refers to a file."""
+    if classifier.startswith(("fd:", "fpd:")):
+        kind, _, file = classifier.partition(":")
+        return f"{kind}:{change(file)}"
+    file, colon, factory = classifier.rpartition(":")
+    return f"{change(file)}:{factory}" if colon and file != "robustbench" else classifier
 
 
 def sizes(options: dict[str, str]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from nbsupport.study import Study  # noqa: E402
 @pytest.fixture(autouse=True)
 def _isolate(tmp_path, monkeypatch):
     monkeypatch.setenv("NBSUPPORT_HOME", str(tmp_path / "home"))
-    for name in ("STUDY", "SCALE", "CLASSIFIER", "DATA", "IMAGE_SIZE", "FIGURES"):
+    for name in ("STUDY", "SCALE", "CLASSIFIER", "ROBUST", "DATA", "IMAGE_SIZE", "FIGURES"):
         monkeypatch.delenv(f"NBSUPPORT_{name}", raising=False)
 
 

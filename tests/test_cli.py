@@ -335,8 +335,12 @@ def chosen(yours, **changes):
 
 
 def test_they_are_chosen_on_the_command_line(computed, yours):
-    main(["compute", *CUSTOM, "--image-size", "12"])
-    assert computed == [(chosen(yours, image_size=12), [*TABLES])]
+    names = {"model.py:factory": f"{yours}/model.py:factory", "fpd:x.pth": f"fpd:{yours}/x.pth"}
+    names["robustbench:Name"] = "robustbench:Name"
+    for name in names:
+        main(["compute", *CUSTOM, "--image-size", "12", "--robust", name])
+    studies = [chosen(yours, image_size=12, robust=name) for name in names.values()]
+    assert computed == [(study, [*TABLES]) for study in studies]
 
 
 def test_or_in_the_environment(computed, yours, monkeypatch):
@@ -364,10 +368,11 @@ def test_notebooks_run_with_them(yours, monkeypatch, tmp_path):
 
 
 def test_doctor_describes_them(complete, yours, capsys):
-    main(["doctor", *CUSTOM])
+    main(["doctor", *CUSTOM, "--robust", "model.py:factory"])
     printed = capsys.readouterr().out
     assert "8 to train on, 4 to test on, 3 classes, 32×32 pixels" in printed
-    assert "3 logits, clean accuracy 0.250" in printed  # folders: blue, green, red
+    found = "model.py:factory: 3 logits, clean accuracy 0.250"  # folders: blue, green, red
+    assert f"\nclassifier       {found}\n" in printed and f"\nAdv              {found}\n" in printed
 
 
 def test_the_whole_study_is_computed(yours, capsys):
@@ -388,6 +393,7 @@ def test_the_whole_study_is_computed(yours, capsys):
         ({"--classifier": "model.py"}, "path/to/file.py:factory"),
         ({"--classifier": "model.py:training"}, "training mode"),
         ({"--classifier": "resnet51"}, "resnet51"),
+        ({"--robust": "robustbench:Name"}, "cifar10 and neurips2017dev"),
     ],
     ids=lambda value: "=".join(*value.items()) if isinstance(value, dict) else "",
 )

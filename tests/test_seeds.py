@@ -69,7 +69,7 @@ def test_another_seed_is_another_denoiser_for_the_same_attacks(two, experiment):
 def test_a_custom_classifier_stays(experiment):
     custom, study = experiment.classifier(), replace(experiment.study, classifier="resnet20")
     (again,) = retrain(Experiment(study, experiment.store, custom), (1,))
-    assert again.custom is custom
+    assert again.custom["standard"] is custom
 
 
 def test_values_are_mean_differences_of_accuracy(two, fail):

@@ -70,10 +70,11 @@ def test_the_environment_overrides_the_cell_of_a_notebook(monkeypatch):
 
 
 def test_it_also_sets_classifier_images_and_their_size(monkeypatch):
-    values = {"CLASSIFIER": "mine.py:factory", "DATA": "photos", "IMAGE_SIZE": "24"}
+    values = {"CLASSIFIER": "mine.py:factory", "ROBUST": "fd:x.npz", "IMAGE_SIZE": "24"}
+    values["DATA"] = "photos"
     for name, value in values.items():
         monkeypatch.setenv(f"NBSUPPORT_{name}", value)
-    custom = dict(classifier="mine.py:factory", image_size=24)
+    custom = dict(classifier="mine.py:factory", robust="fd:x.npz", image_size=24)
     expected = Study.named("folder", "smoke", seed=3, data="photos", **custom)
     assert Study.chosen("folder", "smoke", seed=3) == expected
     assert Study.chosen("digits", "smoke") == Study.named("digits", "smoke", **custom)
@@ -179,7 +180,14 @@ def test_in_a_notebook_it_is_one_line_that_opens():
     assert rest.count("<tr>") == len(study.specification())
 
 
-def test_a_specification_names_files_wherever_they_are(tmp_path):
-    custom = dict(classifier=f"{tmp_path}/mine.py:factory", data=str(tmp_path / "photos"))
-    found = Study.named("folder", **custom).specification()
-    assert (found["classifier"], found["data"]) == ("mine.py:factory", "photos")
+REFERENCES = {"{}mine.py:factory": "Adv", "robustbench:Someone2020Robust_WRN-28-10": "Adv"}
+REFERENCES |= {"fd:{}R152-Denoise.npz": "FD", "fpd:{}svhn.pth": "FPD", "": ""}
+
+
+@pytest.mark.parametrize(("name", "replaced"), REFERENCES.items())
+def test_a_specification_names_files_wherever_they_are(name, replaced, tmp_path):
+    long, short = name.format(f"{tmp_path}/some: place/"), name.format("")
+    custom = dict(classifier=long, robust=long, data=str(tmp_path / "photos"))
+    found = (study := Study.named("folder", **custom)).specification()
+    assert (found["classifier"], found["robust"], found["data"]) == (short, short, "photos")
+    assert study.replaced == replaced

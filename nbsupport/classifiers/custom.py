@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2.functional import normalize
 
 from ..data.images import AnyLabels, Images, Labels, check_images, check_labels
+from . import feature_denoising, feature_pyramid
 from .models import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -41,26 +42,63 @@ NORMALISATIONS = {
     "0 to 255": ((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255)),
 }
 """Usual normalisations of images in [0, 1]: mean and standard deviation."""
+ZOO = {"cifar10": "cifar10", "neurips2017dev": "imagenet"}  # RobustBench's names for our studies
+ZOO_INSTALL = "pip install git+https://github.com/RobustBench/robustbench.git"
+AUTHORS: dict[str, tuple[ModuleType, int, int, str]] = {
+    "fd": (feature_denoising, 1000, 224, "facebookresearch/ImageNet-Adversarial-Training"),
+    "fpd": (feature_pyramid, 10, 64, "GuanlinLee/FPD-for-Adversarial-Robustness"),
+}
+"""The modules of FD and FPD; the authors' classes, image size, and repository with weights."""
 SUMS = 4  # of logits, in a fingerprint
 SATURATED = 0.1  # share of images without cross-entropy that is worth a word
 SIGNIFICANT, BETTER = 0.01, 0.1  # p-value and gain in accuracy that give a normalisation away
 
 
 def is_reference(name: str) -> bool:
-    """Whether a study's classifier is a ``path/to/file.py:factory`` and not an architecture."""
+    """Whether a study's classifier is one that `load` loads, and not an architecture."""
     return ":" in name or name.endswith(".py")
 
 
-def load(reference: str) -> nn.Module:
-    """Call the factory of ``path/to/file.py:factory`` without arguments, and return its network.
+def load(reference: str, study: str = "", image_size: int = 0) -> nn.Module:
+    """Load a trained network for a study's images of some size.
 
-    The file may import its neighbours and read files beside it, as a script does. Raises
+    ``path/to/file.py:factory`` calls a function without arguments; its file may import neighbours
+    and read files beside it, as a script does. ``robustbench:NAME`` is of RobustBench's zoo, robust
+    in L∞. ``fd:FILE`` (ImageNet) and ``fpd:FILE`` (SVHN) are the authors' weights. Raises
     `FileNotFoundError` if there is no such file; `ValueError` if the reference has another form,
-    the file or the factory fails, or the factory returns no `nn.Module`.
+    the network is not for these images, it cannot be loaded or is no `nn.Module`.
     """
+    kind, _, name = reference.partition(":")
+    if kind == "robustbench":
+        return _load_from_zoo(name, study)
+    if kind not in AUTHORS:
+        return _call_factory(reference)
+    module, classes, size, repository = AUTHORS[kind]
+    if image_size != size:
+        expected = f"images of {classes} classes, {size} × {size}, got {image_size} × {image_size}"
+        raise ValueError(f"classifier: {kind} is for {expected}; add --image-size {size}")
+    if not Path(name).is_file():
+        raise FileNotFoundError(f"classifier: no file {name!r}; see github.com/{repository}")
+    return module.load_authors_network(Path(name))
+
+
+def _load_from_zoo(name: str, study: str) -> nn.Module:
+    if study not in ZOO:
+        raise ValueError(f"classifier: RobustBench is for {' and '.join(ZOO)}, got {study!r}")
+    try:
+        from robustbench.utils import load_model
+    except ImportError as error:
+        raise ValueError(f"classifier: RobustBench is missing ({error}): {ZOO_INSTALL}") from error
+    place = str(Path(torch.hub.get_dir(), "robustbench"))
+    with _explained(f"robustbench.utils.load_model({name!r})"):
+        return load_model(name, model_dir=place, dataset=ZOO[study], threat_model="Linf").eval()
+
+
+def _call_factory(reference: str) -> nn.Module:
     path, _, factory = reference.rpartition(":")
     if not path.endswith(".py") or not factory.isidentifier():
-        raise ValueError(f"classifier: expected path/to/file.py:factory, got {reference!r}")
+        forms = "path/to/file.py:factory, robustbench:NAME, fd:FILE or fpd:FILE"
+        raise ValueError(f"classifier: expected {forms}, got {reference!r}")
     file = Path(path).expanduser().absolute()
     if not file.is_file():
         raise FileNotFoundError(f"classifier: there is no file {file}; correct {reference!r}")
@@ -182,8 +220,8 @@ def check(
     probes = images[:PROBES].clone().requires_grad_()
     hint = "; images are RGB; give another size with --image-size or Study.named(…, image_size=…)"
     with _explained(f"its forward pass on images {tuple(probes.shape)}", hint), torch.enable_grad():
-        logits = classifier.unchecked(probes)
-        alone = classifier.unchecked(probes[:1])
+        network: Any = feature_pyramid.attack_target(classifier)  # a tanh may hide the gradient
+        logits, alone = network.unchecked(probes), network.unchecked(probes[:1])
     check_logits(logits)
     rows, columns = logits.shape
     if rows != len(probes):

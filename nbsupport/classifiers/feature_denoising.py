@@ -145,6 +145,15 @@ def _pad(layer: nn.Conv2d | nn.MaxPool2d, inputs: tuple[Tensor]) -> Tensor:
     return F.pad(inputs[0], amounts, value=0.0 if isinstance(layer, nn.Conv2d) else -torch.inf)
 
 
+def load_authors_network(path: Path) -> Classifier:
+    """Load the one of `AUTHORS_NETWORKS` whose weights are in a file, as `load_authors_weights`."""
+    embeds = b"embedding_theta" in path.read_bytes()  # archives have their names uncompressed
+    name = next(name for name, (_, embedded) in AUTHORS_NETWORKS.items() if embedded == embeds)
+    classifier = build(name, 1000, 224)
+    load_authors_weights(classifier, path)
+    return classifier.eval()
+
+
 def load_authors_weights(classifier: Classifier, path: Path) -> None:
     """Load the authors' weights (``.npz``) into one of `AUTHORS_NETWORKS`, in place.
 

@@ -142,6 +142,13 @@ def build(name: str, classes: int, image_size: int) -> FeaturePyramidDecoder:
     return FeaturePyramidDecoder(network, width=width, dropout=dropout)
 
 
+def load_authors_network(path: Path) -> FeaturePyramidDecoder:
+    """Load the authors' network for SVHN at 64 × 64; raises as `load_authors_weights`."""
+    decoder = build("resnet50_fpd", 10, 64)
+    load_authors_weights(decoder, path)
+    return decoder.eval()
+
+
 def load_authors_weights(classifier: FeaturePyramidDecoder, path: Path) -> None:
     """Load the authors' weights, ``{'state_dict': …}``, in place. No code in the file is run.
 

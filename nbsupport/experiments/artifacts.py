@@ -60,19 +60,22 @@ def once(make: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
 class Experiment:
     """One study and its artifacts: each is taken from the store, or trained or attacked now.
 
-    A custom `classifier` takes the place of the study's standard one (see `nbsupport.wrap`). Each
-    artifact is read once per session.
+    A custom `classifier` takes the place of the study's standard one (see `nbsupport.wrap`), and
+    `Study.robust` that of a robust one. Each artifact is read once per session.
     """
 
     def __init__(
         self, study: Study, store: Store | None = None, classifier: nn.Module | None = None
     ) -> None:
         self.store, self.session = store or Store(), dict[Any, Any]()
-        self.study, self.custom = fit_to_images(study), classifier
+        self.study, self.custom = fit_to_images(study), dict[str, nn.Module | str]()
+        if study.robust:
+            self.custom[study.replaced] = study.robust
         if classifier is not None:
+            self.custom["standard"] = classifier
             self.study = replace(self.study, classifier=custom.class_name(classifier))
         elif custom.is_reference(study.classifier):
-            self.custom = custom.load(study.classifier)
+            self.custom["standard"] = study.classifier
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     @classmethod
@@ -94,7 +97,7 @@ class Experiment:
     def classifier(self, name: str = "standard") -> Classifier:
         """A trained classifier of `nbsupport.training.classifiers.KINDS`, frozen.
 
-        A custom classifier is the ``standard`` one. Raises `ValueError` if there is no such name.
+        `custom` has those that are custom. Raises `ValueError` if there is no such name.
         """
         if self.is_given(name):
             return self._load_given(name)
@@ -118,9 +121,10 @@ class Experiment:
     def classifier_specification(self, name: str = "standard") -> dict[str, Any]:
         """Everything that a classifier depends on. Paths are no part of it."""
         if self.is_given(name):
-            classifier = self.classifier(name)
+            classifier, robust = self.classifier(name), KINDS[name].split == "adversarial"
             return {
-                "kind": "classifier", "name": Path(self.architecture(name)).name,
+                "kind": "classifier", "name": self.architecture(name),
+                **({"trained": "elsewhere"} if robust else {}),
                 "weights": hash_weights(classifier),
                 "structure": sha256(repr(classifier).encode()).hexdigest(),
                 "answers": custom.fingerprint(classifier, self._probes()[0]),
@@ -135,22 +139,26 @@ class Experiment:
 
     def is_given(self, name: str) -> bool:
         """Whether a classifier is not trained here: a custom one, or public weights."""
-        if self.custom is None and self.study.name == "neurips2017dev":
-            return name in ("standard", "second")
-        return self.custom is not None and name == "standard"
+        public = "standard" not in self.custom and self.study.name == "neurips2017dev"
+        return name in self.custom or (public and name in ("standard", "second"))
 
     def architecture(self, name: str) -> str:
-        """The architecture of a classifier, or the custom one's name."""
+        """The architecture of a classifier, or the custom one's name without its folders."""
+        if name in self.custom:
+            return self.study.classifier_name if name == "standard" else self.study.robust_name
         if self.is_given(name):
             second = "resnet50" if "vgg" in self.study.classifier else "vgg16"
             return second if name == "second" else self.study.classifier
-        return (self.study.classifier if self.custom is None else SUBSTITUTE) + KINDS[name].ending
+        standard = SUBSTITUTE if "standard" in self.custom else self.study.classifier
+        return standard + KINDS[name].ending
 
     def _load_given(self, name: str) -> Classifier:
         """A classifier that is not trained here, tried on images that the denoisers learn from."""
-        network = self.custom
+        network: Any = self.custom.get(name)
         if network is None:
             network = custom.load_public(self.architecture(name))
+        elif isinstance(network, str):
+            network = custom.load(network, self.study.name, self.study.image_size)
         split = self.images("train")
         classes = None if split.specification.get("gaps") else len(split.classes)
         images, labels = self._probes()

@@ -227,9 +227,10 @@ def failure(experiment: Experiment, method: str) -> str | None:
     robust, standard = (curve[study.eps.index(learned)].mean() for curve in curves)
     if robust > standard:
         return None
-    reason = f"PGD on itself at ε = {learned:g}, a strength that it was trained against"
+    reason = f"PGD on itself at ε = {learned:g}, within the study's training strength"
     found = f"leaves {robust:.3f}, no more than {standard:.3f} of the standard classifier"
-    return f"{classifier}: training failed. {reason}, {found}."
+    what = "it is not robust" if experiment.is_given(classifier) else "training failed"
+    return f"{classifier}: {what}. {reason}, {found}."
 
 
 def failures(experiment: Experiment, methods: Sequence[str]) -> list[str]:

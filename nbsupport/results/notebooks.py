@@ -61,9 +61,9 @@ class _Watched(NotebookClient):
 def execute(path: Path, study: str, scale: str, **choices: str) -> NotebookNode:
     """Run a notebook and return it with its outputs and the state of its widgets.
 
-    `Study.chosen` finds the study, its scale and the `choices` (``classifier``, ``data``,
-    ``image_size``) in the kernel's environment. Raises `NotebookError` if a cell fails or an error
-    hides in a widget.
+    `Study.chosen` finds the study, its scale and the `choices` (``classifier``, ``robust``,
+    ``data``, ``image_size``) in the kernel's environment. Raises `NotebookError` if a cell fails or
+    an error hides in a widget.
     """
     notebook = nbformat.read(path, as_version=4)
     chosen = {"study": study, "scale": scale, **choices}

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 from scipy.stats import t as student
+from torch import nn
 
 from ..experiments.artifacts import Experiment
 from ..experiments.evaluation import failure, measure
@@ -25,9 +26,10 @@ COMPARISONS = (
 
 def retrain(experiment: Experiment, seeds: Sequence[int] = SEEDS) -> list[Experiment]:
     """The study with its denoisers trained from each seed, on the same attacks and classifier."""
-    study = experiment.study
+    study, custom = experiment.study, experiment.custom.get("standard")
+    module = custom if isinstance(custom, nn.Module) else None
     changes = [replace(study, denoiser_seed=None if s == study.seed else s) for s in seeds]
-    return [Experiment(change, experiment.store, experiment.custom) for change in changes]
+    return [Experiment(change, experiment.store, module) for change in changes]
 
 
 def estimate(differences: Float[np.ndarray, "seeds n"]) -> tuple[float, float, float]:

@@ -225,9 +225,10 @@ def views(rows: pd.DataFrame, study: Study) -> dict[str, pd.DataFrame]:
 
 
 def subject(study: Study) -> str:
-    """The classifier, the data set and the form of its images."""
+    """The classifier, the data set and the form of its images, and a robust classifier's name."""
     images = f" ({study.images_from})" if study.images_from else ""
-    return f"`{study.classifier_name}` on `{study.name}`{images}"
+    robust = f", `{study.robust_name}` as {study.replaced}" if study.robust else ""
+    return f"`{study.classifier_name}` on `{study.name}`{images}{robust}"
 
 
 def caption(name: str, study: Study) -> str:
