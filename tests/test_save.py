@@ -19,7 +19,9 @@ from PIL import Image
 
 from nbsupport.experiments.artifacts import Experiment
 from nbsupport.experiments.evaluation import COLUMNS, measurement_specification
+from nbsupport.experiments.methods import CHECKS
 from nbsupport.results import save as saving
+from nbsupport.results import tables
 from nbsupport.results.plots import draw_bands, draw_strip
 from nbsupport.results.save import REPOSITORY, commit, folder, roots, save
 from nbsupport.results.tables import caption, document
@@ -251,9 +253,13 @@ COMMITTED = sorted((REPOSITORY / "figures").glob("*/*.json"))
 
 
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: f"{path.parent.name}-{path.stem}")
-def test_a_committed_result_is_complete_and_rendered_from_its_numbers(path):
+def test_a_committed_result_is_complete_and_rendered_from_its_numbers(path, monkeypatch):
     name, record = path.stem, json.loads(path.read_text("utf-8"))
     study, other = study_of(record), json.loads((path.parent / "fig2.json").read_text("utf-8"))
+    if name == "adaptive":  # its caption names the checks of its time
+        made = set(pd.read_csv(path.with_suffix(".csv"))["metric"])
+        checks = {check: text for check, text in CHECKS.items() if f"check: {check}" in made}
+        monkeypatch.setattr(tables, "CHECKS", checks)
     assert record["clean"] is True and len(record["commit"]) == 40
     assert record["scale"] == study.scale != "smoke" and study.name == path.parent.name
     assert record["study"] == other["study"] and record["caption"] == caption(name, study)
