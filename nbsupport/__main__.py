@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__, setup
-from .study import STUDIES, Study, change_file, default_home, sizes
+from .study import STUDIES, Study, change_file, default_home, make_folders_absolute, sizes
 
 CLONE = (Path(__file__).parents[1] / "constraints.txt").is_file()  # or else installed
 INSTALL = "python -m pip install "
@@ -60,9 +60,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _obey(arguments: list[str] | None) -> None:
-    for name in ("HOME", "DATA", "FIGURES"):  # notebooks run in another folder
-        if value := os.environ.get(f"NBSUPPORT_{name}"):
-            os.environ[f"NBSUPPORT_{name}"] = str(Path(value).expanduser().absolute())
+    make_folders_absolute()
     parser = _parser()
     options = parser.parse_args(arguments)
     try:

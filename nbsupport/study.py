@@ -123,6 +123,7 @@ class Study:
     @classmethod
     def chosen(cls, name: str = "digits", scale: str = "quick", **changes: Any) -> "Study":
         """As `named`, but NBSUPPORT_STUDY, _SCALE, _CLASSIFIER, _ROBUST, … override."""
+        make_folders_absolute()
         name = os.environ.get("NBSUPPORT_STUDY", name)
         scale = os.environ.get("NBSUPPORT_SCALE", scale)
         keys = ("classifier", "robust", "image_size", *(["data"] if name == "folder" else []))
@@ -187,6 +188,16 @@ def short(eps: float) -> str:
 def eps_label(eps: float) -> str:
     """ε as the paper writes it, and in units of an 8-bit image: ``3e-3 (0.765/255)``."""
     return "0 (clean)" if eps == 0 else f"{short(eps)} ({eps * 255:.3g}/255)"
+
+
+def make_folders_absolute() -> None:
+    """Let relative NBSUPPORT_HOME, _DATA and _FIGURES mean the same in the shell and a notebook."""
+    # a kernel runs in its notebook's folder, but inherits PWD from the shell that started Jupyter
+    base = os.environ.get("PWD", "") if "JPY_PARENT_PID" in os.environ else ""
+    for name in ("HOME", "DATA", "FIGURES"):
+        if value := os.environ.get(f"NBSUPPORT_{name}"):
+            folder = Path(base, Path(value).expanduser()).absolute()
+            os.environ[f"NBSUPPORT_{name}"] = str(folder)
 
 
 def default_home() -> Path:

@@ -1,5 +1,6 @@
 """Settings of an experiment: named studies, changes, environment variables, refusals, labels."""
 
+import os
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -71,11 +72,11 @@ def test_the_environment_overrides_the_cell_of_a_notebook(monkeypatch):
 
 def test_it_also_sets_classifier_images_and_their_size(monkeypatch):
     values = {"CLASSIFIER": "mine.py:factory", "ROBUST": "fd:x.npz", "IMAGE_SIZE": "24"}
-    values["DATA"] = "photos"
+    values["DATA"] = "/photos"
     for name, value in values.items():
         monkeypatch.setenv(f"NBSUPPORT_{name}", value)
     custom = dict(classifier="mine.py:factory", robust="fd:x.npz", image_size=24)
-    expected = Study.named("folder", "smoke", seed=3, data="photos", **custom)
+    expected = Study.named("folder", "smoke", seed=3, data="/photos", **custom)
     assert Study.chosen("folder", "smoke", seed=3) == expected
     assert Study.chosen("digits", "smoke") == Study.named("digits", "smoke", **custom)
     monkeypatch.setenv("NBSUPPORT_IMAGE_SIZE", "1e2")
@@ -191,3 +192,14 @@ def test_a_specification_names_files_wherever_they_are(name, replaced, tmp_path)
     found = (study := Study.named("folder", **custom)).specification()
     assert (found["classifier"], found["robust"], found["data"]) == (short, short, "photos")
     assert study.replaced == replaced
+
+
+@pytest.mark.parametrize("name", ["HOME", "DATA", "FIGURES"])
+def test_a_relative_folder_means_the_same_in_a_notebook(name, tmp_path, monkeypatch):
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")  # as a kernel that Jupyter started from above
+    monkeypatch.setenv("PWD", str(tmp_path))
+    monkeypatch.setenv("JPY_PARENT_PID", "1")
+    monkeypatch.setenv(f"NBSUPPORT_{name}", "store")
+    Study.chosen("digits", "smoke")
+    assert os.environ[f"NBSUPPORT_{name}"] == str(tmp_path / "store")
