@@ -61,6 +61,11 @@ MOMENTS = {"tensors": 3 * 2, "training": 3 * 5 + 6}  # and six gradients
 every_job = pytest.mark.parametrize("job", JOBS)
 
 
+def has(store, specification):
+    """Whether an artifact is finished."""
+    return (store.folder(specification) / "artifact.json").is_file()
+
+
 def same(a, b):
     pairs = [(a[name], b.get(name)) for name in a]
     return a.keys() == b.keys() and all(x.dtype == y.dtype and torch.equal(x, y) for x, y in pairs)
@@ -91,7 +96,7 @@ def test_nan_is_refused_in_specifications_and_reports(store):
     for specification, report in ((SPECIFICATION | nan, {}), (SPECIFICATION, nan)):
         with pytest.raises(ValueError, match="not JSON compliant"):
             store.tensors(specification, lambda scratch, report=report: (TENSORS, report))
-    assert not store.has(SPECIFICATION)
+    assert not has(store, SPECIFICATION)
 
 
 def network(value=1.0, name="a", buffer=2.0, dtype=torch.float32):
@@ -117,7 +122,7 @@ def test_a_specification_that_depends_on_networks_changes_with_each_of_them():
 def test_artifacts_of_different_specifications_live_side_by_side(store):
     other = SPECIFICATION | {"from": {"data": "cifar10"}}
     tensors_of(store)
-    assert store.has(SPECIFICATION) and not store.has(other)
+    assert has(store, SPECIFICATION) and not has(store, other)
     assert not store.folder(other).exists()  # looking for it writes nothing
 
 
@@ -127,7 +132,7 @@ def test_artifacts_of_different_specifications_live_side_by_side(store):
 def test_any_name_makes_one_folder_below_its_kind(store, name):
     odd = SPECIFICATION | {"name": name}
     assert same(tensors_of(store, odd), TENSORS)
-    assert store.has(odd)
+    assert has(store, odd)
     assert store.folder(odd).resolve().parent == store.home / "kind"
 
 
@@ -137,7 +142,7 @@ def test_any_name_makes_one_folder_below_its_kind(store, name):
 @every_job
 def test_a_stored_artifact_is_not_made_again(store, job):
     first, calls = JOBS[job](store), []
-    assert store.has(SPECIFICATION)
+    assert has(store, SPECIFICATION)
     assert same(JOBS[job](Store(store.home), calls=calls), first)
     assert calls == []
 
@@ -380,7 +385,7 @@ def test_a_full_disk_leaves_nothing_half_written(job, tmp_path):
         refused = pytest.raises(OSError, match="the disk is full")
         with refused, moment(number, full, also_between=False):
             JOBS[job](store)
-        assert not store.has(SPECIFICATION)
+        assert not has(store, SPECIFICATION)
         names = {path.name for path in store.home.rglob("*") if path.suffix != ".lock"}
         assert not any(name.startswith(".") for name in names)  # no temporary file
         assert same(JOBS[job](store), JOBS[job](Store(tmp_path / "undisturbed")))
@@ -442,4 +447,4 @@ def test_waiting_for_another_process_is_logged(store, folder, caplog):
         assert logged.wait(60)
     waiting.join()
     assert "waiting for another process" in caplog.text
-    assert store.has(SPECIFICATION)
+    assert has(store, SPECIFICATION)

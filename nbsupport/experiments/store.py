@@ -76,10 +76,6 @@ class Store:
         name = f"{''.join(letters)[:40]}-{key(specification)}"
         return self.home / str(specification["kind"]) / name
 
-    def has(self, specification: Specification) -> bool:
-        """Whether the artifact is finished. Its content is verified when it is used."""
-        return (self.folder(specification) / RECORD).is_file()
-
     def tensors(self, specification: Specification, make: Callable[[Path], Tensors]) -> Tensors:
         """Named tensors and a report: the stored ones, or those that `make` returns.
 
