@@ -21,7 +21,8 @@ Image = Float[Tensor, "3 h w"]
 Map = Float[Tensor, "h w"]
 Curve = Float[np.ndarray, "strengths"]
 PerImage = Float[np.ndarray, "strengths n"]
-Panel = tuple[Image | Map, str, dict[str, Any]] | str
+# panels of one figure may have different sizes, so their axes have no names
+Panel = tuple[Float[Tensor, "3 _ _"] | Float[Tensor, "_ _"], str, dict[str, Any]] | str
 """A picture, its title, and options of `Axes.imshow`; or a text, narrower, such as an arrow."""
 
 SIGNED: Any = {"cmap": "RdBu_r", "vmin": -1.2, "vmax": 1.2}  # of kernels' weights
