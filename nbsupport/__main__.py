@@ -1,8 +1,10 @@
 """The command line: ``python -m nbsupport run | compute | report | doctor``."""
 
 import argparse
+import contextlib
 import importlib.metadata
 import io
+import json
 import os
 import platform
 import shutil
@@ -229,7 +231,9 @@ def _report(options: argparse.Namespace, study: Study, choices: dict[str, str]) 
         if options.tables:
             _print_claims(experiment, options.tables)
         else:
-            print(tables.summarize(pd.concat([table(experiment, number) for number in (1, 4)])))
+            rows = pd.concat([table(experiment, number) for number in (1, 4)])
+            print(tables.summarize(rows))
+            print(*(textwrap.fill(text, 100) for text in tables.describe(rows)), sep="\n")
     if options.html:
         from .results import report
 
@@ -283,8 +287,13 @@ def _describe_store(home: Path) -> str:
     if home != existing:
         return f"{home} (made when needed, {free})"
     used = sum(path.stat().st_size for path in home.rglob("*") if path.is_file()) / 1e9
-    counts = Counter(path.parts[-3] for path in home.glob("*/*/artifact.json"))
-    held = ", ".join(f"{kind} {counts[kind]}" for kind in sorted(counts)) or "empty"
+    hours, counts = Counter[str](), Counter[str]()
+    for path in home.glob("*/*/artifact.json"):
+        counts[path.parts[-3]] += 1
+        with contextlib.suppress(OSError, ValueError):  # the store itself reports damaged records
+            hours[path.parts[-3]] += json.loads(path.read_text()).get("seconds", 0) / 3600
+    kinds = (f"{kind} {counts[kind]} ({hours[kind]:.1f} h)" for kind in sorted(counts))
+    held = ", ".join(kinds) or "empty"
     return f"{home} (there, {free}): {held}; {used:.2f} GB"
 
 

@@ -44,10 +44,12 @@ class Study:
     image_size: int  # height and width
     train_images: int  # the denoisers learn from these, at each strength above 0
     test_images: int
+    validation_images: int = 100  # the training images after those; settings are chosen on them
     seed: int = 0
 
     # attack
     eps: tuple[float, ...] = EPS  # rising from 0 (clean), for images in [0, 1]
+    unseen_eps: tuple[float, ...] = (8 / 255,)  # at which no denoiser learns; tables show them, too
     steps: int = STEPS  # of PGD
     sweep_eps: float = 0.3  # second half of Table 5: ε and the numbers of PGD steps
     sweep_steps: tuple[int, ...] = (10, 30, 50, 70, 90)
@@ -61,9 +63,13 @@ class Study:
     # PA-Filt's fusion, on a frozen Y-Net; at the rate above, its sigmoid saturates in one epoch
     fusion_epochs: int
     fusion_learning_rate: float = 5e-4
-    fusion: Literal["mean", "balanced"] = "mean"  # loss; balanced: relative to W = ½ at each ε
+    # how the fusion's losses at different ε are weighed, see `weigh_strengths`
+    fusion: Literal["mean", "balanced", "kl", "regret"] = "mean"
+    fusion_inputs: Literal["maps", "all"] = "maps"  # of C, see `PAFilter`
+    fusion_start: Literal["half", "default"] = "half"  # of W: ½, or from PyTorch's initialisation
     adaptive_epochs: int  # PA-Filt(L_adv), trained against PGD through denoiser and classifier
     denoiser_seed: int | None = None  # None: seed. Another one only changes the denoisers.
+    image_weight: float = 20.0  # λ of PA-Filt(L_img+KL): of L_img beside the divergence of logits
     precision: Literal["float32", "bfloat16"] = "float32"  # of trainings, if the hardware can
 
     # classifiers
@@ -93,7 +99,9 @@ class Study:
 
     def __post_init__(self) -> None:
         rising = all(a < b for a, b in pairwise(self.eps)) and self.eps[:1] == (0,)
+        unseen = all(0 < eps <= 1 for eps in self.unseen_eps)
         fits = {
+            "unseen_eps": (unseen, "values above 0, up to 1"),
             "eps": (rising and self.eps[-1] <= 1, "values rising from 0, up to 1"),
             "kernel_size": (self.kernel_size % 2, "an odd number"),
             "image_size": (self.image_size >= SMALLEST, f"{SMALLEST} pixels or more, for SSIM"),
@@ -132,8 +140,13 @@ class Study:
 
     @property
     def attacked_eps(self) -> tuple[float, ...]:
-        """The strengths above 0."""
+        """The strengths above 0 from which the denoisers learn."""
         return self.eps[1:]
+
+    @property
+    def evaluated_eps(self) -> tuple[float, ...]:
+        """All strengths of an evaluation, from 0."""
+        return tuple(sorted({*self.eps, *self.unseen_eps}))
 
     @property
     def classifier_name(self) -> str:
@@ -180,14 +193,17 @@ def sizes(options: dict[str, str]) -> dict[str, Any]:
 
 
 def short(eps: float) -> str:
-    """ε as a column's head: ``5e-4``."""
+    """ε as a column's head: ``5e-4``, or ``8/255`` where one digit does not tell it."""
     mantissa, exponent = f"{eps:.0e}".split("e")
-    return "0" if eps == 0 else f"{mantissa}e{int(exponent)}"
+    if eps == 0 or float(f"{eps:.0e}") != eps:
+        return f"{eps * 255:.4g}/255" if eps else "0"
+    return f"{mantissa}e{int(exponent)}"
 
 
 def eps_label(eps: float) -> str:
     """ε as the paper writes it, and in units of an 8-bit image: ``3e-3 (0.765/255)``."""
-    return "0 (clean)" if eps == 0 else f"{short(eps)} ({eps * 255:.3g}/255)"
+    name = "0 (clean)" if eps == 0 else short(eps)
+    return name if eps == 0 or "/" in name else f"{name} ({eps * 255:.3g}/255)"
 
 
 def make_folders_absolute() -> None:

@@ -20,7 +20,7 @@ from nbsupport.training.classifiers import KINDS
 from nbsupport.training.denoisers import fusion_loss, image_loss, semantic_loss
 
 METHODS = sorted({method for methods in TABLES.values() for method in methods} | {"PA-Filt(L_adv)"})
-FUSED = {"PA-Filt(L_img)", AS_PUBLISHED, "PA-Filt(L_adv)"}
+FUSED = {"PA-Filt(L_img)", AS_PUBLISHED, "PA-Filt(L_adv)", "PA-Filt(L_img+KL)"}
 
 
 def of(**changes):
@@ -69,6 +69,9 @@ DEPENDENCIES = [
     (TRAINING, {*RECIPES}),
     (dict(denoiser_seed=3), {*RECIPES}),
     (dict(fusion="balanced", fusion_learning_rate=1e-4), FUSED - {AS_PUBLISHED}),
+    (dict(fusion_inputs="all", fusion_start="default"), FUSED - {AS_PUBLISHED}),
+    (dict(image_weight=5.0), {"PA-Filt(L_img+KL)"}),
+    (dict(validation_images=11), {x for x in RECIPES if RECIPES[x].checkpoints} | {AS_PUBLISHED}),
     (dict(fusion_epochs=2), FUSED),
     (AGAINST, ROBUST | {"PA-Filt(L_adv)"}),
     (dict(adversarial_epochs=2), ROBUST),
@@ -127,9 +130,10 @@ def test_a_second_session_loads_everything_and_makes_nothing(experiment, monkeyp
     monkeypatch.setattr(denoiser_training, "fit", make)
     monkeypatch.setattr(module, "ratios", make)
     second = Experiment(experiment.study, Store(experiment.store.home))
-    for name, (denoiser, report) in first.items():
-        again, as_stored = second.trained(name)
+    for name, (denoiser, report, checkpoints) in first.items():
+        again, as_stored, kept = second.trained(name)
         assert again is not denoiser and equal_weights(again, denoiser) and as_stored == report
+        torch.testing.assert_close(kept, checkpoints, rtol=0, atol=0)
     assert all(equal_weights(second.classifier(name), classifiers[name]) for name in KINDS)
     for split, images in attacked.items():
         assert torch.equal(second.attacked(split).ratios, images.ratios)
@@ -220,14 +224,15 @@ def asked(untrained, monkeypatch):
 def test_all_strengths_are_attacked_as_the_study_says(untrained, asked):
     attacked, study, test = untrained.attacked("test"), untrained.study, untrained.images("test")
     assert attacked.ratios.dtype == torch.float16
-    assert torch.equal(attacked.ratios[:, 0, 0, 0, 0], torch.tensor(study.attacked_eps).half())
-    assert [e for *_, eps, _ in asked for e in eps] == list(study.attacked_eps)
+    strengths = sorted({*study.eps[1:], 8 / 255})
+    assert torch.equal(attacked.ratios[:, 0, 0, 0, 0], torch.tensor(strengths).half())
+    assert [e for *_, eps, _ in asked for e in eps] == strengths
     for _, images, labels, *_ in asked:
         assert torch.equal(images, test.images) and torch.equal(labels, test.labels)
     expected = {"steps": study.steps, "seed": study.seed, "loss": "cross-entropy"}
     for _, images, _, eps, options in asked:
         assert len(images) * len(eps) <= 64  # on a CPU, so that the progress bar moves
-        assert set(eps) <= set(study.attacked_eps) and options == expected
+        assert set(eps) <= set(strengths) and options == expected
 
 
 def test_only_a_missing_block_is_attacked_again(untrained, asked, monkeypatch):

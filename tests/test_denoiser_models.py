@@ -97,24 +97,28 @@ def test_anything_else_is_refused(images, error, no_shape_checker):
             refuse(images)
 
 
-def convolved(x, layer):
-    windows = sliding_window_view(np.pad(x, ((0, 0), (1, 1), (1, 1))), (3, 3), axis=(1, 2))
+def convolved(x, layer, border="constant"):
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1)), mode=border)
+    windows = sliding_window_view(padded, (3, 3), axis=(1, 2))
     sums = np.einsum("ihwyx,oiyx->ohw", windows, layer.weight.numpy())
     return sums + layer.bias.numpy()[:, None, None]
 
 
-def rectified(x, block):
-    """Each of a block's three 3×3 convolutions and its ReLU, by einsum."""
+def rectified(x, block, leak=0.0):
+    """Each of a block's three 3×3 convolutions and its rectifier, by einsum."""
     layers = [layer for layer in block if isinstance(layer, nn.Conv2d)]
     assert len(layers) == 3
     for layer in layers:
-        x = np.stack([np.maximum(convolved(image, layer), 0) for image in x])
+        x = np.stack([convolved(image, layer) for image in x])
+        x = np.where(x > 0, x, leak * x)
     return x
 
 
-def test_phi_is_the_papers_unet():
+@pytest.mark.parametrize("as_published", [True, False])
+def test_phi_is_the_papers_unet(as_published):
     """Blocks, poolings and skips (section 3.2), with SciPy's and NumPy's operators."""
-    filtering, images = disturbed(Filtering).double(), rand(2, 3, 32, 48).double()
+    filtering = disturbed(Filtering, as_published=as_published).double()
+    images, leak = rand(2, 3, 32, 48).double(), 0.0 if as_published else 0.1
     outputs, x = [], images.numpy()
     for number, block in enumerate(filtering.encoder.blocks):
         if number:
@@ -123,7 +127,7 @@ def test_phi_is_the_papers_unet():
         outputs.append(x := rectified(x, block))
     for block, skip in zip(filtering.decoders["kernels"].blocks, outputs[3:0:-1], strict=True):
         enlarged = F.interpolate(torch.from_numpy(x), skip.shape[2:], mode="bilinear").numpy()
-        x = rectified(np.concatenate([enlarged, skip], axis=1), block)
+        x = rectified(np.concatenate([enlarged, skip], axis=1), block, leak)
     enlarged = F.interpolate(torch.from_numpy(x), (32, 48), mode="bilinear")
     output = filtering.outputs["kernels"]
     expected = F.conv2d(enlarged, output.weight, output.bias)
@@ -172,10 +176,24 @@ def test_the_weight_is_the_fusion_of_both_uncertainty_maps(as_published):
     for number in range(2):
         kernels = parts.kernels_sl[number].numpy(), parts.kernels_m[number].numpy()
         x = np.stack([k.max(axis=0) for k in kernels]) - (0 if as_published else 1)
+        border = "constant" if as_published else "edge"  # no frame of zeros around W
         for layer in layers[:-1]:
-            x = np.maximum(convolved(x, layer), 0)
-        weight = expit(convolved(x, layers[-1]))
+            x = np.maximum(convolved(x, layer, border), 0)
+        weight = expit(convolved(x, layers[-1], border))
         np.testing.assert_allclose(parts.weight[number].numpy(), weight, rtol=1e-9, atol=1e-12)
+
+
+def test_all_inputs_of_the_fusion_are_maps_distances_and_what_its_parts_differ_by():
+    pafilter, seen = disturbed(PAFilter, by=0.05, fusion_inputs="all"), []
+    pafilter.fusion.register_forward_pre_hook(lambda module, inputs: seen.append(*inputs))
+    parts = pafilter.parts(rand(2, 3, 5, 6))
+    identity = np.tile(np.eye(9)[4], 3)[:, None, None]
+    for number, inputs in enumerate(seen[0].detach().numpy()):
+        kernels = [k[number].detach().numpy() for k in (parts.kernels_sl, parts.kernels_m)]
+        expected = [k.max(axis=0) - 1 for k in kernels]
+        expected += [np.abs(k - identity).sum(axis=0) / 3 for k in kernels]
+        expected.append((parts.sl - parts.m)[number].detach().abs().mean(dim=0).numpy())
+        np.testing.assert_allclose(inputs, np.stack(expected), rtol=1e-4, atol=1e-6)
 
 
 def test_the_parts_are_the_outputs_of_the_ynet_and_fused_pixel_by_pixel():

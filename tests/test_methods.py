@@ -7,12 +7,21 @@ from nbsupport.experiments.methods import DEFENCES, TABLES, find_recipe, split_m
 BASELINES = ("8-bit", "JPEG 75", "median 3x3", "Gaussian blur", "total variation")
 FOUR = ("Add(L_sem)", "Filt(L_sem)", "Add(L_img)", "Filt(L_img)")
 HEADS = ("head_1", "head_2", "head_3", "head_4")
-FUSED = ("PA-Filt(L_img)_sl", "PA-Filt(L_img)_m", "PA-Filt(L_img)")
+FUSED = ("PA-Filt(L_img)_sl", "PA-Filt(L_img)_m", "PA-Filt(L_img)", "PA-Filt(L_img+KL)")
+AT_32_DB = ("Filt(L_img)@32dB", "PA-Filt(L_img)_sl@32dB", "PA-Filt(L_img)_m@32dB")
+PUBLISHED = ("Add(L_img)_as_published", "Filt(L_img)_as_published")
 ROWS = {
-    1: {"attacked", *FOUR, "Filt(L_img*)", *BASELINES},
-    2: {"attacked", *FOUR, "Filt(L_img*)", *BASELINES},
+    1: {"attacked", *FOUR, "Filt(L_img*)", *PUBLISHED, AT_32_DB[0], *BASELINES},
+    2: {"attacked", *FOUR, "Filt(L_img*)", *PUBLISHED, AT_32_DB[0], *BASELINES},
     3: {"attacked", *HEADS, *BASELINES},
-    4: {"attacked", *FUSED, "PA-Filt(L_img)_as_published", "Filt(L_img)", *BASELINES},
+    4: {
+        "attacked",
+        *FUSED,
+        "PA-Filt(L_img)_as_published",
+        "Filt(L_img)",
+        *AT_32_DB[1:],
+        *BASELINES,
+    },
     5: {"attacked", "Adv", "Add+Adv", "Filt+Adv", "PA-Filt+Adv"},
     6: {"attacked", "FPD", "Add+FPD", "Filt+FPD"},
     7: {"attacked", "FD", "Add+FD", "Filt+FD"},
@@ -24,7 +33,8 @@ def test_a_table_has_the_papers_rows_and_the_simple_baselines():
 
 
 def test_the_adaptive_evaluation_covers_tables_1_to_5():
-    expected = {*FOUR, "Filt(L_img*)", *HEADS, *FUSED, *ROWS[5], *BASELINES, "PA-Filt(L_adv)"}
+    expected = {*FOUR, "Filt(L_img*)", *HEADS, *FUSED, *AT_32_DB, *ROWS[5], *BASELINES}
+    expected |= {"PA-Filt(L_adv)"}
     assert set(DEFENCES) == expected
 
 
@@ -47,6 +57,8 @@ def test_a_method_is_a_denoiser_before_a_classifier(method, denoiser, classifier
         ("Filt(L_img*)", ("Filt(L_img*)", None)),
         ("head_3", ("Multi-head-Filt(L_img)", 3)),
         ("PA-Filt(L_img)_m", ("Y-Net", "m")),
+        ("PA-Filt(L_img)_m@32dB", ("Y-Net_as_published", "m")),
+        ("Filt(L_img)_as_published@250", ("Filt(L_img)_as_published", None)),
         ("Filt+FD", ("Filt(L_img)", None)),
         ("Adv", (None, None)),
         ("JPEG 75", (None, None)),

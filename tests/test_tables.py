@@ -159,6 +159,24 @@ def test_the_summary_shows_a_small_a_middle_and_a_large_strength():
     assert len(filtered.split()) == 1 + 4
 
 
+def test_the_sentences_compare_worst_cases_and_group_by_clean_psnr():
+    """Two filters smooth (25 and 30 dB), one does not (50 dB); the worst case has the numbers."""
+    methods = ("attacked", "Filt(L_img)", "Add(L_img)", "Gaussian blur")
+    rows = tidy(*methods, eps=(0.0, 0.01, 0.3))
+    accuracy = {"attacked": (0.9, 0.4, 0.2), "Filt(L_img)": (0.9, 0.7, 0.5)}
+    accuracy |= {"Add(L_img)": (0.9, 0.44, 0.2), "Gaussian blur": (0.8, 0.6, 0.1)}
+    for method, values in accuracy.items():
+        place = (rows["method"] == method) & (rows["attack"] == "pgd-envelope")
+        rows.loc[place, "value"] = values
+    psnr = {"attacked": np.inf, "Filt(L_img)": 30.0, "Add(L_img)": 50.0, "Gaussian blur": 25.0}
+    same = {"metric": "clean PSNR", "attack": "pgd", "eps": 0.0}
+    clean = [same | {"method": method, "value": value} for method, value in psnr.items()]
+    first, second, third = tables.describe(pd.concat([rows, pd.DataFrame(clean)]))
+    assert "1e-2" in first and "0.40" in first and "0.90" in first
+    assert "Filt(L_img)" in second and "0.70" in second and "0.50" in second
+    assert f"{(0.3 + 0.2) / 2:+.2f}" in third and "+0.04" in third
+
+
 # -- the adaptive evaluation ---------------------------------------------------------------------
 
 SOUND = outcome(robust={"PGD": rows(90, 60, 31, 5), "AutoAttack": rows(90, 62, 29, 5)})

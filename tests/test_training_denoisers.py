@@ -11,10 +11,17 @@ from torch import nn
 
 from nbsupport.attacks.pgd import AttackedSet, pgd
 from nbsupport.classifiers.models import Classifier
-from nbsupport.denoisers.models import PAFilter
 from nbsupport.study import STRONG_EPS, Study
 from nbsupport.training import denoisers as module
-from nbsupport.training.denoisers import RECIPES, fusion_loss, image_loss, semantic_loss
+from nbsupport.training.denoisers import (
+    RECIPES,
+    find_collapse,
+    fusion_loss,
+    image_loss,
+    logit_divergence,
+    semantic_loss,
+)
+from nbsupport.training.loop import read_checkpoints
 
 EPS, NUMBER, SIDE, CLASSES = (0.0, 0.01, 0.1, 0.3, 0.5), 10, 9, 3
 STUDY = Study.named(
@@ -22,6 +29,7 @@ STUDY = Study.named(
     fusion_epochs=3, adversarial_eps=0.2, adversarial_steps=2,
 )  # fmt: skip
 ADAPTIVE, FUSED, PUBLISHED = "PA-Filt(L_adv)", "PA-Filt(L_img)", "PA-Filt(L_img)_as_published"
+BOTH = "PA-Filt(L_img+KL)"
 
 
 def rand(*shape, seed=0):
@@ -85,7 +93,14 @@ def test_fusion_loss_is_the_cross_entropy_with_soft_labels(weighted, classifier,
     assert value.item() == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("loss", [semantic_loss, fusion_loss])
+def test_logit_divergence_is_the_mean_kl_from_the_clean_images(classifier, images):
+    denoised, clean = (classifier(each).detach().double().numpy() for each in images)
+    expected, found = log_softmax(clean, axis=1), log_softmax(denoised, axis=1)
+    divergence = (np.exp(expected) * (expected - found)).sum(axis=1).mean()
+    assert logit_divergence(classifier, *images).item() == pytest.approx(divergence, rel=1e-4)
+
+
+@pytest.mark.parametrize("loss", [semantic_loss, fusion_loss, logit_divergence])
 def test_the_gradient_reaches_the_denoised_images_only(loss, classifier, images):
     denoised, clean = images
     loss(classifier, denoised, clean).backward()
@@ -98,7 +113,10 @@ def test_what_starts_from_a_trained_denoiser_has_its_own_epochs_and_rate(name):
     found = module.specify_training(name, STUDY)
     assert (found.pop("epochs"), found.pop("learning_rate")) == expected
     attack = dict(adversarial_eps=0.2, adversarial_steps=2, adversarial_rel_step=0.25)
-    assert found == {ADAPTIVE: attack, FUSED: {"fusion": "mean"}}.get(name, {})
+    maps = {"fusion_inputs": "maps"}
+    more = {ADAPTIVE: maps | attack, FUSED: maps | {"fusion": "mean", "fusion_start": "half"}}
+    more[BOTH] = maps | {"image_weight": 20.0}
+    assert found == more.get(name, {})
 
 
 @pytest.mark.parametrize("name", ["Filt(L_img*)", "Y-Net"])
@@ -178,7 +196,10 @@ def test_the_others_learn_from_stored_attacks(name, seen, tmp_path, classifier, 
     start = untrained(name).state_dict()
     changed = {key for key, each in weights(denoiser).items() if not torch.equal(each, start[key])}
     fusion = {key for key in changed if key.startswith("fusion.")}
-    assert changed and (changed == fusion if RECIPES[name].base else not fusion)
+    if name == BOTH:  # end to end
+        assert fusion and any(key.startswith("ynet.encoder") for key in changed)
+    else:
+        assert changed and (changed == fusion if RECIPES[name].base else not fusion)
 
 
 def test_strengths_are_those_of_the_stored_attacks(monkeypatch, tmp_path, classifier, attacked):
@@ -199,21 +220,65 @@ def test_strengths_are_those_of_the_stored_attacks(monkeypatch, tmp_path, classi
         assert torch.equal(image, attacked.at(nearest)[row])
 
 
-def test_balanced_is_relative_to_the_start_at_each_strength(classifier, attacked):
-    start, other = PAFilter(2, 3).eval(), untrained(FUSED).eval()  # W = ½; another W
-    start.ynet = untrained("Y-Net").eval()
-    objective, clean = module._balance(start, classifier, attacked), attacked.images
+@pytest.mark.parametrize("weight", [1.0, 50.0])
+def test_both_losses_are_added_with_the_weight_of_the_first(weight, classifier, attacked, images):
+    denoised, clean = (each.detach() for each in images)
+    objective = module._weigh(weight)
+    found = objective(lambda each: denoised, classifier, clean, clean, torch.zeros(6))
+    parts = image_loss(denoised, clean), logit_divergence(classifier, denoised, clean)
+    assert found.item() == pytest.approx(weight * parts[0].item() + parts[1].item())
+
+
+def test_checkpoints_are_the_weights_on_the_way(tmp_path, classifier, attacked):
+    """The last is the result, and each has the clean PSNR of a denoiser with its weights."""
+    denoiser, _ = run("Y-Net_as_published", tmp_path, classifier, attacked)
+    kept = read_checkpoints(tmp_path)
+    steps = 2 * -(-NUMBER * 4 // 4)
+    assert [*kept] == sorted(kept) and max(kept) == steps and min(kept) == 1
+    torch.testing.assert_close(kept[steps], weights(denoiser), rtol=0, atol=0)
+    clean, curves = attacked.images, module.clean_psnr(denoiser, kept, attacked.images)
+    assert {*curves} == {"sl", "m"}
+    again = untrained("Y-Net_as_published").eval()
+    for step, tensors in kept.items():
+        again.load_state_dict(tensors)
+        difference = module.View(again, "m")(clean).detach().double() - clean
+        expected = -10 * np.log10(difference.square().mean(dim=(1, 2, 3)).numpy()).mean()
+        assert curves["m"][str(step)] == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["mean", "balanced", "kl", "regret"])
+def test_a_strength_weighs_what_its_kind_says(kind, classifier, attacked):
+    """Divergences and cross-entropies by NumPy, of all images at once."""
+    denoiser, clean = untrained(FUSED).eval().requires_grad_(False), attacked.images
+
+    def compare(images):
+        expected, found = (
+            log_softmax(classifier(x).detach().double().numpy(), axis=1) for x in (clean, images)
+        )
+        cross_entropy = -(np.exp(expected) * found).sum(axis=1).mean()
+        return cross_entropy, (np.exp(expected) * (expected - found)).sum(axis=1).mean()
+
+    scales = []
     for eps in EPS:
-        loss = objective(start, classifier, attacked.at(eps), clean, torch.full((NUMBER,), eps))
-        assert loss.item() == pytest.approx(1, rel=1e-4)
-    rows, numbers, quotients = torch.arange(NUMBER) % len(EPS), torch.arange(NUMBER), []
+        parts = denoiser.parts(attacked.at(eps))
+        half, sl, m = (compare(x) for x in ((parts.sl + parts.m) / 2, parts.sl, parts.m))
+        kinds = {"mean": 1, "balanced": half[0], "kl": half[1], "regret": abs(sl[0] - m[0])}
+        scales.append(kinds[kind])
+    expected = 1 / np.maximum(scales, np.max(scales) / 100)
+    weights = module.weigh_strengths(kind, denoiser, classifier, attacked)
+    np.testing.assert_allclose(weights.numpy(), expected, rtol=1e-3)
+
+
+def test_each_image_of_a_batch_has_the_weight_of_its_strength(classifier, attacked):
+    denoiser, weights = untrained(FUSED).eval(), torch.tensor([1.0, 2.0, 3.0, 5.0, 7.0])
+    rows, numbers, losses = torch.arange(NUMBER) % len(EPS), torch.arange(NUMBER), []
     images = attacked.pick(rows, numbers)
     for number, row in enumerate(rows.tolist()):
-        before = fusion_loss(classifier, start(attacked.at(EPS[row])), clean)
-        after = fusion_loss(classifier, other(images[number, None]), clean[number, None])
-        quotients.append(after / before)
-    loss = objective(other, classifier, images, clean, torch.tensor(EPS)[rows])
-    assert loss.item() == pytest.approx(torch.stack(quotients).mean().item(), rel=1e-4)
+        one = images[number, None], attacked.images[number, None]
+        losses.append(weights[row] * fusion_loss(classifier, denoiser(one[0]), one[1]))
+    objective = module._weigh_fusion(EPS, weights)
+    loss = objective(denoiser, classifier, images, attacked.images, torch.tensor(EPS)[rows])
+    assert loss.item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-4)
 
 
 def test_balance_changes_only_the_fusion_that_is_not_as_published(tmp_path, classifier, attacked):
@@ -232,9 +297,42 @@ def test_health_is_the_change_and_the_weight_at_each_strength(name, attacked, mo
     batches, report = [attacked.at(eps)[:3] for eps in EPS], module.health(denoiser, attacked)
     change = [float((denoiser(images) - images).abs().mean()) for images in batches]
     assert report.pop("change") == pytest.approx(change) and min(change) > 0
+    assert report.pop("alive") == [1.0] * len(EPS)
     if name == ADAPTIVE:
         every = torch.stack([denoiser.parts(images).weight for images in batches]).double()
         assert report.pop("weight_mean") == pytest.approx([float(each.mean()) for each in every])
         assert report.pop("weight_std") == pytest.approx(float(every.std()), rel=1e-3)
         assert every.std() > 0
     assert report == {}
+
+
+def test_health_is_that_of_the_weakest_decoder_and_output(attacked):
+    """Of the m decoder's last 27 features, 26 are cut off; its output layer repeats the image."""
+    denoiser = untrained("Y-Net_as_published").eval().requires_grad_(False)
+    denoiser.decoders["m"].blocks[-1][-2].bias[1:] = -1e6
+    denoiser.outputs["m"].weight.zero_()
+    identity = torch.eye(9)[4].repeat(3)
+    denoiser.outputs["m"].bias.copy_(identity)
+    report = module.health(denoiser, attacked)
+    assert max(report["alive"]) <= 1 / 27 + 1e-6
+    assert report["change"] == pytest.approx([0] * len(EPS), abs=1e-6)
+
+
+SOUND = {"alive": [0.5, 0.2], "change": [0.0, 0.01], "weight_std": 0.1}
+COLLAPSED = {
+    "dead": {"alive": [0.5, 0.05]},
+    "dead at no strength that is a number": {"alive": [float("nan")] * 2},
+    "changes nothing": {"change": [0.0, 7e-5]},
+    "constant": {"weight_std": 1e-3},
+    "constant, not a number": {"weight_std": float("nan")},
+}
+
+
+def test_a_sound_training_has_not_collapsed():
+    assert find_collapse(SOUND) is None
+    assert find_collapse({key: SOUND[key] for key in ("alive", "change")}) is None
+
+
+@pytest.mark.parametrize("report", COLLAPSED.values(), ids=COLLAPSED)
+def test_a_collapsed_training_says_why(report):
+    assert find_collapse(SOUND | report)

@@ -36,8 +36,8 @@ MEGABYTES = {"cifar10": 170, "svhn": 250}
 COST = "Tables 1 to 4 take about 80 minutes and 260 MB at quick on 2 CPU cores"
 
 
-def load(study: Study, split: str, number: int | None = None) -> Split:
-    """Load the first `number` images of ``train`` or ``test``, or all, at the study's size.
+def load(study: Study, split: str, number: int | None = None, skip: int = 0) -> Split:
+    """Load `number` images of ``train`` or ``test`` after the first `skip`, or all that follow.
 
     Splits are shuffled in a fixed order, so the first images are a fair sample. They stay in memory
     until `fit_to_images` looks at the files again. Raises `ValueError` if there are fewer images
@@ -46,9 +46,10 @@ def load(study: Study, split: str, number: int | None = None) -> Split:
     if split not in SPLITS or (number is not None and number < 1):
         got = f"{split!r} and {number}"
         raise ValueError(f"load: expected 'train' or 'test' and a positive number, got {got}")
-    found = _load(study.name, _place(study), split, number, study.image_size)
+    found = _load(study.name, _place(study), split, number, study.image_size, skip)
     if number and len(found) < number:
-        there = f"{study.name} has {len(found)} {split} images"
+        there = f"{study.name} has {skip + len(found)} {split} images"
+        number += skip
         raise ValueError(f"load: {there}, but {number} were asked for")
     return found
 
@@ -65,8 +66,13 @@ def fit_to_images(study: Study) -> Study:
     if there := tree.specification.get("there"):
         source = f"{there:,} of 1,000 images; {source}"
     source = "JPEG copies" if source == "image tree (.jpg)" else source
-    fewer = {f"{x}_images": min(getattr(study, f"{x}_images"), len(tree.files[x])) for x in SPLITS}
-    return replace(study, images_from=source, **fewer)
+    train, test = (len(tree.files[split]) for split in SPLITS)
+    validation = min(study.validation_images, max(train // 5, 1))
+    return replace(
+        study, images_from=source, test_images=min(study.test_images, test),
+        train_images=min(study.train_images, max(train - validation, 1)),
+        validation_images=validation,
+    )  # fmt: skip
 
 
 def locate(study: Study) -> tuple[bool, str]:
@@ -95,15 +101,17 @@ def _place(study: Study) -> str:
 
 
 @lru_cache(maxsize=4)
-def _load(name: str, place: str, split: str, number: int | None, size: int) -> Split:
+def _load(name: str, place: str, split: str, number: int | None, size: int, skip: int = 0) -> Split:
     specification, tree = {"data": name, "split": split, "size": size}, _find(name, place)
+    chosen = slice(skip, skip + number if number else None)
+    specification |= {"skip": skip} if skip else {}
     if tree is None:
         arrays = _read_digits(split) if name == "digits" else _read_torchvision(name, place, split)
         pixels, labels, source = arrays
-        pixels, labels = pixels[:number].clone(), labels[:number]
+        pixels, labels = pixels[chosen].clone(), labels[chosen]
         specification |= {"source": source, "images": len(labels)}
         return Split(partial(_scale, pixels, size), labels, CLASSES[name], specification)
-    files = tree.files[split][:number]
+    files = tree.files[split][chosen]
     content = image_folder.digest(tree.root, files)
     specification |= {"content": content, "images": len(files)} | tree.specification
     labels = torch.tensor([label for _, label in files])

@@ -9,8 +9,9 @@ All of them use the kernel-prediction U-Net φ (section 3.2):
 `PAFilter`   Ĩ = W ⊙ Ĩ_sl + (1 − W) ⊙ Ĩ_m                   eqs. 9–11
 
 `width` is the number of channels of φ's first block (64 in the paper); `kernel_size` is K, odd.
-Every denoiser starts as the identity. With `as_published=True` it starts from PyTorch's default
-initialisation instead, which shrinks the signal to almost nothing over φ's 24 layers of ReLU.
+Every denoiser starts as the identity, and its decoders leak. With `as_published=True` it starts
+from PyTorch's default initialisation instead, which shrinks the signal to almost nothing over φ's
+24 layers of ReLU.
 """
 
 import json
@@ -26,7 +27,7 @@ from safetensors.torch import load_model
 from torch import Tensor, nn
 
 from ..data.images import Images, Kernels, Map, check_images
-from .filtering import filter_pixels, uncertainty_map
+from .filtering import distance_from_identity, filter_pixels, uncertainty_map
 from .unet import Decoder, Encoder, OutputLayer, convolutions, initialise, resize
 
 HEADS = 4
@@ -229,17 +230,25 @@ class Parts(NamedTuple):
 class PAFilter(Denoiser):
     """Predictive perturbation-aware filtering: Ĩ = W ⊙ Ĩ_sl + (1 − W) ⊙ Ĩ_m (eqs. 9–11).
 
-    Six 3×3 convolutions and a sigmoid map both uncertainty maps to W in [0, 1]. The maps enter as
-    differences from 1, the identity's value, and W starts at ½; as published they enter unchanged.
+    Six 3×3 convolutions C and a sigmoid map both uncertainty maps to W in [0, 1]. The maps enter as
+    differences from 1, the identity's value; with all `fusion_inputs` both kernels' distances from
+    the identity and the mean |Ĩ_sl − Ĩ_m| of a pixel follow. W starts at ½, or by default from
+    PyTorch's initialisation. As published the maps enter unchanged.
     """
 
-    def __init__(self, width: int = 64, kernel_size: int = 5, as_published: bool = False) -> None:
+    def __init__(
+        self, width: int = 64, kernel_size: int = 5, as_published: bool = False,
+        fusion_inputs: str = "maps", fusion_start: str = "half",
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.ynet = YNet(width, kernel_size, as_published)
+        self.ynet, self.inputs = YNet(width, kernel_size, as_published), fusion_inputs
         self.offset = 0 if as_published else 1
-        layers, last = convolutions(2, 32, 32, 32, 32, 32), nn.Conv2d(32, 1, 3, padding=1)
+        border: Any = "zeros" if as_published else "replicate"  # zeros draw a frame around W
+        channels = 2 if fusion_inputs == "maps" else 5
+        layers = convolutions(channels, 32, 32, 32, 32, 32, border=border)
+        last = nn.Conv2d(32, 1, 3, padding=1, padding_mode=border)
         self.fusion = nn.Sequential(*layers, last, nn.Sigmoid())
-        if not as_published:
+        if fusion_start == "half" and not as_published:
             initialise(self.fusion)
             nn.init.zeros_(last.weight)
 
@@ -248,9 +257,13 @@ class PAFilter(Denoiser):
         check_images(images, caller=type(self).__name__)
         encoded = self.ynet.encoder(images)
         kernels = [self.ynet.decode(encoded, output) for output in self.ynet.OUTPUTS]
-        filtered = (filter_pixels(images, each).clamp(0, 1) for each in kernels)
+        filtered = [filter_pixels(images, each).clamp(0, 1) for each in kernels]
         maps = [uncertainty_map(each) for each in kernels]
-        weight = self.fusion(torch.cat(maps, dim=1) - self.offset)
+        inputs = [each - self.offset for each in maps]
+        if self.inputs != "maps":
+            inputs += [distance_from_identity(each) for each in kernels]
+            inputs.append((filtered[0] - filtered[1]).abs().mean(dim=1, keepdim=True))
+        weight = self.fusion(torch.cat(inputs, dim=1))
         return Parts._make([*filtered, *kernels, *maps, weight])
 
     def denoise(self, images: Images) -> Images:

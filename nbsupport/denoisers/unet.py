@@ -5,6 +5,7 @@ EfficientDerain, which shares an author. `width` scales all channels; the paper'
 """
 
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,11 +14,18 @@ from torch import Tensor, nn
 
 from ..data.images import Images
 
+LEAK = 0.1  # of the decoder: with ReLU its last features die while L1 votes for "no change"
 
-def convolutions(*channels: int) -> nn.Sequential:
-    """Build 3×3 convolutions from each number of channels to the next, all rectified."""
-    pairs = pairwise(channels)
-    layers = [layer for a, b in pairs for layer in (nn.Conv2d(a, b, 3, padding=1), nn.ReLU())]
+
+def convolutions(*channels: int, leak: float = 0.0, border: Any = "zeros") -> nn.Sequential:
+    """Build rectified 3×3 convolutions from each number of channels to the next.
+
+    Negative values are multiplied by `leak`; `border` is the padding mode of `nn.Conv2d`.
+    """
+    layers: list[nn.Module] = []
+    for a, b in pairwise(channels):
+        convolution = nn.Conv2d(a, b, 3, padding=1, padding_mode=border)
+        layers += [convolution, nn.LeakyReLU(leak) if leak else nn.ReLU()]
     return nn.Sequential(*layers)
 
 
@@ -54,7 +62,8 @@ class Decoder(nn.Module):
     def __init__(self, width: int, channels: int, as_published: bool) -> None:
         super().__init__()
         sizes = (16 * width, 8 * width), (12 * width, 4 * width), (6 * width, channels)
-        self.blocks = nn.ModuleList(convolutions(a, b, b, b) for a, b in sizes)
+        leak = 0.0 if as_published else LEAK
+        self.blocks = nn.ModuleList(convolutions(a, b, b, b, leak=leak) for a, b in sizes)
         if not as_published:
             initialise(self)
 

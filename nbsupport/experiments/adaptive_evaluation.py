@@ -69,9 +69,10 @@ def evaluate_adaptively(experiment: Experiment, method: str) -> Outcome:
     strengths, or if `adaptive_trace_eps` is not among those.
     """
     study, strengths = experiment.study, experiment.study.adaptive_eps
-    if study.adaptive_trace_eps not in strengths or not set(strengths) <= set(study.eps):
+    every = study.evaluated_eps
+    if study.adaptive_trace_eps not in strengths or not set(strengths) <= set(every):
         raise ValueError(
-            f"expected adaptive_trace_eps among adaptive_eps, and those among eps {study.eps}, "
+            f"expected adaptive_trace_eps among adaptive_eps, and those among {every}, "
             f"got {study.adaptive_trace_eps} and {strengths}"
         )
     names = (split_method(method)[1], "standard", "second")
@@ -85,7 +86,7 @@ def evaluate_adaptively(experiment: Experiment, method: str) -> Outcome:
         method=method,
         eps=eps,
         robust={name: found[name] for name in (*WHITE_BOX, *TRANSFERRED, *UNSEEN)},
-        envelope=worst_case(gray_box)[[study.eps.index(strength) for strength in eps]],
+        envelope=worst_case(gray_box)[[every.index(strength) for strength in eps]],
         norms={name[5:]: found[name] for name in sorted(found) if name.startswith("norm ")},
         trace=found["trace"],
         margins=found["margins"],

@@ -1,12 +1,13 @@
 """The artifacts of a study by name: classifiers, attacked images, denoisers."""
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -25,8 +26,8 @@ from ..study import REL_STEP, STRONG_EPS, Study
 from ..training import classifiers, denoisers
 from ..training.classifiers import KINDS
 from ..training.denoisers import training_seed
-from ..training.loop import choose_precision
-from .methods import RECIPES, find_recipe, split_method
+from ..training.loop import choose_precision, read_checkpoints
+from .methods import OPERATING_POINT, PUBLISHED_PSNR, RECIPES, find_recipe, split_method
 from .store import Store, Tensors, depend_on, hash_weights
 
 Parameters = ParamSpec("Parameters")
@@ -35,9 +36,17 @@ Steps = int | None
 Strengths = tuple[float, ...] | None
 VERSION = 1  # part of every key: raise it when the code makes something else of a specification
 SUBSTITUTE = "small_resnet"  # the architecture of the other classifiers beside a custom one
-SPLITS = dict.fromkeys(("train", "classifier", "adversarial"), "train")
+SPLITS = dict.fromkeys(("train", "validation", "classifier", "adversarial"), "train")
 SPLITS |= dict.fromkeys(("test", "self_attack"), "test")
 """Each use of a study's images, and the split of the data set that serves it."""
+
+
+class Trained(NamedTuple):
+    """A denoiser, frozen, with the report of its training and its weights at some steps."""
+
+    denoiser: Denoiser
+    report: dict[str, Any]
+    checkpoints: dict[int, dict[str, Tensor]]
 
 
 def once(make: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
@@ -89,6 +98,8 @@ class Experiment:
         number = getattr(self.study, f"{split}_images")
         if split == "self_attack" and number is None:
             number = self.study.test_images
+        if split == "validation":
+            return load(self.study, "train", number, skip=self.study.train_images)
         return load(self.study, SPLITS[split], number)
 
     # -- classifiers -----------------------------------------------------------------------------
@@ -188,7 +199,7 @@ class Experiment:
 
         n and the strengths above 0 are the study's where None.
         """
-        images, strengths = self.images(split), eps or self.study.attacked_eps
+        images, strengths = self.images(split), eps or self._strengths(split)
         found = torch.empty(len(strengths), *images.images.shape, dtype=torch.float16)
         victim = "" if classifier == "standard" else f" ({classifier})"
         label = f"attacking the {SPLITS[split]} images{victim}"
@@ -198,6 +209,10 @@ class Experiment:
                 found[:, block] = self.attack_block(split, number, steps, eps, classifier, bar)
                 bar.update(len(strengths) * block.stop - bar.n)
         return AttackedSet(images.images, images.labels, found, (0.0, *strengths))
+
+    def _strengths(self, split: str) -> tuple[float, ...]:
+        study = self.study
+        return study.attacked_eps if SPLITS[split] == "train" else study.evaluated_eps[1:]
 
     def blocks(self, split: str) -> list[slice]:
         """The parts of a split that are attacked and stored together."""
@@ -240,7 +255,7 @@ class Experiment:
         return {
             "kind": "attacked", "name": f"pgd{n}-{SPLITS[split]}", "version": VERSION,
             "attack": {"name": "LinfPGD", "steps": n, "rel_step": REL_STEP, "loss": loss},
-            "eps": list(eps or self.study.attacked_eps), "seed": self.study.seed,
+            "eps": list(eps or self._strengths(split)), "seed": self.study.seed,
             "data": self.images(split).specification,
             "classifier": self.classifier_specification(classifier),
         }  # fmt: skip
@@ -253,16 +268,42 @@ class Experiment:
         if name is None:
             baseline, _ = split_method(method)
             return nn.Identity() if baseline == "attacked" else Baseline(baseline)
-        denoiser: Any = self.trained(name)[0]
+        trained = self.trained(name)
+        denoiser: Any = trained.denoiser
+        if step := self.find_step(method):
+            denoiser = copy.deepcopy(denoiser)
+            denoiser.load_state_dict(trained.checkpoints[step])
         return denoiser if output is None else View(denoiser, output).eval()
 
+    def find_step(self, method: str) -> int | None:
+        """The number of training steps of a method's checkpoint, after its ``@``; None if at end.
+
+        At ``32dB`` it is the one whose clean PSNR on validation images is nearest to that.
+        """
+        name, output = find_recipe(method)
+        point = method.partition("@")[2]
+        if name is None or not point:
+            return None
+        curves = self.trained(name).report["clean_psnr"]
+        curve = curves[str(output)] if output else next(iter(curves.values()))
+        if point == OPERATING_POINT:
+            return int(min(curve, key=lambda step: abs(curve[step] - PUBLISHED_PSNR)))
+        if point not in curve:
+            there = ", ".join(curve) or "none"
+            raise ValueError(f"{method!r}: expected a step with a checkpoint, there are: {there}")
+        return int(point)
+
     @once
-    def trained(self, recipe: str) -> tuple[Denoiser, dict[str, Any]]:
-        """The denoiser of a recipe and the report of its training."""
+    def trained(self, recipe: str) -> Trained:
+        """The denoiser of a recipe, the report of its training, and its checkpoints."""
         study, base = self.study, RECIPES[recipe].base
         sizes = {"width": study.width, "kernel_size": study.kernel_size}
+        chosen = denoisers.specify_training(recipe, study)
+        sizes |= {
+            name: chosen[name] for name in ("fusion_inputs", "fusion_start") if name in chosen
+        }
         denoiser = self._seeded(lambda: RECIPES[recipe].build(**sizes), training_seed(study))
-        start = self.trained(base)[0] if base else None
+        start = self.trained(base).denoiser if base else None
         made_from = (self.classifier(),) if start is None else (self.classifier(), start)
 
         def make(scratch: Path) -> Tensors:
@@ -271,21 +312,32 @@ class Experiment:
                 part.load_state_dict(start.state_dict())
             attacked = self.attacked("train")
             report = denoisers.train(recipe, denoiser, self.classifier(), attacked, study, scratch)
-            return denoiser.state_dict(), report
+            tensors = copy.deepcopy(denoiser.state_dict())
+            if RECIPES[recipe].checkpoints:
+                clean, kept = self.images("validation").images, read_checkpoints(scratch)
+                report["clean_psnr"] = denoisers.clean_psnr(denoiser, kept, clean)
+                for step, weights in kept.items():
+                    tensors |= {f"{step}:{name}": tensor for name, tensor in weights.items()}
+            return tensors, report
 
         specification = depend_on(self.denoiser_specification(recipe), *made_from)
         tensors, report = self.store.tensors(specification, make)
+        checkpoints: dict[int, dict[str, Tensor]] = {}
+        for name in [name for name in tensors if ":" in name]:
+            step, _, weight = name.partition(":")
+            checkpoints.setdefault(int(step), {})[weight] = tensors.pop(name)
         denoiser.load_state_dict(tensors)
-        return denoiser.eval().requires_grad_(False), report
+        return Trained(denoiser.eval().requires_grad_(False), report, checkpoints)
 
     def denoiser_specification(self, recipe: str) -> dict[str, Any]:
         """Everything that a trained denoiser depends on."""
-        study, base = self.study, RECIPES[recipe].base
+        study, base, kept = self.study, RECIPES[recipe].base, RECIPES[recipe].checkpoints
         return {
             "kind": "denoiser", "name": recipe, "version": VERSION, "seed": training_seed(study),
             "width": study.width, "kernel_size": study.kernel_size, "batch_size": study.batch_size,
             "strong_eps": list(STRONG_EPS), "attacked": self.attacked_specification("train"),
             "base": self.denoiser_specification(base) if base else None,
+            **({"validation": self.images("validation").specification} if kept else {}),
             **denoisers.specify_training(recipe, study),
         }  # fmt: skip
 
@@ -301,4 +353,4 @@ class Experiment:
         recipe, _ = find_recipe(method)
         if recipe is None:
             raise ValueError(f"report: expected a method that is trained, got {method!r}")
-        return self.trained(recipe)[1]
+        return self.trained(recipe).report

@@ -23,15 +23,24 @@ from ..denoisers.defended import defend
 from ..denoisers.filtering import distance_from_identity, uncertainty_map
 from ..denoisers.models import KernelDenoiser, PAFilter
 from ..study import EPS, SMALLEST, STEPS
+from ..training.denoisers import EQUAL, RECIPES, find_collapse
 from .artifacts import VERSION, Experiment, Steps, Strengths, once
-from .methods import ENVELOPE, ITSELF, TABLES, VIEWS, split_method
+from .methods import (
+    CLEAN_PSNR,
+    ENVELOPE,
+    ITSELF,
+    OPERATING_POINT,
+    PUBLISHED_PSNR,
+    TABLES,
+    find_recipe,
+    split_method,
+)
 from .store import Tensors, depend_on
 
 AT_ONCE = 50  # images per pass: SSIM of more leaves the CPU's caches, and takes 8 times longer
-EQUAL = 140.0  # dB: above it two images differ by rounding in float32 only
 COLUMNS = ["table", "study", "classifier", "method", "attack"]
 COLUMNS += ["steps", "eps", "metric", "value", "n", "seed"]
-CONSTANT = 1e-2  # a W of smaller standard deviation over pixels, images and strengths is constant
+NEAR = 2.0  # dB between a checkpoint's clean PSNR and the published one, at most
 PerImage = Shaped[np.ndarray, "strengths n"]
 Measurement = dict[str, PerImage]
 """One defence on attacked images, by metric: axis 0 is ε, axis 1 the image.
@@ -168,32 +177,32 @@ def quality(images: Images, clean: Images) -> tuple[Float[Tensor, "b"], Float[Te
 @once
 def measure(
     experiment: Experiment, method: str, steps: Steps = None, eps: Strengths = None,
-    victim: str = "standard",
+    victim: str = "standard", split: str = "",
 ) -> Measurement:  # fmt: skip
-    """A method of the tables on the study's test images, kept in the store.
+    """A method of the tables on the study's test images, or those of `split`, kept in the store.
 
     PGD attacks the classifier `victim`; its n and ε above 0 are the study's where None.
     Raises `ValueError` if there is no such method.
     """
     denoiser = experiment.denoiser(method)
     classifier = experiment.classifier(split_method(method)[1])
-    attacked = experiment.attacked(_split(victim), steps, eps, victim)
+    attacked = experiment.attacked(split or _split(victim), steps, eps, victim)
 
     def make(scratch: Path) -> Tensors:
         found = measure_images(classifier, denoiser, attacked)
         return {metric: torch.from_numpy(values) for metric, values in found.items()}, {}
 
-    specification = measurement_specification(experiment, method, steps, eps, victim)
+    specification = measurement_specification(experiment, method, steps, eps, victim, split)
     key = depend_on(specification, denoiser, classifier, experiment.classifier(victim))
     return {name: x.numpy() for name, x in experiment.store.tensors(key, make)[0].items()}
 
 
 def measurement_specification(
     experiment: Experiment, method: str, steps: Steps = None, eps: Strengths = None,
-    victim: str = "standard",
+    victim: str = "standard", split: str = "",
 ) -> dict[str, Any]:  # fmt: skip
     """Everything that a measurement depends on."""
-    attacked = experiment.attacked_specification(_split(victim), steps, eps, victim)
+    attacked = experiment.attacked_specification(split or _split(victim), steps, eps, victim)
     specification = {"kind": "measurement", "name": method, "version": VERSION}
     return specification | {"method": experiment.specification(method), "attacked": attacked}
 
@@ -210,27 +219,37 @@ def attack_itself(experiment: Experiment, classifier: str) -> Bool[np.ndarray, "
 
 
 def failure(experiment: Experiment, method: str) -> str | None:
-    """Why a method has no row, or None: a constant W, or a robust classifier that is not robust."""
-    study, (denoiser, classifier) = experiment.study, split_method(method)
-    if denoiser.startswith("PA-Filt") and denoiser not in VIEWS:
-        spread = experiment.report(denoiser)["weight_std"]
-        if not spread >= CONSTANT:  # NaN is a failure, too
-            reason = (
-                f"Its W is constant (standard deviation {spread:.1e} over pixels, images and ε)"
-            )
-            return f"{denoiser}: training failed. {reason}, so it repeats one mixture of its parts."
+    """Why a method has no row, or None: a denoiser collapsed, or a classifier is not robust."""
+    study, classifier = experiment.study, split_method(method)[1]
+    if reason := _denoiser_failure(experiment, method):
+        return reason
     if classifier == "standard":
         return None
     weaker = [eps for eps in study.attacked_eps if eps <= study.adversarial_eps]
     learned = max(weaker, default=study.attacked_eps[0])
     curves = (worst_case(attack_itself(experiment, name)) for name in (classifier, "standard"))
-    robust, standard = (curve[study.eps.index(learned)].mean() for curve in curves)
+    robust, standard = (curve[study.evaluated_eps.index(learned)].mean() for curve in curves)
     if robust > standard:
         return None
     reason = f"PGD on itself at ε = {learned:g}, within the study's training strength"
     found = f"leaves {robust:.3f}, no more than {standard:.3f} of the standard classifier"
     what = "it is not robust" if experiment.is_given(classifier) else "training failed"
     return f"{classifier}: {what}. {reason}, {found}."
+
+
+def _denoiser_failure(experiment: Experiment, method: str) -> str | None:
+    recipe, output = find_recipe(method)
+    if recipe and method.endswith(f"@{OPERATING_POINT}"):
+        curve = experiment.report(method)["clean_psnr"][str(output)]
+        psnr = curve[str(experiment.find_step(method))]
+        if abs(psnr - PUBLISHED_PSNR) <= NEAR:
+            return None
+        return f"{method}: its training has no checkpoint near it; the nearest has {psnr:.1f} dB."
+    while recipe:
+        if reason := find_collapse(experiment.trained(recipe).report):
+            return f"{recipe}: training failed. {reason}"
+        recipe = RECIPES[recipe].base
+    return None
 
 
 def failures(experiment: Experiment, methods: Sequence[str]) -> list[str]:
@@ -254,10 +273,13 @@ def table(experiment: Experiment, number: int, *chosen: str) -> pd.DataFrame:
         if failure(experiment, method):
             continue
         metrics = ("psnr", "ssim") if number == 2 else ("accuracy",)
-        found = _rows_of(measure(experiment, method), metrics, study.eps)
+        measured = measure(experiment, method)
+        found = _rows_of(measured, metrics, study.evaluated_eps)
+        if number in (1, 3, 4):
+            found += _rows("pgd", CLEAN_PSNR, measured["psnr"][:1], (0.0,))
         if split_method(method) == ("attacked", method):  # a robust classifier alone
             robust = worst_case(attack_itself(experiment, method))
-            found += _rows(ITSELF, "accuracy", robust, study.eps)
+            found += _rows(ITSELF, "accuracy", robust, study.evaluated_eps)
         if number == 5:
             found += _sweep(experiment, method)
         rows += [same | {"method": method} | row for row in found]
@@ -270,7 +292,8 @@ def table(experiment: Experiment, number: int, *chosen: str) -> pd.DataFrame:
 def strength_at_half(experiment: Experiment) -> float:
     """The strength at which Adv's accuracy is nearest to half of its clean accuracy."""
     accuracy = measure(experiment, "Adv")["accuracy"].mean(axis=1)
-    return experiment.study.attacked_eps[int(np.abs(accuracy[1:] - accuracy[0] / 2).argmin())]
+    nearest = int(np.abs(accuracy[1:] - accuracy[0] / 2).argmin())
+    return experiment.study.evaluated_eps[1:][nearest]
 
 
 def curve_over_steps(

@@ -4,10 +4,16 @@ from ..denoisers.baselines import BASELINES
 from ..denoisers.models import HEADS
 from ..training.denoisers import RECIPES
 
+OPERATING_POINT, PUBLISHED_PSNR = "32dB", 32.0
+"""The checkpoint of a training whose clean PSNR is near the published one (Table 2), in dB."""
+
 VIEWS: dict[str, tuple[str, int | str]] = {
     **{f"head_{head}": ("Multi-head-Filt(L_img)", head) for head in range(1, HEADS + 1)},
     "PA-Filt(L_img)_sl": ("Y-Net", "sl"),
     "PA-Filt(L_img)_m": ("Y-Net", "m"),
+    f"Filt(L_img)@{OPERATING_POINT}": ("Filt(L_img)_as_published", "kernels"),
+    f"PA-Filt(L_img)_sl@{OPERATING_POINT}": ("Y-Net_as_published", "sl"),
+    f"PA-Filt(L_img)_m@{OPERATING_POINT}": ("Y-Net_as_published", "m"),
 }
 """Methods that are one output of a denoiser with several: its recipe, and the output."""
 
@@ -20,14 +26,24 @@ COMBINATIONS = {
 """Methods with an adversarially trained classifier: the denoiser before it, and the classifier."""
 
 AS_PUBLISHED = "PA-Filt(L_img)_as_published"
-_SINGLE = ("Add(L_sem)", "Filt(L_sem)", "Add(L_img)", "Filt(L_img)", "Filt(L_img*)")
-_FUSED = ("PA-Filt(L_img)_sl", "PA-Filt(L_img)_m", "PA-Filt(L_img)")
+BOTH_LOSSES = "PA-Filt(L_img+KL)"
+_SINGLE: tuple[str, ...] = (
+    "Add(L_sem)",
+    "Filt(L_sem)",
+    "Add(L_img)",
+    "Filt(L_img)",
+    "Filt(L_img*)",
+)
+_SINGLE += ("Add(L_img)_as_published", "Filt(L_img)_as_published", "Filt(L_img)@32dB")
+_PARTS = ("PA-Filt(L_img)_sl", "PA-Filt(L_img)_m")
+_FUSED: tuple[str, ...] = (*_PARTS, "PA-Filt(L_img)", BOTH_LOSSES, AS_PUBLISHED)
+_FUSED += tuple(f"{part}@{OPERATING_POINT}" for part in _PARTS)
 
 TABLES: dict[int, tuple[str, ...]] = {
     1: ("attacked", *_SINGLE, *BASELINES),
     2: ("attacked", *_SINGLE, *BASELINES),
     3: ("attacked", *(f"head_{head}" for head in range(1, HEADS + 1)), *BASELINES),
-    4: ("attacked", *_FUSED, AS_PUBLISHED, "Filt(L_img)", *BASELINES),
+    4: ("attacked", *_FUSED, "Filt(L_img)", *BASELINES),
     5: ("attacked", "Adv", "Add+Adv", "Filt+Adv", "PA-Filt+Adv"),
     6: ("attacked", "FPD", "Add+FPD", "Filt+FPD"),
     7: ("attacked", "FD", "Add+FD", "Filt+FD"),
@@ -35,7 +51,7 @@ TABLES: dict[int, tuple[str, ...]] = {
 """The methods of the paper's tables, named as there, and the simple baselines."""
 
 _CORE = dict.fromkeys(method for table in (1, 3, 4, 5) for method in TABLES[table])
-_TRAINED = (method for method in _CORE if method not in (AS_PUBLISHED, *BASELINES))
+_TRAINED = (x for x in _CORE if x not in BASELINES and not x.endswith("_as_published"))
 DEFENCES = (*_TRAINED, *BASELINES, "PA-Filt(L_adv)")
 """The methods of the adaptive evaluation: those of Tables 1 to 5, and PA-Filt(L_adv)."""
 
@@ -52,7 +68,7 @@ def find_recipe(method: str) -> tuple[str | None, int | str | None]:
     `ValueError` if there is no such method.
     """
     denoiser, _ = split_method(method)
-    name, output = VIEWS.get(denoiser, (denoiser, None))
+    name, output = VIEWS.get(denoiser, (denoiser.partition("@")[0], None))
     if name in RECIPES:
         return name, output
     if name in ("attacked", *BASELINES):
@@ -101,13 +117,17 @@ _LOOKS = {
     "head_3": ("#662fb0", "$3$"), "head_4": ("#35106b", "$4$"),
     "PA-Filt(L_img)_sl": ("#cc79a7", "<"), "PA-Filt(L_img)_m": ("#882255", ">"),
     "PA-Filt(L_img)": ("#009e73", "*"), AS_PUBLISHED: ("#1b5e20", "8"),
-    "PA-Filt(L_adv)": ("#8a8a1f", "h"),
+    "PA-Filt(L_adv)": ("#8a8a1f", "h"), BOTH_LOSSES: ("#7f3c00", "X"),
+    "Add(L_img)_as_published": ("#f0b27a", "v"), "Filt(L_img)_as_published": ("#7fb3d5", "D"),
+    "Filt(L_img)@32dB": ("#1f78b4", "d"), "PA-Filt(L_img)_sl@32dB": ("#e7b6d1", "<"),
+    "PA-Filt(L_img)_m@32dB": ("#b5657b", ">"),
     **dict.fromkeys(("Adv", "FPD", "FD"), ("#661100", "H")),
     **dict.fromkeys(("Add+Adv", "Add+FPD", "Add+FD"), ("#cc6677", "P")),
     **dict.fromkeys(("Filt+Adv", "Filt+FPD", "Filt+FD"), ("#6699cc", "X")),
     "PA-Filt+Adv": ("#004d40", "d"),
     **dict.fromkeys(BASELINES, ("#6b6b6b", "o")),
 }  # fmt: skip
+CLEAN_PSNR = "clean PSNR"  # of denoised clean images: the operating point of a row
 METRICS = {"accuracy": "accuracy", "psnr": "PSNR (dB)", "ssim": "SSIM"}
 """How tables and figures name what is measured."""
 

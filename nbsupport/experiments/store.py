@@ -10,6 +10,7 @@ import contextlib
 import json
 import logging
 import shutil
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
@@ -88,6 +89,7 @@ class Store:
                 return found
             scratch = folder / "scratch"
             scratch.mkdir(exist_ok=True)
+            start = time.monotonic()
             tensors, report = make(scratch)
             # cloned, because safetensors refuses tensors that share memory
             content = save(
@@ -96,6 +98,7 @@ class Store:
             write_atomically(folder / TENSORS, lambda file: file.write_bytes(content))
             record: dict[str, Any] = {"report": report, "specification": specification}
             record |= {"torch": torch.__version__, "finished": datetime.now(UTC).isoformat()}
+            record["seconds"] = round(time.monotonic() - start, 1)
             record = json.loads(json.dumps(record, allow_nan=False))
             text = json.dumps(record | {"sha256": _checksum(record, content)}, indent=1)
             write_atomically(folder / RECORD, lambda file: file.write_text(text, encoding="utf-8"))

@@ -191,12 +191,13 @@ def per_image(experiment: Experiment, metric: str, method: str) -> Float[np.ndar
         raise KeyError(reason)
     if metric == OVER_STEPS:
         return curve_over_steps(experiment, method, experiment.study.sweep_eps).astype(float)
-    found = measure(experiment, method)
+    study, found = experiment.study, measure(experiment, method)
+    rows = np.isin(study.evaluated_eps, study.eps)  # the claims are about the paper's strengths
     if metric == "spearman":
-        ranks = pd.DataFrame(found["uncertainty"]).rank()
+        ranks = pd.DataFrame(found["uncertainty"][rows]).rank()
         # a constant uncertainty has no correlation: it follows nothing
         return ranks.corrwith(pd.Series(range(len(ranks)))).abs().fillna(0).to_numpy()[None]
-    values = found[metric].astype(float)
+    values = found[metric].astype(float)[rows]
     return values.clip(max=200)  # dB of equal images, so that means exist
 
 

@@ -30,7 +30,7 @@ def find_fooled(experiment: Experiment, eps: float, number: int) -> list[int]:
     Where there are fewer than `number`, other images follow. No denoiser influences the choice.
     """
     correct = measure(experiment, "attacked")["accuracy"]
-    fooled = correct[0] & ~correct[experiment.study.eps.index(eps)]
+    fooled = correct[0] & ~correct[experiment.study.evaluated_eps.index(eps)]
     return sorted(range(len(fooled)), key=lambda image: not fooled[image])[:number]
 
 
@@ -125,10 +125,10 @@ def render_frames(
     its index: their `size` in pixels, `names`, `words` (None for a map) and `notes`.
     """
     study, test = experiment.study, experiment.images("test")
-    rows = [compute_pictures(experiment, image, eps) for eps in study.eps]
+    rows = [compute_pictures(experiment, image, eps) for eps in study.evaluated_eps]
     names, _, words, notes = zip(*(zip(*row, strict=True) for row in rows), strict=True)
     truth = str(test.classes[test.labels[image]])
-    index = {"size": study.image_size, "image": image, "truth": truth, "eps": study.eps}
+    index = {"size": study.image_size, "image": image, "truth": truth, "eps": study.evaluated_eps}
     index |= {"names": names[0], "words": words, "notes": notes}
     return np.block([[[to_8_bit(picture.pixels)] for picture in row] for row in rows]), index
 
@@ -197,7 +197,7 @@ def _one_scale(maps: Float[Tensor, "n h w"]) -> dict[str, Any]:
 @torch.no_grad()
 def show_uncertainty(experiment: Experiment, image: int) -> Figure:
     """Fig. 2: a test image over ε, its uncertainty maps (eq. 9), and all images' means."""
-    eps, filtering = experiment.study.eps, experiment.denoiser("Filt(L_img)")
+    eps, filtering = experiment.study.evaluated_eps, experiment.denoiser("Filt(L_img)")
     assert isinstance(filtering, KernelDenoiser)
     images = torch.cat([_attacked(experiment, image, strength) for strength in eps])
     maps = uncertainty_map(filtering.kernels(images))[:, 0]

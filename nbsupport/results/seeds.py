@@ -66,8 +66,9 @@ def compare(experiments: Sequence[Experiment]) -> pd.DataFrame:
         seeds = [e.study.denoiser_seed for e in sound]
         same = {"method": method, "other": other, "study": study.name, "n": study.test_images}
         same["seeds"] = " ".join(str(study.seed if seed is None else seed) for seed in seeds)
-        curves = [difference.mean(axis=1), *difference.swapaxes(0, 1)]
-        for eps, values in zip([MEAN, *study.eps], curves, strict=True):
+        mean = difference[:, np.isin(study.evaluated_eps, study.eps)].mean(axis=1)
+        curves = [mean, *difference.swapaxes(0, 1)]
+        for eps, values in zip([MEAN, *study.evaluated_eps], curves, strict=True):
             mean, low, high = estimate(values)
             each = " ".join(f"{value:+.4f}" for value in values.mean(axis=1))
             outcome = "better" if low > 0 else "worse" if high < 0 else "undecided"

@@ -12,8 +12,18 @@ from pandas.io.formats.style import Styler
 from scipy.stats import norm
 
 from ..attacks.adaptive import L2_RADII, RESTART_STEPS
-from ..experiments.methods import CHECKS, ENVELOPE, ITSELF, METRICS, UNSEEN, WHITE_BOX, WORST
-from ..study import Study, short
+from ..denoisers.baselines import BASELINES
+from ..experiments.methods import (
+    CHECKS,
+    CLEAN_PSNR,
+    ENVELOPE,
+    ITSELF,
+    METRICS,
+    UNSEEN,
+    WHITE_BOX,
+    WORST,
+)
+from ..study import EPS, Study, short
 
 HERE = Path(__file__).parent
 TEXTS = tomllib.loads((HERE / "captions.toml").read_text(encoding="utf-8"))
@@ -37,6 +47,7 @@ ATTACKS = {
 MEAN = "mean"  # in the place of an ε
 SHOWN = {"attacked": "no filter"}  # the method that readers see under another name
 HEADLINE = ("attacked", "Add(L_img)", "Filt(L_img)", "PA-Filt(L_img)", "Adv", "JPEG 75")
+SMOOTHING = 20.0, 36.0  # dB of clean PSNR: filters that smooth every image, but not beyond use
 VERDICTS = ("holds", "fails", "inconclusive", "unreliable")
 LOOKS: Any = [
     {"selector": "td.measured", "props": "font-weight: bold"},
@@ -76,6 +87,8 @@ def wide_table(rows: pd.DataFrame, eps: float | None = None) -> pd.DataFrame:
     over = "eps" if eps is None else "steps"
     place = "steps == {}" if eps is None else f"steps != {{}} and eps == {eps}"
     rows, paper = rows.query(place.format(steps)), paper.query(place.format(40))
+    clean = rows[rows["metric"] == CLEAN_PSNR].set_index("method")["value"].rename(SHOWN)
+    rows = rows[rows["metric"] != CLEAN_PSNR]
     every = pd.concat([rows, paper.assign(attack=PUBLISHED)])
     every["source"] = every["attack"].map(ATTACKS)
     table = every.pivot(index=["metric", "method", "source"], columns=over, values="value")
@@ -85,10 +98,16 @@ def wide_table(rows: pd.DataFrame, eps: float | None = None) -> pd.DataFrame:
     table = table.rename(SHOWN, level="method").rename(METRICS, level="metric")
     if eps is not None:
         return table.droplevel("metric").rename_axis(columns="n")
+    mean = table[[eps for eps in EPS if eps in table]].mean(axis=1, skipna=False)
     table = table.rename(columns=short).rename_axis(columns="ε")
     if set(rows["metric"]) != {"accuracy"}:
         return table
-    return table.assign(**{MEAN: table.mean(axis=1, skipna=False)}).droplevel("metric")
+    table = table.assign(**{MEAN: mean}).droplevel("metric")
+    if len(clean):
+        source = table.index.get_level_values("source")
+        psnr = clean.reindex(table.index.get_level_values("method")).where(source == MEASURED)
+        table[CLEAN_PSNR] = psnr.to_numpy()
+    return table
 
 
 def with_differences(table: pd.DataFrame, images: int) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -183,18 +202,64 @@ def _seeds_tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     }
 
 
+def summarize_fusions(rows: pd.DataFrame) -> pd.DataFrame:
+    """A line per variant of `fusions.compare`: means over seeds, W's least spread, collapses."""
+    groups = rows.groupby("variant", sort=False)
+    return groups.agg(
+        accuracy=("accuracy", "mean"), gain=("gain", "mean"), error=("error", "mean"),
+        spread=("weight_std", "min"), collapsed=("collapsed", "sum"), seeds=("seed", "nunique"),
+    ).rename(columns={"spread": "least spread of W"})  # fmt: skip
+
+
 def summarize(rows: pd.DataFrame) -> str:
     """Tidy rows of Tables 1 and 4 as text: clean, and at a small, a middle and a large ε."""
-    rows = rows[rows["attack"] == "pgd"].drop_duplicates(["method", "eps"])
-    curves = rows.pivot(index="method", columns="eps", values="value").loc[rows["method"].unique()]
+    curves = _curves(rows, "pgd")
     bare: Any = curves.loc["attacked"]
     chosen = {(bare - share * bare[0.0]).abs().idxmin() for share in (1, 0.8, 0.4, 0.02)}
     shown = curves[sorted(chosen)].rename(index=SHOWN, columns=short)
     return formatted(shown.rename_axis(index=None, columns="accuracy at ε =")).to_string()
 
 
+def _curves(rows: pd.DataFrame, attack: str) -> pd.DataFrame:
+    """A line of accuracies over ε per method, in the order of the rows."""
+    chosen = rows[(rows["attack"] == attack) & (rows["metric"] == "accuracy")]
+    curves = chosen.drop_duplicates(["method", "eps"]).pivot(
+        index="method", columns="eps", values="value"
+    )
+    return curves.loc[chosen["method"].unique()]
+
+
+def describe(rows: pd.DataFrame) -> list[str]:
+    """What Tables 1 and 4 show, in three sentences; each image counts with its worst ε' ≤ ε."""
+    curves = _curves(rows, ENVELOPE)
+    bare: Any = curves.loc["attacked"]
+    half: Any = (bare - bare[0.0] / 2).abs().idxmin()
+    means = curves[[eps for eps in EPS if eps in curves]].mean(axis=1)
+    trained = means.drop(["attacked", *BASELINES], errors="ignore")
+    best: Any = trained.idxmax() if len(trained) else "attacked"
+    simple: Any = means.reindex([*BASELINES]).idxmax()
+    psnr = rows[rows["metric"] == CLEAN_PSNR].drop_duplicates("method").set_index("method")["value"]
+    sentences = [
+        f"Without a filter, PGD at ε = {short(half)} leaves {bare[half]:.2f} of {bare[0.0]:.2f}.",
+        f"Of the trained filters {SHOWN.get(best, best)} keeps most: {means[best]:.2f} on average "
+        f"over ε instead of {means['attacked']:.2f}; {simple}, which learned nothing, keeps "
+        f"{means[simple]:.2f}.",
+    ]
+    smooth = curves.index.intersection(psnr[psnr.between(*SMOOTHING)].index)
+    near = curves.index.intersection(psnr[psnr > SMOOTHING[1]].index).drop("attacked")
+    if len(smooth) and len(near):
+        gains = [(curves.loc[group, half] - bare[half]).mean() for group in (smooth, near)]
+        sentences.append(
+            f"Filters that smooth every image (clean PSNR below {SMOOTHING[1]:g} dB) gain "
+            f"{gains[0]:+.2f} on average at that ε, the others {gains[1]:+.2f}."
+        )
+    return sentences
+
+
 def kind(rows: pd.DataFrame) -> str:
-    """The result with these tidy rows: ``table1`` to ``table7``, adaptive, seeds or claims."""
+    """The result with these tidy rows: ``table1``, …, adaptive, fusions, seeds or claims."""
+    if "variant" in rows:
+        return "fusions"
     if "table" not in rows:
         return "claims" if "claim" in rows else "seeds"
     table = rows["table"].iloc[0]
@@ -206,6 +271,8 @@ def views(rows: pd.DataFrame, study: Study) -> dict[str, pd.DataFrame]:
     name = kind(rows)
     if name == "claims":
         return {"": rows.set_index("claim").rename(columns=lambda column: column.replace("_", " "))}
+    if name == "fusions":
+        return {"": summarize_fusions(rows)}
     if name == "seeds":
         return _seeds_tables(rows)
     if name == "adaptive":

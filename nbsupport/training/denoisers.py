@@ -1,11 +1,13 @@
 """Training of denoisers: the paper's losses, a recipe for each denoiser, signs of a collapse."""
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -15,10 +17,15 @@ from ..attacks.pgd import AttackedSet, pgd
 from ..classifiers.models import Classifier
 from ..data.images import Images
 from ..denoisers.models import Additive, Denoiser, Filtering, MultiHead, PAFilter, View, YNet
+from ..denoisers.unet import Decoder
 from ..study import STRONG_EPS, Study
 from .loop import choose_precision, fit
 
 HEALTH_IMAGES = 128
+ALIVE = 0.1  # of a decoder's last features must vary, over images and pixels at every strength
+MOTION = 1e-4  # the least mean |Ĩ − Î| at the strongest attack
+EQUAL = 140.0  # dB: above it two images differ by rounding in float32 only
+CONSTANT = 1e-2  # a W of smaller standard deviation over pixels, images and strengths is constant
 ATTACK = "adversarial_eps", "adversarial_steps", "adversarial_rel_step"
 Scalar = Float[Tensor, ""]
 
@@ -40,6 +47,12 @@ def fusion_loss(
     probabilities = classifier(clean).detach().softmax(dim=1)
     losses = F.cross_entropy(classifier(fused), probabilities, reduction="none")
     return (losses if weights is None else losses * weights).mean()
+
+
+def logit_divergence(classifier: Classifier, denoised: Images, clean: Images) -> Scalar:
+    """KL(classifier on clean ‖ on denoised images), averaged over images."""
+    expected, found = (classifier(x).log_softmax(dim=1) for x in (clean, denoised))
+    return F.kl_div(found, expected.detach(), reduction="batchmean", log_target=True)
 
 
 Objective = Callable[[Denoiser, Classifier, Tensor, Tensor, Tensor], Tensor]
@@ -80,13 +93,15 @@ class Recipe:
     strong_only: bool = False  # learns from the attacks of STRONG_EPS only
     base: str | None = None  # the recipe whose denoiser it starts from
     adaptive: bool = False  # learns from PGD through itself and the classifier
+    checkpoints: bool = False  # keeps its weights from `log_spaced` steps on
 
 
 _IMAGE = _compare(lambda classifier, denoised, clean: image_loss(denoised, clean))
 _SEMANTIC, _FUSION = _compare(semantic_loss), _compare(fusion_loss)
-_FUSED = ("fusion_epochs", "fusion_learning_rate", "fusion")
+_FUSED = ("fusion_epochs", "fusion_learning_rate", "fusion", "fusion_inputs", "fusion_start")
 _PUBLISHED = partial(PAFilter, as_published=True), _FUSION, ("fusion_epochs", "learning_rate")
-_ADAPTIVE = ("adaptive_epochs", "fusion_learning_rate", *ATTACK)
+_BOTH = ("epochs", "learning_rate", "image_weight", "fusion_inputs")
+_ADAPTIVE = ("adaptive_epochs", "fusion_learning_rate", "fusion_inputs", *ATTACK)
 RECIPES = {
     "Add(L_img)": Recipe(Additive, _IMAGE),
     "Add(L_sem)": Recipe(Additive, _SEMANTIC),
@@ -96,7 +111,13 @@ RECIPES = {
     "Multi-head-Filt(L_img)": Recipe(MultiHead, _heads),
     "Y-Net": Recipe(YNet, _branches),
     "PA-Filt(L_img)": Recipe(PAFilter, _FUSION, _FUSED, base="Y-Net"),
-    "PA-Filt(L_img)_as_published": Recipe(*_PUBLISHED, base="Y-Net"),
+    "PA-Filt(L_img+KL)": Recipe(PAFilter, _FUSION, _BOTH, base="PA-Filt(L_img)"),
+    "Add(L_img)_as_published": Recipe(partial(Additive, as_published=True), _IMAGE),
+    "Filt(L_img)_as_published": Recipe(
+        partial(Filtering, as_published=True), _IMAGE, checkpoints=True
+    ),
+    "Y-Net_as_published": Recipe(partial(YNet, as_published=True), _branches, checkpoints=True),
+    "PA-Filt(L_img)_as_published": Recipe(*_PUBLISHED, base="Y-Net_as_published"),
     "PA-Filt(L_adv)": Recipe(PAFilter, _FUSION, _ADAPTIVE, base="PA-Filt(L_img)", adaptive=True),
 }
 
@@ -119,16 +140,21 @@ def train(
 ) -> dict[str, Any]:  # fmt: skip
     """Train the denoiser of a recipe in place; return its losses and `health`.
 
-    The classifier is frozen, and the denoiser holds the weights of its base; `scratch` as in `fit`.
-    Raises `ValueError` if the study lacks strengths that the recipe needs.
+    The classifier is frozen, and the denoiser holds the weights of its base; `scratch` as in `fit`,
+    where a recipe with `checkpoints` leaves them. Raises `ValueError` if the study lacks strengths
+    that the recipe needs.
     """
     recipe, settings, device = RECIPES[name], specify_training(name, study), classifier.mean.device
-    if (recipe.strong_only or name == "Y-Net") and not set(STRONG_EPS) <= set(study.eps):
+    if (recipe.strong_only or isinstance(denoiser, YNet)) and not set(STRONG_EPS) <= set(study.eps):
         raise ValueError(f"{name} needs ε = {STRONG_EPS}, but the study has {study.eps}")
-    if isinstance(denoiser, PAFilter) and not recipe.adaptive:
+    objective = recipe.objective
+    if "image_weight" in settings:
+        objective = _weigh(settings["image_weight"])
+    elif isinstance(denoiser, PAFilter) and not recipe.adaptive:
         denoiser.ynet.requires_grad_(False)
-    balanced = settings.get("fusion") == "balanced"
-    objective = _balance(denoiser, classifier, attacked) if balanced else recipe.objective
+    if "fusion" in settings:
+        weights = weigh_strengths(settings["fusion"], denoiser, classifier, attacked)
+        objective = _weigh_fusion(attacked.eps, weights)
     strengths = STRONG_EPS if recipe.strong_only else study.attacked_eps
     rows, number = torch.tensor([study.eps.index(eps) for eps in strengths]), len(attacked.images)
     chain = nn.Sequential(denoiser, classifier)
@@ -148,9 +174,11 @@ def train(
         images = attack(chain.eval(), clean, labels, eps, seed=seed)
         return objective(denoiser.train(), classifier, images, clean, eps)
 
+    examples = number * (1 if recipe.adaptive else len(study.attacked_eps))
+    steps = settings["epochs"] * -(-examples // study.batch_size)
     losses = fit(
         denoiser.train(), learn_adaptively if recipe.adaptive else learn_from_stored,
-        examples=number * (1 if recipe.adaptive else len(study.attacked_eps)),
+        examples=examples, keep=log_spaced(steps) if recipe.checkpoints else (),
         epochs=settings["epochs"], learning_rate=settings["learning_rate"],
         batch_size=study.batch_size, seed=training_seed(study), scratch=scratch,
         label=f"training {name}", precision=study.precision,
@@ -165,27 +193,130 @@ def _batches(attacked: AttackedSet, denoiser: Denoiser) -> list[Images]:
     return [attacked.at(eps, HEALTH_IMAGES).to(device) for eps in attacked.eps]
 
 
-@torch.no_grad()
-def _balance(denoiser: Denoiser, classifier: Classifier, attacked: AttackedSet) -> Objective:
-    """The fusion's loss relative to the mean at the same strength before training (W = ½)."""
-    clean, *_ = batches = _batches(attacked, denoiser)
-    start = torch.stack([fusion_loss(classifier, denoiser(x), clean) for x in batches])
-    strengths = torch.tensor(attacked.eps)
+def log_spaced(steps: int) -> tuple[int, ...]:
+    """Numbers of steps from 1/256 of a training to its end, each √2 times the one before."""
+    return tuple(np.unique(np.maximum(steps * 2.0 ** (-np.arange(17) / 2), 1).astype(int)).tolist())
 
-    def objective(denoiser: Any, _: Any, images: Tensor, clean: Tensor, eps: Tensor) -> Tensor:
-        weights = 1 / start[torch.searchsorted(strengths, eps).to(start.device)]
-        return fusion_loss(classifier, denoiser(images), clean, weights)
+
+def _weigh(image_weight: float) -> Objective:
+    """Both losses together: images that stay close, and logits that stay."""
+
+    def objective(denoiser: Any, classifier: Any, images: Tensor, clean: Tensor, _: Any) -> Tensor:
+        denoised = denoiser(images)
+        likeness = image_weight * image_loss(denoised, clean)
+        return likeness + logit_divergence(classifier, denoised, clean)
+
+    return objective
+
+
+@torch.no_grad()
+def weigh_strengths(
+    kind: str, denoiser: Any, classifier: Classifier, attacked: AttackedSet
+) -> Float[Tensor, "strengths"]:
+    """The weight of each strength in a PA-Filt's fusion loss, from 0; a `kind` is
+
+    ``mean``: 1; ``balanced`` and ``kl``: 1 over the cross-entropy, or the divergence of logits, of
+    W = ½; ``regret``: 1 over the difference that choosing the wrong part makes in cross-entropy.
+    No weight is more than 100 times another.
+    """
+    clean, *_ = batches = _batches(attacked, denoiser)
+    if kind == "mean":
+        return torch.ones(len(batches)).to(clean)
+    every, loss = [denoiser.parts(x) for x in batches], partial(fusion_loss, classifier)
+    if kind == "regret":
+        losses = [(loss(parts.sl, clean) - loss(parts.m, clean)).abs() for parts in every]
+    else:
+        loss = loss if kind == "balanced" else partial(logit_divergence, classifier)
+        losses = [loss((parts.sl + parts.m) / 2, clean) for parts in every]
+    scale = torch.stack(losses)
+    return 1 / scale.clamp(min=scale.max() / 100)
+
+
+def _weigh_fusion(eps: tuple[float, ...], weights: Float[Tensor, "strengths"]) -> Objective:
+    """The fusion's loss with the weight of each image's strength."""
+    strengths = torch.tensor(eps)
+
+    def objective(
+        denoiser: Any, classifier: Any, images: Tensor, clean: Tensor, each: Tensor
+    ) -> Tensor:
+        rows = torch.searchsorted(strengths, each).to(weights.device)
+        return fusion_loss(classifier, denoiser(images), clean, weights[rows])
 
     return objective
 
 
 @torch.no_grad()
 def health(denoiser: Denoiser, attacked: AttackedSet) -> dict[str, Any]:
-    """Signs of a collapse: mean |Ĩ − Î| and mean W at each strength, W's standard deviation."""
+    """Signs of a collapse at each strength, of the weakest decoder or output.
+
+    ``alive``: the share of a decoder's last features that vary; ``change``: the mean |Ĩ − Î|; and
+    of PA-Filt the mean of W and its standard deviation over all strengths.
+    """
     batches = _batches(attacked, denoiser)
-    report: dict[str, Any] = {"change": [float((denoiser(x) - x).abs().mean()) for x in batches]}
+    outputs = list_outputs(denoiser)
+    change = [[float((output(x) - x).abs().mean()) for x in batches] for output in outputs]
+    report: dict[str, Any] = {"change": np.min(change, axis=0).tolist()}
+    report["alive"] = [min(_share_alive(output, x) for output in outputs) for x in batches]
     if isinstance(denoiser, PAFilter):
         weights = torch.stack([denoiser.parts(x).weight for x in batches])
         report["weight_mean"] = weights.flatten(1).mean(dim=1).tolist()
         report["weight_std"] = float(weights.std())
     return report
+
+
+@torch.no_grad()
+def clean_psnr(
+    denoiser: Denoiser, checkpoints: dict[int, dict[str, Tensor]], clean: Images
+) -> dict[str, dict[str, float]]:
+    """Mean PSNR in dB of denoised clean images, by output and number of steps (at most `EQUAL`).
+
+    The denoiser is left at the last of the checkpoints.
+    """
+    device = next(denoiser.parameters()).device
+    curves: dict[str, dict[str, float]] = {}
+    for step, weights in checkpoints.items():
+        denoiser.load_state_dict(weights)
+        for output in list_outputs(denoiser):
+            errors = [(output(x.to(device)) - x.to(device)).square() for x in clean.split(50)]
+            psnr = (
+                -10 * torch.cat(errors).mean(dim=(1, 2, 3)).clamp(min=10 ** (-EQUAL / 10)).log10()
+            )
+            curves.setdefault(str(getattr(output, "output", "")), {})[str(step)] = float(
+                psnr.mean()
+            )
+    return curves
+
+
+def list_outputs(denoiser: Any) -> list[Denoiser]:
+    """A denoiser's outputs, each as a denoiser; or itself where it has one."""
+    return [View(denoiser, each) for each in getattr(denoiser, "OUTPUTS", ())] or [denoiser]
+
+
+def _share_alive(denoiser: Denoiser, images: Images) -> float:
+    """The share of a decoder's last features that are not the same everywhere, of the worst one."""
+    shares: list[float] = []
+
+    def look(decoder: Any, inputs: Any, features: Tensor) -> None:
+        low, high = features.transpose(0, 1).flatten(1).aminmax(dim=1)
+        shares.append(float((high > low).float().mean()))
+
+    with contextlib.ExitStack() as hooks:
+        for module in denoiser.modules():
+            if isinstance(module, Decoder):
+                hooks.enter_context(module.register_forward_hook(look))
+        denoiser(images)
+    return min(shares)
+
+
+def find_collapse(report: dict[str, Any]) -> str | None:
+    """The sentence that says why a training failed, from its `health`; None if it did not."""
+    alive, change = min(report["alive"]), report["change"][-1]
+    if not alive >= ALIVE:  # NaN is a failure, too
+        return f"Its decoder is dead: {alive:.1%} of its last features vary."
+    if not change >= MOTION:
+        return f"It changes nothing: by {change:.1e} on average under the strongest attack."
+    spread = report.get("weight_std", np.inf)
+    if not spread >= CONSTANT:
+        what = f"Its W is constant (standard deviation {spread:.1e} over pixels, images and ε)"
+        return f"{what}, so it repeats one mixture of its parts."
+    return None

@@ -4,7 +4,7 @@ import hashlib
 import io
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +27,15 @@ class DamagedFile(UserWarning):
 def fit(
     network: nn.Module, loss: Loss, *, examples: int, epochs: int, batch_size: int,
     learning_rate: float, seed: int, scratch: Path, label: str, clip_norm: float | None = None,
-    precision: str = "float32",
+    precision: str = "float32", keep: Collection[int] = (),
 ) -> list[float]:  # fmt: skip
     """Train all parameters that require gradients, in place; return the mean loss of each epoch.
 
     An interrupted training continues from the checkpoint of its last whole epoch in the folder
     `scratch` and ends at the same weights: all random draws depend on seed and epoch alone.
     `learning_rate` is the maximum of the cycle, `label` names the progress bar, and gradients are
-    clipped to the norm `clip_norm`. Raises `FloatingPointError` if the loss is not finite.
+    clipped to the norm `clip_norm`. The weights after each number of steps in `keep` stay in
+    `scratch`, see `read_checkpoints`. Raises `FloatingPointError` if the loss is not finite.
     """
     network.to(memory_format=torch.channels_last)
     device = next(network.parameters()).device
@@ -54,8 +55,8 @@ def fit(
         for epoch in range(len(history), epochs):
             generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
             torch.manual_seed(generator.initial_seed())  # dropout draws from the global state
-            summed = 0.0
-            for batch in torch.randperm(examples, generator=generator).split(batch_size):
+            summed, order = 0.0, torch.randperm(examples, generator=generator)
+            for step, batch in enumerate(order.split(batch_size), epoch * batches + 1):
                 optimizer.zero_grad(set_to_none=True)
                 with torch.autocast(device.type, torch.bfloat16, enabled=low):
                     value = loss(batch, generator)
@@ -69,12 +70,20 @@ def fit(
                 optimizer.step()
                 schedule.step()
                 bar.update()
+                if step in keep:
+                    _write(scratch / f"step{step}.pt", network.state_dict())
             history.append(summed / examples)
             bar.set_postfix(loss=f"{history[-1]:.4f}")
             contents = {name: part.state_dict() for name, part in state.items()}
             _write(checkpoint, contents | {"history": history})
     network.to(memory_format=torch.contiguous_format)
     return history
+
+
+def read_checkpoints(scratch: Path) -> dict[int, dict[str, Tensor]]:
+    """The weights that `fit` kept, by number of steps, rising."""
+    found = {int(path.stem[4:]): _read(path) for path in scratch.glob("step*.pt")}
+    return dict(sorted(found.items()))
 
 
 def choose_precision(wanted: str, device: torch.device) -> str:
