@@ -23,8 +23,8 @@ INSTALL = "python -m pip install "
 INSTALL += "-e '.[lab]' -c constraints.txt" if CLONE else "'nbsupport[lab]'"
 NUMBERS = [1, 2, 3, 4, 5, 6, 7]
 OPTIONS: dict[str, dict[str, Any]] = {
-    "study": {"default": "digits", "help": ", ".join(STUDIES)},
-    "scale": {"default": "quick", "help": ", ".join(STUDIES["digits"])},
+    "study": {"default": "photographs", "help": ", ".join(STUDIES)},
+    "scale": {"default": "quick", "help": ", ".join(STUDIES["photographs"])},
     "classifier": {"metavar": "REF", "help": "an architecture, or a trained network as --robust"},
     "robust": {"metavar": "REF", "help": "FILE.py:FACTORY, robustbench:NAME, fd:FILE, fpd:FILE"},
     "data": {"metavar": "DIR", "help": "data sets; of --study folder {train,test}/<class>/<image>"},
@@ -119,10 +119,10 @@ def _choices(options: argparse.Namespace) -> dict[str, str]:
         data = str(Path(options.data).expanduser().absolute())
         if options.study == "folder":
             choices["data"] = data
-        elif options.study != "digits":
+        elif options.study != "photographs":
             os.environ["NBSUPPORT_DATA"] = data
         elif data != os.environ.get("NBSUPPORT_DATA"):
-            raise ValueError("--data is for studies whose images lie in a folder, not for 'digits'")
+            raise ValueError("--data names a folder of images, but 'photographs' has its own")
     for name in ("classifier", "robust"):
         if reference := getattr(options, name):
             choices[name] = change_file(reference, lambda file: Path(file).expanduser().absolute())
@@ -241,15 +241,18 @@ def _report(options: argparse.Namespace, study: Study, choices: dict[str, str]) 
 
 
 def _print_claims(experiment: Any, numbers: list[int]) -> None:
-    from .results.claims import CORE_CLAIMS, ROBUST_CLAIMS, describe_papers, judge
+    from .results.claims import CORE_CLAIMS, ROBUST_CLAIMS, judge
 
     names = [*CORE_CLAIMS] if set(numbers) & {1, 2, 3, 4} else []
     names += [claim for claim, number in ROBUST_CLAIMS.items() if number in numbers]
-    print(f"\nThe claims; the paper's own outcome is on its numbers for {describe_papers()}")
+    print(
+        "\nThe claims, in the worst case over ε' ≤ ε, plain as the paper counts, and as published"
+    )
     for row in judge(experiment, *names).to_dict("records"):
         print(f"{row['claim']:4} {row['outcome']:13} {row['predicate']}")
-        print(f"{'':18} here: {row['measured']}")
-        print(f"{'':18} in the paper ({row['paper_outcome']}): {row['in_the_paper']}")
+        print(f"{'':18} worst case: {row['measured']}")
+        print(f"{'':18} plain ({row['plain_outcome']}): {row['plain_measured']}")
+        print(f"{'':18} published: {row['published']}")
 
 
 def _doctor(options: argparse.Namespace, study: Study, choices: dict[str, str]) -> None:

@@ -119,7 +119,7 @@ class Study:
                 raise ValueError(f"Study.{name}: expected {expected}, got {getattr(self, name)!r}")
 
     @classmethod
-    def named(cls, name: str = "digits", scale: str = "quick", **changes: Any) -> "Study":
+    def named(cls, name: str = "photographs", scale: str = "quick", **changes: Any) -> "Study":
         """A study of ``studies.toml`` at a scale, with some settings changed."""
         if name not in STUDIES:
             raise ValueError(f"no study named {name!r}; there are: {', '.join(STUDIES)}")
@@ -129,7 +129,7 @@ class Study:
         return replace(cls(name=name, scale=scale, **STUDIES[name][scale]), **changes)
 
     @classmethod
-    def chosen(cls, name: str = "digits", scale: str = "quick", **changes: Any) -> "Study":
+    def chosen(cls, name: str = "photographs", scale: str = "quick", **changes: Any) -> "Study":
         """As `named`, but NBSUPPORT_STUDY, _SCALE, _CLASSIFIER, _ROBUST, … override."""
         make_folders_absolute()
         name = os.environ.get("NBSUPPORT_STUDY", name)

@@ -23,7 +23,7 @@ def _isolate(tmp_path, monkeypatch):
 @pytest.fixture(scope="session")
 def experiment(tmp_path_factory):
     """The smallest study, whose artifacts are made once for all tests."""
-    return Experiment(Study.named("digits", "smoke"), Store(tmp_path_factory.mktemp("store")))
+    return Experiment(Study.named("photographs", "smoke"), Store(tmp_path_factory.mktemp("store")))
 
 
 @pytest.fixture

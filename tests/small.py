@@ -50,7 +50,7 @@ def pictures(number=NUMBER, seed=1):
 
 
 STUDY = Study.named(
-    "digits", "smoke", test_images=NUMBER, adaptive_images=12, image_size=SIDE, eps=(0.0, 0.02, 0.1, 0.5), steps=5,
+    "photographs", "smoke", test_images=NUMBER, adaptive_images=12, image_size=SIDE, eps=(0.0, 0.02, 0.1, 0.5), steps=5,
     adaptive_eps=(0.02, 0.1, 0.5), adaptive_steps=100, adaptive_iterations=10, adaptive_queries=50,
 )  # fmt: skip
 

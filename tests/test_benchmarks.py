@@ -1,4 +1,4 @@
-"""The data sets: digits, CIFAR-10 and SVHN as torchvision downloads them, NeurIPS-2017DEV."""
+"""The data sets: photographs, CIFAR-10 and SVHN as torchvision downloads them, NeurIPS-2017DEV."""
 
 import hashlib
 import pickle
@@ -16,10 +16,9 @@ import pytest
 import torch
 from PIL import Image
 from scipy.io import savemat
-from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10, SVHN
 
-from nbsupport.data import benchmarks
+from nbsupport.data import benchmarks, photographs
 from nbsupport.data.benchmarks import CLASSES, fit_to_images, load, locate
 from nbsupport.study import Study
 
@@ -38,36 +37,32 @@ def data(tmp_path, monkeypatch):
     return tmp_path / "data"
 
 
-def test_each_digit_is_in_one_split_with_its_label():
-    source, found = load_digits(), {}
-    for split, number in (("train", 1297), ("test", 500)):
-        each = part("digits", split, image_size=8)
-        assert len(each) == number
-        keys = [image.numpy().tobytes() for image in each.images[:, 0] * 16]
-        found |= dict(zip(keys, each.labels.tolist(), strict=True))
-    keys = [image.astype("float32").tobytes() for image in source.images]
-    assert found == dict(zip(keys, source.target.tolist(), strict=True))
-
-
 @pytest.mark.parametrize("size", [6, 33])
 def test_images_of_any_size_are_rgb_in_0_to_1(size):
-    images = part("digits", "test", 50, image_size=size).images
+    images = part("photographs", "test", 50, image_size=size).images
     assert images.shape == (50, 3, size, size) and images.dtype == torch.float32
     assert 0 <= images.min() < images.max() <= 1
 
 
 def test_fewer_images_are_the_first_ones_whatever_the_seed():
-    whole, first = part("digits"), part("digits", number=7, seed=1)
+    whole, first = part("photographs", number=20), part("photographs", number=7, seed=1)
     assert torch.equal(first.images, whole.images[:7])
     assert torch.equal(first.labels, whole.labels[:7])
-    source = {"data": "digits", "source": "sklearn.datasets.load_digits"}
-    assert first.specification == source | {"split": "train", "size": 16, "images": 7}
+    assert first.specification == photographs.load("train", 7, 16).specification
+
+
+def test_photographs_of_their_own_size_are_their_patches():
+    test = part("photographs", "test", 20, image_size=32)
+    assert torch.equal(test.images, photographs.cut("test", 20))
+    assert [test.classes[label] for label in test.labels[:10]] == [*photographs.STARTS]
+    with pytest.raises(ValueError, match=r"has \d+ test images, but 10001"):
+        part("photographs", "test", 10001)
 
 
 @pytest.mark.parametrize(("split", "number"), [("test", 0), ("validation", None)])
 def test_other_splits_and_numbers_are_refused(split, number):
     with pytest.raises(ValueError, match=f"load: .*({split}|{number})"):
-        part("digits", split, number)
+        part("photographs", split, number)
 
 
 def md5(path):
@@ -196,6 +191,9 @@ def test_an_image_tree_takes_their_place(data):
     tree(data, suffix="png")
     train = part("cifar10")
     assert train.labels.bincount().tolist() == [2] * 10
+    later = load(fit_to_images(Study.named("cifar10", "smoke")), "train", 5, skip=3)
+    assert torch.equal(later.images, train.images[3:8])
+    assert torch.equal(later.labels, train.labels[3:8])
     found = {(image * 255).round().byte().numpy().tobytes() for image in train.images}
     paths = (data / "cifar10" / "train").rglob("*.png")
     assert found == {np.asarray(Image.open(path)).transpose(2, 0, 1).tobytes() for path in paths}
@@ -206,7 +204,8 @@ def test_a_study_names_the_source_of_its_images(data, suffix, form):
     study = Study.named("cifar10", "smoke", train_images=20, test_images=20)
     assert fit_to_images(study) == replace(study, images_from="torchvision's files")
     tree(data, suffix=suffix)
-    assert fit_to_images(study) == replace(study, images_from=form)
+    split = dict(train_images=16, validation_images=4)  # of 20
+    assert fit_to_images(study) == replace(study, images_from=form, **split)
     assert locate(study) == (True, f"its images are in {data / 'cifar10'}")
 
 
@@ -249,7 +248,7 @@ def test_a_third_is_for_testing_and_never_trained_on(neurips):
         numbers += here
     assert sorted(numbers) == list(range(9))
     study = fit_to_images(Study.named("neurips2017dev", "smoke"))
-    assert (study.train_images, study.test_images) == (6, 3)
+    assert (study.train_images, study.validation_images, study.test_images) == (5, 1, 3)
     assert study.images_from == "9 of 1,000 images; trained on 2 of 3 images of the set"
 
 

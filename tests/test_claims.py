@@ -1,9 +1,9 @@
-"""Claims on crafted curves, their judgement on crafted images, and the paper's outcomes."""
+"""Claims on crafted curves, their judgement on crafted images, and on all published rows."""
 
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import spearmanr
+from scipy.stats import binom, spearmanr
 
 from nbsupport.experiments.artifacts import Experiment
 from nbsupport.results import claims
@@ -13,14 +13,15 @@ from nbsupport.results.claims import (
     Above,
     Curves,
     check,
+    claim_matrix,
     judge,
-    paper_curves,
     per_image,
+    published_claims,
 )
+from nbsupport.results.tables import PAPER, WORST_CASE, published
 from nbsupport.study import EPS, STRONG_EPS, Study
 
 S, M, L = EPS[:3], EPS[3:7], EPS[7:12]  # the paper's regions, as its text names them
-MIDDLE = EPS[4:9]  # where C6 expects Filt(L_img*) ahead
 FOUR = [f"{kind}({loss})" for kind in ("Add", "Filt") for loss in ("L_sem", "L_img")]
 QUALITY = [(metric, method) for metric in ("psnr", "ssim") for method in FOUR]
 SL, M_PART, FUSED = "PA-Filt(L_img)_sl", "PA-Filt(L_img)_m", "PA-Filt(L_img)"
@@ -30,7 +31,7 @@ def within(strengths):
     return np.isin(EPS, list(strengths))
 
 
-REGIONS = {"S": within(S), "M": within(M), "L": within(L), "C6": within(MIDDLE)}
+REGIONS = {"S": within(S), "M": within(M), "L": within(L)}
 
 
 def curve(level=0.5, **changes):
@@ -42,13 +43,10 @@ def curve(level=0.5, **changes):
 
 
 def curves(given, regions=REGIONS, eps=EPS):
-    """Curves from a method (its accuracy) or a (metric, method) to numbers."""
+    """Curves from a method (both its accuracies) or a (metric, method) to numbers."""
     numbers = {key: np.asarray(values, float) for key, values in given.items()}
-    return Curves(
-        lambda metric, method: numbers[method if metric == "accuracy" else (metric, method)],
-        regions,
-        eps,
-    )
+    accuracies = WORST_CASE, "accuracy"
+    return Curves(lambda key: numbers[key[1] if key[0] in accuracies else key], regions, eps)
 
 
 def flat(*names, level=0.5):
@@ -65,7 +63,7 @@ HOLDS = {
     | {which: curve(up=EPS if "Filt" in which[1] else ()) for which in QUALITY},
     "C5": flat("attacked")
     | {which: curve(up=EPS if which[1] == "Filt(L_img)" else ()) for which in QUALITY},
-    "C6": flat(*FOUR) | {"Filt(L_img*)": curve(up=MIDDLE, down=S)},
+    "C6": flat(*FOUR) | {"Filt(L_img*)": curve(up=M, down=S)},
     "C7": flat("head_1", "head_2") | {"head_3": curve(down=EPS[6:]), "head_4": curve(down=EPS[:6])},
     "C8": {"Filt(L_img*)": curve(0.5), "head_4": curve(0.52)},
     "C9": {"Filt(L_img)": curve(), FUSED: curve(up=M, down=S + L)},
@@ -83,6 +81,8 @@ HOLDS = {
     "C17": {"FD": curve()}
     | dict.fromkeys(("Add+FD", "Filt+FD"), curve(up=EPS[11:], down=EPS[:11])),
     "C18": {"attacked": [0.9, 0.9, 0.5, 0.5, 0.5, 0.4, 0.3, 0.2, 0.1, 0.1, 0.1, 0.0, 0.0]},
+    "C19": flat("head_1", "head_2", "head_3") | {"head_4": curve(up=EPS[1:4], down=EPS[4:])},
+    "C20": {"attacked": curve(), "Add(L_img)": curve(up=EPS[:1], down=EPS[1:])},
 }
 # One curve, put in the place of the one above, with which the claim just fails.
 FAILS = {
@@ -92,9 +92,9 @@ FAILS = {
     "C3: equal on S": ("Filt(L_img)", curve(up=L, down=M)),
     "C4: equal in one column": (("ssim", "Filt(L_sem)"), curve(up=EPS[:-1])),
     "C5: another is as good in one": (("ssim", "Filt(L_sem)"), curve(up=EPS[:1])),
-    "C6: equal in one middle column": ("Filt(L_img*)", curve(up=MIDDLE[1:], down=S)),
-    "C6: equal in one column of S": ("Filt(L_img*)", curve(up=MIDDLE, down=S[1:])),
-    "C6: one of the four is as good": ("Add(L_sem)", curve(up=MIDDLE[:1])),
+    "C6: equal in one middle column": ("Filt(L_img*)", curve(up=M[1:], down=S)),
+    "C6: equal in one column of S": ("Filt(L_img*)", curve(up=M, down=S[1:])),
+    "C6: one of the four is as good": ("Add(L_sem)", curve(up=M[:1])),
     "C7: an early head is ahead in one column": ("head_2", curve(up=EPS[4:5])),
     "C8: too far below in one column": ("head_4", np.where(within([0.1]), 0.479, 0.5)),
     "C9: equal in one column of M": (FUSED, curve(up=M[:-1])),
@@ -109,11 +109,13 @@ FAILS = {
     "C17: equal at 0.5": ("Filt+FD", curve(up=EPS[11:12])),
     "C18: rises once": ("attacked", [*HOLDS["C18"]["attacked"][:9], 0.11, 0.1, 0.0, 0.0]),
     "C18: stays above 0": ("attacked", [*HOLDS["C18"]["attacked"][:11], 0.001, 0.001]),
+    "C19: as good as the best at one strength": ("head_1", curve(up=[5e-4])),
+    "C20: as good as before": ("Add(L_img)", curve()),
 }
 
 
 def verdict(claim, given, regions=REGIONS):
-    return check(claim, curves(given, regions))[0]
+    return check(claim, curves(given, regions))[0] > 0
 
 
 @pytest.mark.parametrize(("claim", "given"), HOLDS.items(), ids=HOLDS)
@@ -137,14 +139,37 @@ def test_every_claim_has_both_cases():
 
 
 @pytest.mark.parametrize("claim", ["C3", "C6", "C9"])
-def test_without_middle_strengths_a_claim_about_them_fails(claim):
-    assert not verdict(claim, HOLDS[claim], REGIONS | {"M": within([]), "C6": within([])})
+def test_without_middle_strengths_a_claim_about_them_cannot_be_judged(claim):
+    with pytest.raises(KeyError, match="expected 1 such strengths, got 0"):
+        check(claim, curves(HOLDS[claim], REGIONS | {"M": within([])}))
 
 
-@pytest.mark.parametrize("claim", ["C14", "C16", "C17"])
-def test_without_strong_attacks_a_claim_about_them_fails(claim):
-    given = {method: values[:10] for method, values in HOLDS[claim].items()}
-    assert not check(claim, curves(given, {}, EPS[:10]))[0]
+@pytest.mark.parametrize(("claim", "few"), [("C14", 10), ("C16", 10), ("C17", 10), ("C1", 7)])
+def test_nor_without_strong_attacks_or_enough_columns(claim, few):
+    given = {method: values[:few] for method, values in HOLDS[claim].items()}
+    with pytest.raises(KeyError, match="such strengths"):
+        check(claim, curves(given, {}, EPS[:few]))
+
+
+def test_the_margin_is_that_of_the_condition_that_is_met_least():
+    methods = ("attacked", *FOUR, "Adv", "Filt+Adv")
+    drawn = dict(zip(methods, np.random.default_rng(0).uniform(size=(7, 13, 50)), strict=True))
+    margins = {claim: check(claim, curves(drawn))[0] for claim in ("C1", "C14", "C18")}
+    for sample in range(50):
+        one = {method: values[:, sample].tolist() for method, values in drawn.items()}
+        gains = {
+            pair: [a - b for a, b in zip(*(one[name] for name in pair), strict=True)]
+            for pair in (("Filt(L_img)", "Add(L_img)"), ("Filt(L_sem)", "Add(L_sem)"))
+        }
+        adv = [a - b for a, b in zip(one["Filt+Adv"], one["Adv"], strict=True)]
+        falls = [a - b for a, b in zip(one["attacked"], one["attacked"][1:], strict=False)]
+        expected = {
+            "C1": min(sorted(each)[5] for each in gains.values()),  # the eighth from above
+            "C14": min(*adv[10:], *(gain + 0.011 for gain in adv[:10])),
+            "C18": min(*falls, -one["attacked"][-1]),
+        }
+        for claim, margin in expected.items():
+            assert margins[claim][sample] == pytest.approx(margin, abs=1e-8)
 
 
 @pytest.mark.parametrize(("of_500", "holds"), [(0, True), (10, True), (11, False)])
@@ -168,21 +193,25 @@ def test_c14_includes_11_thousandths(lost, holds):
 def craft(monkeypatch):
     """An experiment of given results: which images each method gets right, (strengths, images)."""
 
-    def make(correct=None, *, failures=None, over_steps=None, seed=0, eps=EPS, **measured):
+    def make(
+        correct=None, *, failures=None, over_steps=None, seed=0, eps=EPS, unseen_eps=(), **measured
+    ):
         given = {name: np.asarray(values, dtype=float) for name, values in measured.items()}
         number = np.shape([*(correct or {}).values(), *given.values()][0])[1]
 
         def measure(experiment, method):
-            right = (correct or {}).get(method, np.ones((len(eps), number)))
+            right = (correct or {}).get(method, np.ones((len(eps) + len(unseen_eps), number)))
             return {"accuracy": np.array(right, dtype=bool), **given}
 
         monkeypatch.setattr(claims, "measure", measure)
         monkeypatch.setattr(claims, "failure", lambda _, method: (failures or {}).get(method))
         monkeypatch.setattr(claims, "curve_over_steps", lambda _, method, eps: over_steps[method])
         experiment = object.__new__(Experiment)
-        experiment.study = Study.named("digits", "smoke", test_images=number, seed=seed, eps=eps)
+        sizes = {"test_images": number, "seed": seed, "eps": eps, "unseen_eps": unseen_eps}
+        experiment.study = Study.named(scale="smoke", **sizes)
         return experiment
 
+    published_claims()  # kept before a test replaces a claim
     return make
 
 
@@ -207,17 +236,46 @@ def test_outcomes(after, outcome, craft):
     [(195, "holds"), (194, "inconclusive"), (6, "inconclusive"), (5, "fails")],
 )
 def test_the_outcome_follows_from_the_share_of_resamples(times, outcome, craft, monkeypatch):
-    met = np.arange(200)[None] < times
-    crafted = iter([met[:, 0], met, ~met[:, 0]])  # all images, resamples, paper
-    monkeypatch.setitem(CLAIMS, "C2", ("", lambda c: [Above("", next(crafted).astype(float))]))
-    row = judged(craft({"attacked": right(20)}), "C2", resamples=200)
-    assert (row["support"], row["outcome"], row["paper_outcome"]) == (times / 200, outcome, "fails")
+    experiment, met = craft({"attacked": right(20)}), (np.arange(200)[None] < times) * 1.0
+    crafted = lambda c: [Above("", met if c["attacked"].ndim == 2 else met[:, 0])]  # noqa: E731
+    monkeypatch.setitem(CLAIMS, "C2", ("", crafted))
+    row = judged(experiment, "C2", resamples=200)
+    assert (row["support"], row["outcome"]) == (times / 200, outcome)
+    assert (row["low"] > 0, row["high"] <= 0) == (outcome == "holds", outcome == "fails")
 
 
 def test_methods_are_compared_on_the_same_images(craft):
     # one image more is right: a resample without it shows no gain, one with it does
     row = judged(craft({"attacked": right(20), "Filt(L_img)": right(21)}), "C2", resamples=4000)
     assert row["support"] == pytest.approx(1 - (1 - 1 / 40) ** 40, abs=0.03)
+
+
+def test_the_margin_has_a_95_percent_interval_over_test_sets(craft):
+    # ten images more are right: how many of them a resample has is binomial
+    experiment = craft({"attacked": right(20), "Filt(L_img)": right(30)})
+    row = judged(experiment, "C2", resamples=20_000)
+    interval = [row["low"], row["margin"], row["high"]]
+    expected = np.array([*binom.ppf(0.025, 40, [0.25]), 10, *binom.ppf(0.975, 40, [0.25])]) / 40
+    assert interval == pytest.approx(expected, abs=1e-8)
+
+
+CLUMSY = np.arange(13)[:, None] != np.full(40, 1)  # fools every image at 1e-4, and nowhere else
+WEAK = np.arange(13)[:, None] < np.full(40, 1)  # every image is fooled from 1e-4
+
+
+@pytest.mark.parametrize(
+    ("filtered", "added", "worst", "plain"),
+    [
+        (CLUMSY, WEAK, "fails", "holds"),
+        (np.arange(13)[:, None] < np.full(40, 9), CLUMSY, "holds", "fails"),
+        (np.ones((13, 40)), CLUMSY, "holds", "fails"),
+        (np.ones((13, 40)), WEAK, "holds", "holds"),
+    ],
+)
+def test_accuracies_are_read_in_the_worst_case_and_plainly(filtered, added, worst, plain, craft):
+    correct = dict.fromkeys(("Filt(L_img)", "Filt(L_sem)"), filtered)
+    row = judged(craft(correct | dict.fromkeys(("Add(L_img)", "Add(L_sem)"), added)), "C1")
+    assert (row["outcome"], row["plain_outcome"]) == (worst, plain)
 
 
 def test_ties_are_ties_and_no_rounding_decides(craft):
@@ -241,8 +299,8 @@ def test_a_failed_training_is_not_measured_and_says_why(craft):
     experiment = craft({"attacked": right(20)}, failures={FUSED: "its W is constant"})
     row = judged(experiment, "C10")
     assert (row["outcome"], row["measured"]) == ("not measured", "its W is constant")
-    assert np.isnan(row["support"])
-    assert row["paper_outcome"] == "fails"
+    assert row["plain_outcome"] == "not measured" and np.isnan(row["support"])
+    assert row["published"].startswith("ResNet-50 on NeurIPS-2017DEV: fails (gain on sl: -0.011")
 
 
 def test_c15_is_judged_over_the_steps_of_the_study(craft):
@@ -252,8 +310,8 @@ def test_c15_is_judged_over_the_steps_of_the_study(craft):
 
 
 def test_an_unknown_claim_is_refused(craft):
-    with pytest.raises(KeyError, match="C19"):
-        judge(craft({"attacked": right(20)}), "C19")
+    with pytest.raises(KeyError, match="C99"):
+        judge(craft({"attacked": right(20)}), "C99")
 
 
 def test_all_claims_are_judged_where_none_is_named(experiment):
@@ -264,7 +322,8 @@ def test_all_claims_are_judged_where_none_is_named(experiment):
 
 def test_a_study_of_other_strengths_is_judged_at_its_own(craft):
     experiment = craft(kernel_distance=[[1.0] * 4, [1.0] * 4, [5.0] * 4], eps=(0.0, 1e-4, 0.1))
-    assert judged(experiment, "C13")["outcome"] == "holds"
+    row = judged(experiment, "C13")
+    assert (row["outcome"], row["published"]) == ("holds", "no numbers")  # but a figure
 
 
 # -- regions -------------------------------------------------------------------------------------
@@ -272,21 +331,29 @@ def test_a_study_of_other_strengths_is_judged_at_its_own(craft):
 
 @pytest.fixture
 def find_regions(craft, monkeypatch):
-    """S, M, L and C6 as a claim sees them when `counts` of `of` attacked images are right."""
+    """S, M and L as a claim sees them when `counts` of `of` attacked images are right."""
 
-    def find(counts, of):
-        seen = []
-        monkeypatch.setitem(CLAIMS, "C2", ("", lambda c: seen.append(c.regions) or []))
-        judge(craft({"attacked": np.arange(of) < np.array(counts)[:, None]}), "C2", resamples=1)
-        return {name: np.flatnonzero(mask).tolist() for name, mask in seen[0].items()}
+    def find(counts, of, reading=WORST_CASE):
+        seen = {}
+        experiment = craft({"attacked": np.arange(of) < np.array(counts)[:, None]})
+        crafted = lambda c: seen.update({c.reading: c.regions}) or [Above("", np.ones(1))]  # noqa: E731
+        monkeypatch.setitem(CLAIMS, "C2", ("", crafted))
+        judge(experiment, "C2", resamples=1)
+        return {name: np.flatnonzero(mask).tolist() for name, mask in seen[reading].items()}
 
     return find
 
 
 def test_regions_follow_the_attacked_curve(find_regions):
     found = find_regions([90, 80, 73, 71, 50, 20, 10, 3, 2, 1, 0, 0, 0], 100)
-    middle = [3, 4, 5, 6, 7]
-    assert found == {"S": [0, 1, 2], "M": middle, "L": [8, 9, 10, 11, 12], "C6": middle}
+    assert found == {"S": [0, 1, 2], "M": [3, 4, 5, 6, 7], "L": [8, 9, 10, 11, 12]}
+
+
+def test_each_reading_has_its_own_regions(find_regions):
+    counts = [90, 50, 80, 20, *[0] * 8, 30]  # the attack is clumsy twice
+    plain = find_regions(counts, 100, "accuracy")
+    assert plain == {"S": [0, 2], "M": [1, 3, 12], "L": [*range(4, 12)]}
+    assert find_regions(counts, 100) == {"S": [0], "M": [1, 2, 3], "L": [*range(4, 13)]}
 
 
 @pytest.mark.parametrize(("clean", "of"), [(20, 24), (25, 500), (495, 500), (50, 500)])
@@ -295,16 +362,19 @@ def test_exactly_80_percent_of_clean_accuracy_is_small(clean, of, find_regions):
     assert find_regions([clean, kept, kept - 1, *[0] * 10], of)["S"] == [0, 1]
 
 
-def test_the_papers_regions_are_those_of_its_text():
-    np.testing.assert_equal(paper_curves().regions, REGIONS)
-
-
 # -- per image -----------------------------------------------------------------------------------
 
 
 def test_accuracy_is_1_or_0_per_image(craft):
     found = per_image(craft({"attacked": right(3, of=5)}), "accuracy", "attacked")
     assert found.tolist() == [[1, 1, 1, 0, 0]] * 13
+
+
+def test_the_worst_case_counts_every_weaker_attack_and_no_column_is_added(craft):
+    strengths = sorted([*EPS, 8 / 255])
+    correct = {"attacked": [[eps not in (3e-3, 8 / 255), eps != 8 / 255] for eps in strengths]}
+    found = per_image(craft(correct, unseen_eps=(8 / 255,)), WORST_CASE, "attacked")
+    assert found.tolist() == [[eps < 3e-3, eps < 8 / 255] for eps in EPS]
 
 
 def test_infinite_psnr_counts_as_200_db(craft):
@@ -330,24 +400,85 @@ def test_a_method_without_the_metric_is_a_key_error(craft):
         per_image(craft(uncertainty=np.ones((13, 2))), "kernel_distance", "Add(L_img)")
 
 
-# -- in the paper --------------------------------------------------------------------------------
+# -- as published --------------------------------------------------------------------------------
+
+DEV, VGG, CIFAR, SVHN, FD = (
+    "ResNet-50 on NeurIPS-2017DEV", "VGG-16 on NeurIPS-2017DEV", "ResNet-50 on CIFAR-10",
+    "ResNet-50 on SVHN", "ResNeXt-101 on NeurIPS-2017DEV",
+)  # fmt: skip
+PUBLISHED = {
+    DEV: set(CLAIMS) - {"C12", "C13", "C16", "C17"},  # figures have no numbers
+    VGG: {"C1", "C2", "C3", "C18", "C20"},
+    CIFAR: {"C1", "C2", "C3", "C18", "C20"},
+    SVHN: {"C1", "C2", "C3", "C16", "C18", "C20"},
+    FD: {"C17", "C18"},
+}
+BROKEN = {
+    DEV: {"C4", "C5", "C10"},
+    VGG: {"C1", "C2", "C3", "C20"},
+    CIFAR: {"C2", "C3", "C18", "C20"},
+    SVHN: {"C2", "C3", "C18", "C20"},
+    FD: {"C18"},
+}
 
 
-@pytest.mark.parametrize("claim", [claim for claim in CLAIMS if claim not in ("C12", "C13")])
-def test_the_papers_outcomes(claim):
-    met, _ = check(claim, paper_curves())
-    assert met == (claim not in ("C4", "C5", "C10"))
+@pytest.mark.parametrize("group", PUBLISHED)
+def test_every_published_group_is_judged(group):
+    rows = published_claims().query("group == @group").set_index("claim")
+    assert set(rows.index) == PUBLISHED[group]
+    assert set(rows.index[rows["plain_outcome"] == "fails"]) == BROKEN[group]
+    assert set(rows["plain_outcome"]) <= {"holds", "fails"}
 
 
-def test_the_papers_numbers_stand_behind_them():
-    assert check("C3", paper_curves())[1].split(", ")[2].endswith(" 0.058")  # of Table 1, over L
-    assert check("C1", paper_curves())[1].endswith("0.000 … 0.160 (12 of 13)")
-    assert check("C9", curves(HOLDS["C9"], REGIONS | {"M": within([])}))[1].endswith(
-        "no such strengths"
+@pytest.mark.parametrize(
+    ("group", "won"),
+    [(DEV, (13, 12)), (VGG, (12, 5)), (CIFAR, (9, 10)), (SVHN, (9, 13))],
+)
+def test_filtering_wins_as_many_published_columns(group, won):
+    text = published_claims().query("group == @group and claim == 'C1'")["plain_measured"].item()
+    counts = [
+        13 if "(" not in part else int(part.split("(")[1].split()[0]) for part in text.split(", ")
+    ]
+    assert tuple(counts) == won
+
+
+def test_the_worst_case_of_a_published_row_is_its_running_minimum():
+    rows = published_claims().query("group == @DEV").set_index("claim")
+    numbers = (
+        published(*PAPER).query("table == 1").pivot(index="method", columns="eps", values="value")
     )
+    lowest = {method: [row[:n].min() for n in range(1, 14)] for method, row in numbers.iterrows()}
+    large = [n for n, left in enumerate(lowest["attacked"]) if left <= 0.02]
+    expected = np.mean([lowest["Filt(L_img)"][n] - lowest["Filt(L_sem)"][n] for n in large])
+    assert rows["margin"]["C3"] == pytest.approx(expected, abs=1e-8)
+    assert (rows["outcome"]["C3"], rows["plain_outcome"]["C3"]) == ("fails", "holds")
 
 
-@pytest.mark.parametrize("claim", ["C12", "C13"])
-def test_the_paper_has_no_numbers_of_its_figures(claim):
-    with pytest.raises(KeyError):
-        check(claim, paper_curves())
+@pytest.mark.parametrize(("claim", "middle"), [("C3", M), ("C6", EPS[4:9]), ("C9", M)])
+def test_the_regions_of_the_papers_text_decide_its_claims_as_ours_do(claim, middle):
+    numbers = published(*PAPER).query("steps == 40 and metric == 'accuracy'")
+    rows = numbers.drop_duplicates(["method", "eps"]).pivot(
+        index="method", columns="eps", values="value"
+    )
+    given = {method: row.to_numpy() for method, row in rows.iterrows()}
+    for regions in (REGIONS | {"M": within(middle)}, claims.find_regions(given["attacked"])):
+        assert verdict(claim, given, regions)
+
+
+def test_the_matrix_has_both_outcomes_of_every_group_and_study():
+    both = {"outcome": ["fails", "holds"], "plain_outcome": ["holds", "holds"]}
+    rows = pd.DataFrame({"claim": ["C1", "C12"], **both})
+    older = rows.drop(columns="plain_outcome")
+    matrix = claim_matrix(
+        {"cifar10": rows, "mine": older, "mixed": pd.concat([rows[:1], older[1:]])}
+    )
+    assert list(matrix.index) == list(CLAIMS)
+    assert list(matrix.columns) == ["predicate", *PUBLISHED, "CIFAR-10", "mine", "mixed"]
+    assert matrix.loc["C3", [DEV, CIFAR, FD]].tolist() == ["fails / holds", "fails", ""]
+    assert matrix.loc["C1", "CIFAR-10":].tolist() == [
+        "fails / holds",
+        "fails (plain)",
+        "fails / holds",
+    ]
+    assert matrix.loc["C12", "CIFAR-10":].tolist() == ["holds", "holds (plain)", "holds (plain)"]
+    assert matrix.loc["C2", "CIFAR-10":].tolist() == [""] * 3

@@ -20,7 +20,7 @@ from nbsupport.results.save import roots
 from nbsupport.study import Study, default_home
 
 METHODS = list(dict.fromkeys(method for rows in TABLES.values() for method in rows))
-SMOKE = ["--study", "digits", "--scale", "smoke"]
+SMOKE = ["--study", "photographs", "--scale", "smoke"]
 
 
 @pytest.fixture
@@ -126,8 +126,8 @@ def test_doctor_says_what_the_store_holds(complete, finished, capsys):
     main(["doctor", *SMOKE])
     printed, home = capsys.readouterr().out, finished.store.home
     held = re.search(rf"{home} \(there, .* GB free\): (.*); (.*) GB", printed)
-    expected = [f"{kind.name} {len(list(kind.glob('*/artifact.json')))}" for kind in home.iterdir()]
-    assert held[1].split(", ") == sorted(expected)
+    counts = {kind.name: len(list(kind.glob("*/artifact.json"))) for kind in home.iterdir()}
+    assert held[1] == ", ".join(f"{kind} {counts[kind]} (0.0 h)" for kind in sorted(counts))
     used = subprocess.run(["du", "-sb", home], capture_output=True, text=True, check=True).stdout
     assert float(held[2]) == pytest.approx(int(used.split()[0]) / 1e9, abs=0.02)
 
@@ -137,7 +137,7 @@ def test_doctor_lists_every_study_and_downloads_nothing(complete, capsys, monkey
     assert exit_of("doctor", "--study", "cifar10", "--scale", "smoke") == 1
     printed = capsys.readouterr().out
     assert "made when needed" in printed and not (tmp_path / "home").exists()
-    for study, state in {"digits": "there", "cifar10": "to get", "folder": "to get"}.items():
+    for study, state in {"photographs": "there", "cifar10": "to get", "folder": "to get"}.items():
         assert re.search(rf"^  {study} +{state}: ", printed, re.MULTILINE)
     assert not list(tmp_path.glob("data/*"))
 
@@ -162,7 +162,7 @@ def test_doctor_says_how_to_install_what_is_missing(missing, complete, capsys, m
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
-        (["compute", "--study", "digit"], "'digit'; there are: digits"),
+        (["compute", "--study", "photograph"], "'photograph'; there are: photographs"),
         (["report", "--scale", "large"], "'large'; there are: smoke, quick, paper"),
         (["train"], "invalid choice: 'train'"),
         ([], "required: command"),
@@ -349,8 +349,8 @@ def test_or_in_the_environment(computed, yours, monkeypatch):
         monkeypatch.setenv(f"NBSUPPORT_{name}", value)
     main(["compute", "--scale", "smoke"])
     monkeypatch.setenv("NBSUPPORT_IMAGE_SIZE", "12")
-    main(["compute", "--scale", "smoke", "--study", "digits", "--classifier", "small_resnet"])
-    expected = [chosen(yours), Study.named("digits", "smoke", image_size=12)]
+    main(["compute", "--scale", "smoke", "--study", "photographs", "--classifier", "small_resnet"])
+    expected = [chosen(yours), Study.named("photographs", "smoke", image_size=12)]
     assert [study for study, _ in computed] == expected
 
 
@@ -370,7 +370,7 @@ def test_notebooks_run_with_them(yours, monkeypatch, tmp_path):
 def test_doctor_describes_them(complete, yours, capsys):
     main(["doctor", *CUSTOM, "--robust", "model.py:factory"])
     printed = capsys.readouterr().out
-    assert "8 to train on, 4 to test on, 3 classes, 32×32 pixels" in printed
+    assert "7 to train on, 4 to test on, 3 classes, 32×32 pixels" in printed
     found = "model.py:factory: 3 logits, clean accuracy 0.250"  # folders: blue, green, red
     assert f"\nclassifier       {found}\n" in printed and f"\nAdv              {found}\n" in printed
 

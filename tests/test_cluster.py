@@ -21,7 +21,7 @@ from nbsupport.experiments.store import Store
 from nbsupport.study import Study
 
 METHODS = ("PA-Filt(L_img)", "8-bit")
-STUDY = Study.named("digits", "smoke", train_images=128, test_images=70, epochs=2)
+STUDY = Study.named("photographs", "smoke", train_images=128, test_images=70, epochs=2)
 
 
 def open_experiment(folder, study=STUDY):
@@ -148,7 +148,7 @@ def worker_holding(path):
 
 
 def test_a_task_that_fails_ends_the_command_and_keeps_the_others(tmp_path):
-    study = Study.named("digits", "smoke", eps=(0.0, 0.1))  # too few for Filt(L_img*)
+    study = Study.named("photographs", "smoke", eps=(0.0, 0.1))  # too few for Filt(L_img*)
     experiment = open_experiment(tmp_path, study)
     with pytest.raises(RuntimeError, match="needs ε"):
         cluster.compute(experiment, ("Filt(L_img*)", "8-bit"), workers=1)

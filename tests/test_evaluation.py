@@ -16,10 +16,9 @@ from nbsupport.classifiers.models import Classifier
 from nbsupport.denoisers.baselines import Baseline
 from nbsupport.denoisers.models import Additive, Denoiser, Filtering, MultiHead, PAFilter, View
 from nbsupport.experiments import artifacts, evaluation
-from nbsupport.experiments.artifacts import Experiment
+from nbsupport.experiments.artifacts import Experiment, Trained
 from nbsupport.experiments.evaluation import (
     COLUMNS,
-    CONSTANT,
     attack_itself,
     evaluate,
     failure,
@@ -32,7 +31,7 @@ from nbsupport.experiments.evaluation import (
     table,
     worst_case,
 )  # fmt: skip
-from nbsupport.experiments.methods import AS_PUBLISHED, TABLES
+from nbsupport.experiments.methods import AS_PUBLISHED, BOTH_LOSSES, TABLES
 from nbsupport.experiments.store import Store
 from nbsupport.study import Study
 
@@ -235,8 +234,9 @@ def test_evaluate_agrees_with_the_tables_of_a_study(experiment):
     study, test = experiment.study, experiment.images("test")
     networks = experiment.classifier(), experiment.denoiser("Filt(L_img)")
     options = dict(steps=study.steps, seed=study.seed)
-    frame = evaluate(*networks, test.images, test.labels, study.attacked_eps, **options)
+    frame = evaluate(*networks, test.images, test.labels, study.evaluated_eps[1:], **options)
     rows = pd.concat([table(experiment, number, "Filt(L_img)") for number in (1, 2)])
+    rows = rows[rows["metric"] != "clean PSNR"]
     columns = ["attack", "metric", "eps", "value", "n"]
     ours, theirs = (x[columns].sort_values(columns[:3], ignore_index=True) for x in (frame, rows))
     pd.testing.assert_frame_equal(ours, theirs, atol=1e-3, check_dtype=False)
@@ -282,18 +282,24 @@ def counted(monkeypatch):
 
 
 @every_table
-def test_a_table_has_every_method_at_13_strengths_with_and_without_the_worst_case(
+def test_a_table_has_every_method_at_all_strengths_with_and_without_the_worst_case(
     number, experiment, counted
 ):
     every, study = table(experiment, number), experiment.study
     rows = every[every["steps"] == study.steps]
     assert list(rows) == COLUMNS
-    same = {"table": number, "study": "digits", "classifier": study.classifier, "seed": study.seed}
+    same = {"table": number, "study": study.name, "classifier": study.classifier}
+    same |= {"seed": study.seed}
     assert all((rows[column] == value).all() for column, value in same.items())
     assert tuple(dict.fromkeys(rows["method"])) == TABLES[number]
     assert len(every) == len(rows) or number == 5
     series = dict(list(rows.groupby(["method", "metric", "attack"])))
-    assert all(tuple(each["eps"]) == study.eps for each in series.values())
+    for method in TABLES[number] if number in (1, 3, 4) else ():
+        clean = series.pop((method, "clean PSNR", "pgd"))
+        assert [*clean["eps"]] == [0.0]
+        expected = np.mean(measure(experiment, method)["psnr"][0])
+        np.testing.assert_allclose(clean["value"], [expected])
+    assert all(tuple(each["eps"]) == study.evaluated_eps for each in series.values())
     for method in TABLES[number]:
         measurement = measure(experiment, method)
         for metric in METRICS[number]:
@@ -336,27 +342,52 @@ def test_a_failed_training_has_no_row_and_a_reason(experiment, monkeypatch):
     assert failures(experiment, TABLES[4]) == ["constant"] and not failures(experiment, TABLES[1])
 
 
-# -- a constant W is a failed training -----------------------------------------------------------
+# -- a collapsed denoiser, and a training without a checkpoint near 32 dB -------------------------
 
-WEIGHTED = {name: name for name in (FUSED, AS_PUBLISHED, "PA-Filt(L_adv)")} | {"PA-Filt+Adv": FUSED}
 EVERY = {method for methods in TABLES.values() for method in methods}
+PUBLISHED_PARTS = {f"PA-Filt(L_img)_{part}@32dB" for part in ("sl", "m")}
+DEPENDENT = {
+    "Add(L_sem)": {"Add(L_sem)"},
+    "Filt(L_img)": {"Filt(L_img)", "Filt+Adv", "Filt+FPD", "Filt+FD"},
+    FUSED: {FUSED, BOTH_LOSSES, "PA-Filt+Adv"},
+    "Y-Net": {FUSED, BOTH_LOSSES, "PA-Filt+Adv", f"{FUSED}_sl", f"{FUSED}_m"},
+    "Y-Net_as_published": {AS_PUBLISHED},
+    "Filt(L_img)_as_published": {"Filt(L_img)_as_published"},
+}
 
 
-@pytest.mark.parametrize(
-    ("spread", "sound"),
-    [(0.0, False), (CONSTANT / 2, False), (float("nan"), False), (CONSTANT, True)],
-)
-def test_a_constant_weight_is_a_failure_of_pa_filt_alone(experiment, monkeypatch, spread, sound):
-    names = {"standard": np.zeros((13, 4))}  # all others are robust
-    itself = lambda experiment, name: names.get(name, np.ones((13, 4)))  # noqa: E731
-    monkeypatch.setattr(evaluation, "attack_itself", itself)
-    monkeypatch.setattr(experiment, "report", lambda method: {"weight_std": spread})
-    for method in EVERY:
-        reason = failure(experiment, method)
-        if method in WEIGHTED and not sound:
-            assert reason.startswith(f"{WEIGHTED[method]}: training failed. Its W is constant")
-        else:
-            assert reason is None
+@pytest.fixture
+def reported(experiment, monkeypatch):
+    """Trainings of which only that of `failed` collapsed, and whose checkpoints have some PSNR."""
+
+    def report(failed, psnr=32.0):
+        def trained(recipe):
+            curves = {output: {"7": psnr} for output in ("kernels", "sl", "m")}
+            sound = {"alive": [1.0], "change": [1.0], "clean_psnr": curves}
+            return Trained(nn.Identity(), sound | {"alive": [float(recipe != failed)]}, {})
+
+        strengths = len(experiment.study.evaluated_eps)
+        itself = {"standard": np.zeros((strengths, 4))}  # all others are robust
+        robust = lambda experiment, name: itself.get(name, np.ones((strengths, 4)))  # noqa: E731
+        monkeypatch.setattr(evaluation, "attack_itself", robust)
+        monkeypatch.setattr(experiment, "trained", trained)
+
+    return report
+
+
+@pytest.mark.parametrize("failed", DEPENDENT)
+def test_a_collapse_is_a_failure_of_all_that_builds_on_it(failed, experiment, reported):
+    reported(failed)
+    reasons = {method: failure(experiment, method) for method in EVERY}
+    assert {method for method, reason in reasons.items() if reason} == DEPENDENT[failed]
+    assert all(reasons[method].startswith(f"{failed}: ") for method in DEPENDENT[failed])
+
+
+@pytest.mark.parametrize(("psnr", "near"), [(31.0, True), (33.9, True), (29.9, False)])
+def test_a_row_at_32_db_needs_a_checkpoint_near_it(psnr, near, experiment, reported):
+    reported("none", psnr)
+    failed = {method for method in EVERY if failure(experiment, method)}
+    assert failed == (set() if near else PUBLISHED_PARTS | {"Filt(L_img)@32dB"})
 
 
 # -- a classifier attacked itself ----------------------------------------------------------------
@@ -371,11 +402,11 @@ def test_a_classifier_attacked_itself_withstands_the_images_that_a_fresh_attack_
     victim = attack_target(classifier)
     options = dict(steps=study.steps, seed=study.seed)
     found = attack_itself(experiment, name)
-    assert found.shape == (len(study.eps), study.test_images)
-    for row in (0, 6, 12):
+    assert found.shape == (len(study.evaluated_eps), study.test_images)
+    for row in (0, 6, 13):
         attacked = test.images
         if row:
-            attacked = pgd(victim, attacked, test.labels, study.eps[row], **options)
+            attacked = pgd(victim, attacked, test.labels, study.evaluated_eps[row], **options)
         expected = (classifier(attacked).argmax(dim=1) == test.labels).numpy()
         assert (found[row] != expected).sum() <= 1  # images are kept in half precision
 
@@ -404,8 +435,10 @@ def crafted(tmp_path, monkeypatch):
             return {"accuracy": given[method, steps, eps or victim]}
 
         monkeypatch.setattr(evaluation, "measure", answer)
+        monkeypatch.setattr(evaluation, "find_collapse", lambda report: None)
         strengths = {"eps": (0.0, 0.1, 0.5), "adversarial_eps": 0.3}  # 0.1 was trained against
-        return SmallExperiment(tmp_path, Study.named("digits", "smoke", **strengths | changes))
+        strengths |= {"unseen_eps": ()}
+        return SmallExperiment(tmp_path, Study.named("photographs", "smoke", **strengths | changes))
 
     return craft
 

@@ -4,7 +4,7 @@ import pytest
 
 from nbsupport.experiments.methods import DEFENCES, TABLES, find_recipe, split_method
 
-BASELINES = ("8-bit", "JPEG 75", "median 3x3", "Gaussian blur", "total variation")
+BASELINES = ("8-bit", "JPEG 50", "median 3x3", "Gaussian blur", "total variation")
 FOUR = ("Add(L_sem)", "Filt(L_sem)", "Add(L_img)", "Filt(L_img)")
 HEADS = ("head_1", "head_2", "head_3", "head_4")
 FUSED = ("PA-Filt(L_img)_sl", "PA-Filt(L_img)_m", "PA-Filt(L_img)", "PA-Filt(L_img+KL)")
@@ -61,14 +61,18 @@ def test_a_method_is_a_denoiser_before_a_classifier(method, denoiser, classifier
         ("Filt(L_img)_as_published@250", ("Filt(L_img)_as_published", None)),
         ("Filt+FD", ("Filt(L_img)", None)),
         ("Adv", (None, None)),
-        ("JPEG 75", (None, None)),
+        ("JPEG 7", (None, None)),
+        ("Gaussian blur 0.45", (None, None)),
     ],
 )
 def test_the_recipe_of_a_method(method, recipe):
     assert find_recipe(method) == recipe
 
 
-@pytest.mark.parametrize("method", ["PA-Filt(L_img)_literal", "standard", ""])
+@pytest.mark.parametrize(
+    "method",
+    ["PA-Filt(L_img)_literal", "standard", "", "JPEG 96", "JPEG 7.5", "Gaussian blur 0", "JPEG"],
+)
 def test_an_unknown_method_is_refused(method):
-    with pytest.raises(ValueError, match="no method named"):
+    with pytest.raises(ValueError, match=r"no method named.*JPEG q .*σ"):
         find_recipe(method)

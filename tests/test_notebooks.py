@@ -105,7 +105,7 @@ def execute_with_exercise(path, place):
     copy = place / "notebooks" / path.name
     copy.parent.mkdir()
     nbformat.write(notebook, copy)
-    return execute(copy, "digits", "smoke")
+    return execute(copy, "photographs", "smoke")
 
 
 @every_notebook
@@ -150,7 +150,7 @@ browser
 def test_a_good_notebook_comes_back_with_its_outputs_and_sliders(notebook):
     path = notebook("print('hello')", BROWSER)
     before = path.read_bytes()
-    executed = execute(path, "digits", "smoke")
+    executed = execute(path, "photographs", "smoke")
     assert executed.cells[1].outputs[0].text == "hello\n"
     assert len(executed.cells) == 3
     state = executed.metadata.widgets["application/vnd.jupyter.widget-state+json"].state
@@ -181,7 +181,7 @@ BROKEN = {
 @pytest.mark.parametrize(("sources", "reason"), BROKEN.values(), ids=BROKEN)
 def test_a_cell_is_an_error_that(sources, reason, notebook):
     with pytest.raises(NotebookError, match=rf"(?s)^00_tiny\.ipynb: .*{reason}"):
-        execute(notebook(*sources), "digits", "smoke")
+        execute(notebook(*sources), "photographs", "smoke")
 
 
 @pytest.mark.parametrize("argv", [["false"], ["/nowhere/python", "{connection_file}"]])
@@ -190,14 +190,14 @@ def test_the_kernel_is_this_python_whatever_is_installed(argv, notebook, tmp_pat
     kernel = json.dumps({"argv": argv, "display_name": "Python 3", "language": "python"})
     (tmp_path / "kernels/python3/kernel.json").write_text(kernel)
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
-    executed = execute(notebook("import sys; print(sys.executable)"), "digits", "smoke")
+    executed = execute(notebook("import sys; print(sys.executable)"), "photographs", "smoke")
     assert executed.cells[1].outputs[0].text.strip() == sys.executable
 
 
 def test_an_interruption_stays_one(notebook):
     stop = "import os, signal, time\nos.kill(os.getppid(), signal.SIGINT)\ntime.sleep(60)"
     with pytest.raises(KeyboardInterrupt):
-        execute(notebook(stop), "digits", "smoke")
+        execute(notebook(stop), "photographs", "smoke")
 
 
 BARS = """
@@ -209,7 +209,7 @@ for _ in tqdm(range(3), desc="training"):
 
 
 def test_the_bars_inside_of_a_cell_are_seen_beside_the_bar_over_cells(notebook, capsys):
-    execute(notebook(BARS), "digits", "smoke")
+    execute(notebook(BARS), "photographs", "smoke")
     assert "training: 100%" in capsys.readouterr().err
 
 
@@ -228,7 +228,7 @@ def test_choices_reach_the_kernel_alone(notebook, monkeypatch):
 def tiny(notebook, tmp_path, monkeypatch):
     """Three notebooks in place of the real ones."""
     for name in ("02_b.ipynb", "00_start.ipynb", "01_a.ipynb", "draft.ipynb"):
-        notebook("print('![](../figures/digits/fig1.png)')", name=name)
+        notebook("print('![](../figures/cifar10/fig1.png)')", name=name)
     monkeypatch.setattr(runner, "NOTEBOOKS", tmp_path)
     monkeypatch.setattr(runner, "PAGES", tmp_path / "build")
     return tmp_path
@@ -264,8 +264,8 @@ def test_a_run_keeps_pages_that_lead_to_other_pages_or_else_to_the_notebook(tiny
     link = "[here](01_a.ipynb) [there](02_b.ipynb) [code](../nbsupport/seeds.py)"
     cells = [new_markdown_cell(link), new_code_cell("1")]
     nbformat.write(new_notebook(cells=cells), tiny / "00_start.ipynb")
-    folder = runner.run(["00", "01"], "digits", "smoke")
-    assert folder == tiny / "build" / "digits-smoke"
+    folder = runner.run(["00", "01"], "photographs", "smoke")
+    assert folder == tiny / "build" / "photographs-smoke"
     assert sorted(page.name for page in folder.iterdir()) == ["00_start.html", "01_a.html"]
     page = (folder / "00_start.html").read_text(encoding="utf-8")
     for address in ("01_a.html", "../../notebooks/02_b.ipynb", "../../nbsupport/seeds.py"):

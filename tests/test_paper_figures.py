@@ -10,7 +10,7 @@ from nbsupport.experiments.artifacts import Experiment
 from nbsupport.experiments.evaluation import measure
 from nbsupport.results import paper_figures
 from nbsupport.results.paper_figures import lay_out_kernels, render_frames, to_8_bit
-from nbsupport.study import EPS, Study
+from nbsupport.study import Study
 
 FUSED, IMAGE = "PA-Filt(L_img)", 3
 
@@ -36,19 +36,20 @@ def test_fooled_images_come_first(clean, attacked, number, expected, monkeypatch
     measured = {"attacked": {"accuracy": right}}
     monkeypatch.setattr(paper_figures, "measure", lambda experiment, method: measured[method])
     experiment = object.__new__(Experiment)
-    experiment.study = Study.named("digits", "smoke", eps=(0.0, 0.01, 0.1))
+    experiment.study = Study.named("photographs", "smoke", eps=(0.0, 0.01, 0.1), unseen_eps=())
     assert paper_figures.find_fooled(experiment, 0.1, number) == expected
 
 
 def test_images_are_labelled_with_number_and_true_class(experiment):
-    label = experiment.images("test").labels[5]
-    assert paper_figures.label_images(experiment, [5]) == {f"no. 5, “{label}”": 5}
+    test = experiment.images("test")
+    name = test.classes[test.labels[5]]
+    assert paper_figures.label_images(experiment, [5]) == {f"no. 5, “{name}”": 5}
 
 
 # -- figures -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["attacked", "PA-Filt(L_img)_m", "JPEG 75"])
+@pytest.mark.parametrize("method", ["attacked", "PA-Filt(L_img)_m", "JPEG 50"])
 def test_before_after_shows_the_measured_image_and_words(method, experiment):
     figure = paper_figures.show_before_after(experiment, method, IMAGE, 0.3)
     hat = experiment.attacked("test").at(0.3)[IMAGE : IMAGE + 1]
@@ -56,7 +57,8 @@ def test_before_after_shows_the_measured_image_and_words(method, experiment):
     np.testing.assert_allclose(shown(figure.axes[3]), denoised.permute(1, 2, 0), atol=1e-6)
     perturbation, clean = figure.axes[2].images[0], experiment.images("test").images[IMAGE]
     logits = experiment.classifier()(torch.stack([clean, hat[0], denoised]))
-    words, row = logits.argmax(dim=1), EPS.index(0.3)
+    words = [experiment.images("test").classes[label] for label in logits.argmax(dim=1)]
+    row = experiment.study.evaluated_eps.index(0.3)
     np.testing.assert_allclose(perturbation.get_array(), (hat[0] - clean).mean(dim=0), atol=1e-6)
     assert perturbation.get_clim() == (-0.3, 0.3)
     titles = [figure.axes[column].get_title().splitlines()[1] for column in (0, 1, 3)]
@@ -93,7 +95,7 @@ def test_architectures_show_what_the_networks_predict(experiment):
 def test_uncertainty_shows_the_measured_maps(experiment):
     figure = paper_figures.show_uncertainty(experiment, 4)
     measured = measure(experiment, "Filt(L_img)")["uncertainty"]
-    maps = [axis.images[0] for axis in figure.axes[len(EPS) : 2 * len(EPS)]]
+    maps = [axis.images[0] for axis in figure.axes[len(measured) : 2 * len(measured)]]
     means = [map.get_array().mean() for map in maps]
     np.testing.assert_allclose(means, measured[:, 4], rtol=1e-5)
     assert len({map.get_clim() for map in maps}) == 1  # all share one scale
@@ -158,10 +160,11 @@ def frames(experiment):
     return render_frames(experiment, IMAGE)
 
 
-@pytest.mark.parametrize("row", [0, 5, 12])
+@pytest.mark.parametrize("row", [0, 5, 13])
 def test_frame_k_is_the_image_under_strength_k(row, frames, experiment):
     (pixels, index), clean = frames, experiment.images("test").images[IMAGE]
-    size, hat = index["size"], experiment.attacked("test").at(EPS[row])[IMAGE]
+    size, attacked = index["size"], experiment.attacked("test")
+    hat = attacked.at(experiment.study.evaluated_eps[row])[IMAGE]
     methods = f"{FUSED}_sl", f"{FUSED}_m", FUSED
     images = [clean, hat, *(experiment.denoiser(method)(hat[None])[0] for method in methods)]
     for column, image in zip((0, 1, 2, 3, 5), images, strict=True):
@@ -181,9 +184,10 @@ def test_words_and_notes_are_those_that_are_measured(frames, experiment):
     psnr, weight = measured["psnr"][:, IMAGE], measured["weight"][:, IMAGE]
     assert [*notes[:, 5]] == [f"{value:.1f} dB" for value in psnr]
     assert [*notes[:, 4]] == [f"mean {value:.2f}" for value in weight]
-    assert pixels.shape == (13 * index["size"], 6 * index["size"], 3)
-    assert (index["image"], index["eps"]) == (IMAGE, EPS)
-    assert index["truth"] == str(int(experiment.images("test").labels[IMAGE]))
+    assert pixels.shape == (len(words) * index["size"], 6 * index["size"], 3)
+    assert (index["image"], index["eps"]) == (IMAGE, experiment.study.evaluated_eps)
+    test = experiment.images("test")
+    assert index["truth"] == test.classes[test.labels[IMAGE]]
 
 
 def test_an_image_is_rounded_and_a_map_is_bright_at_1():

@@ -22,17 +22,22 @@ from nbsupport.study import (
     short,
 )
 
-SCALES = ["smoke", "quick", "paper"]
-
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_a_scale_changes_sizes_only(name):
-    assert list(STUDIES[name]) == SCALES
-    specifications = [Study.named(name, scale).specification() for scale in SCALES]
+    scales = ["smoke", "quick", *(["standard"] if name == "cifar10" else []), "paper"]
+    assert list(STUDIES[name]) == scales
+    specifications = [Study.named(name, scale).specification() for scale in scales]
     for specification in specifications:
         assert list(specification) == [field.name for field in fields(Study)]
         for field in ("name", "eps", "seed"):
             assert specification[field] == specifications[0][field]
+
+
+def test_standard_is_quick_with_other_numbers_of_images_and_epochs():
+    quick, standard = (Study.named("cifar10", x).specification() for x in ("quick", "standard"))
+    changed = {name for name in quick if quick[name] != standard[name]}
+    assert changed == {"scale", "train_images", "test_images", "epochs", "adaptive_images"}
 
 
 def test_an_entry_overrides_the_blocks_it_starts_from():
@@ -41,7 +46,7 @@ def test_an_entry_overrides_the_blocks_it_starts_from():
     assert "base" not in STUDIES["neurips2017dev"]["smoke"]
 
 
-@pytest.mark.parametrize("name", ["digits", "cifar10", "svhn", "neurips2017dev"])
+@pytest.mark.parametrize("name", ["photographs", "cifar10", "svhn", "neurips2017dev"])
 def test_the_scale_paper_is_the_papers(name):
     study = Study.named(name, "paper")
     assert (study.width, study.kernel_size, study.steps) == (64, 5, 40)
@@ -56,17 +61,17 @@ def test_the_strengths_are_the_papers():
 
 
 def test_changes_replace_single_settings():
-    study = Study.named("digits", "smoke", width=6, eps=(0.0, 0.25))
+    study = Study.named("photographs", "smoke", width=6, eps=(0.0, 0.25))
     assert study.attacked_eps == (0.25,)
     unchanged = study.specification() | {"width": 4, "eps": EPS}
-    assert unchanged == Study.named("digits", "smoke").specification()
+    assert unchanged == Study.named("photographs", "smoke").specification()
 
 
 def test_the_environment_overrides_the_cell_of_a_notebook(monkeypatch):
-    assert Study.chosen("digits", "smoke", seed=3) == Study.named("digits", "smoke", seed=3)
-    monkeypatch.setenv("NBSUPPORT_STUDY", "digits")
+    assert Study.chosen(scale="smoke", seed=3) == Study.named(scale="smoke", seed=3)
+    monkeypatch.setenv("NBSUPPORT_STUDY", "photographs")
     monkeypatch.setenv("NBSUPPORT_SCALE", "smoke")
-    assert Study.chosen("cifar10", "paper", seed=3) == Study.named("digits", "smoke", seed=3)
+    assert Study.chosen("cifar10", "paper", seed=3) == Study.named("photographs", "smoke", seed=3)
     assert Study.named().scale == "quick"  # only `chosen` looks at it
 
 
@@ -78,7 +83,7 @@ def test_it_also_sets_classifier_images_and_their_size(monkeypatch):
     custom = dict(classifier="mine.py:factory", robust="fd:x.npz", image_size=24)
     expected = Study.named("folder", "smoke", seed=3, data="/photos", **custom)
     assert Study.chosen("folder", "smoke", seed=3) == expected
-    assert Study.chosen("digits", "smoke") == Study.named("digits", "smoke", **custom)
+    assert Study.chosen("photographs", "smoke") == Study.named("photographs", "smoke", **custom)
     monkeypatch.setenv("NBSUPPORT_IMAGE_SIZE", "1e2")
     with pytest.raises(ValueError, match="1e2"):
         Study.chosen()
@@ -100,10 +105,10 @@ def test_the_default_home_is_below_the_cache_folder(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("choose", [Study.named, Study.chosen])
 def test_an_unknown_study_scale_or_setting_is_refused(choose):
-    with pytest.raises(ValueError, match=r"mnist.*digits"):
+    with pytest.raises(ValueError, match=r"mnist.*photographs"):
         choose("mnist")
     with pytest.raises(ValueError, match=r"huge.*smoke, quick, paper"):
-        choose("digits", "huge")
+        choose("photographs", "huge")
     with pytest.raises(TypeError, match="widht"):
         choose(widht=8)
 
@@ -145,12 +150,12 @@ def test_a_rate_is_a_number():
         ("augmentation", "rotate"),
         ("fusion", "sum"),
         ("precision", "float16"),
-        ("data", "photos"),  # digits need no folder
+        ("data", "photos"),  # photographs need no folder
     ],
 )
 def test_a_setting_that_makes_no_sense_is_refused(field, value, no_shape_checker):
     with pytest.raises(ValueError, match=rf"Study\.{field}"):
-        Study.named("digits", "quick", **{field: value})
+        Study.named("photographs", "quick", **{field: value})
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 5, 9), (2, 3, 32, 4), (1, 3, 1, 1)])
@@ -175,9 +180,9 @@ def test_a_label_gives_the_strength_in_both_units(eps):
 
 
 def test_in_a_notebook_it_is_one_line_that_opens():
-    study = Study.named("digits", "smoke", classifier="a<b")
+    study = Study.named("photographs", "smoke", classifier="a<b")
     summary, rest = study._repr_html_().split("</summary>")
-    assert "digits" in summary and "smoke" in summary and "a&lt;b" in summary
+    assert "photographs" in summary and "smoke" in summary and "a&lt;b" in summary
     assert rest.count("<tr>") == len(study.specification())
 
 
@@ -201,5 +206,5 @@ def test_a_relative_folder_means_the_same_in_a_notebook(name, tmp_path, monkeypa
     monkeypatch.setenv("PWD", str(tmp_path))
     monkeypatch.setenv("JPY_PARENT_PID", "1")
     monkeypatch.setenv(f"NBSUPPORT_{name}", "store")
-    Study.chosen("digits", "smoke")
+    Study.chosen("photographs", "smoke")
     assert os.environ[f"NBSUPPORT_{name}"] == str(tmp_path / "store")

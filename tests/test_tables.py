@@ -32,14 +32,14 @@ from nbsupport.results.tables import (
 from nbsupport.study import EPS, Study, short
 
 SWEPT, SWEEP = (0.3, 0.05), (10, 30, 50, 70, 90)
-STUDY = Study.named("digits", "smoke", seed=7)
+STUDY = Study.named("photographs", "smoke", seed=7)
 HEADS = [short(eps) for eps in EPS]
 
 
 def tidy(*methods, table=1, metrics=("accuracy",), eps=EPS, seed=0):
     """Random rows in the form of `evaluation.table`; accuracies are shares of 24 images."""
     rng = np.random.default_rng(seed)
-    same = {"table": table, "study": "digits", "classifier": "small_resnet", "n": 24, "seed": 7}
+    same = {"table": table, "study": STUDY.name, "classifier": "small_resnet", "n": 24, "seed": 7}
     over_eps = itertools.product(methods, metrics, ("", "-envelope", "-on-itself"), eps, (40,))
     over_n = itertools.product(methods * (table == 5), ("accuracy",), ("",), SWEPT, SWEEP)
     places = [
@@ -227,16 +227,16 @@ def test_both_attackers_stand_beside_each_other(adaptive):
 
 
 def test_the_headline_is_at_the_strength_that_leaves_half_without_a_filter(adaptive):
-    table = headline(adaptive.replace({"Filt(L_img*)": "Filt(L_img)", "8-bit": "JPEG 75"}))
+    table = headline(adaptive.replace({"Filt(L_img*)": "Filt(L_img)", "8-bit": "JPEG 50"}))
     assert list(table.columns) == ["clean", "gray-box, ε = 1e-1", "adaptive, ε = 1e-1"]
-    assert list(table.index) == ["no filter", "Filt(L_img)", "JPEG 75 †"]
+    assert list(table.index) == ["no filter", "Filt(L_img)", "JPEG 50 †"]
     assert list(table.loc["no filter"]) == [0.9, 0.55, 0.29]
 
 
 def test_every_caption_names_classifier_data_and_scale():
     for name in tables.TEXTS["captions"]:
         text = caption(name, STUDY)
-        assert "`small_resnet` on `digits`" in text and "scale smoke" in text
+        assert "`small_resnet` on `photographs`" in text and "scale smoke" in text
         assert "{" not in text and text.endswith(".")
 
 
@@ -249,7 +249,10 @@ DIFFERENCES = pd.DataFrame(
 )  # fmt: skip
 DIFFERENCES[["method", "other"]] = "Filt(L_img)", "Add(L_img)"
 DIFFERENCES[["per_seed", "seeds"]] = "+0.0100 +0.0300", "0 1"
-CLAIMS = pd.DataFrame({"claim": ["C1"], "predicate": ["|x| of Filt(L_img*)"], "outcome": ["holds"]})
+CLAIMS = pd.DataFrame(
+    {"claim": ["C1", "C2"], "predicate": "|x| of Filt(L_img*)", "outcome": ["holds", "not measured"],
+     "margin": [0.01, np.nan], "low": [-0.02, np.nan], "high": [0.03, np.nan]}
+)  # fmt: skip
 
 
 @pytest.fixture(params=["table1", "table2", "table5", "adaptive", "seeds", "claims"])
@@ -284,6 +287,10 @@ def test_all_tables_are_rendered_everywhere(any_rows):
     assert max(map(len, to_text(any_rows, STUDY).splitlines())) <= 100
     page = styled(any_rows, STUDY).to_html()
     assert "<caption>" in page and not set(page.split("caption>")[1]) & set("`*")
+
+
+def test_a_margin_has_its_interval_beside_it():
+    assert views(CLAIMS, STUDY)[""]["margin"].tolist() == ["+0.010 (-0.020 … +0.030)", ""]
 
 
 def test_names_read_on_a_web_page_as_they_are():

@@ -13,7 +13,7 @@ from nbsupport.training.classifiers import KINDS, specify_training, train
 
 CLASSES, SIDE, NUMBER = 3, 9, 10
 EPOCHS = dict(classifier_epochs=3, adversarial_epochs=2)
-STUDY = Study.named("digits", "smoke", adversarial_eps=0.2, **EPOCHS)
+STUDY = Study.named("photographs", "smoke", adversarial_eps=0.2, augmentation="shift", **EPOCHS)
 
 
 def generator(seed=0):

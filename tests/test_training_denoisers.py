@@ -25,8 +25,9 @@ from nbsupport.training.loop import read_checkpoints
 
 EPS, NUMBER, SIDE, CLASSES = (0.0, 0.01, 0.1, 0.3, 0.5), 10, 9, 3
 STUDY = Study.named(
-    "digits", "smoke", eps=EPS, width=2, kernel_size=3, batch_size=4, adaptive_epochs=2, epochs=2,
-    fusion_epochs=3, adversarial_eps=0.2, adversarial_steps=2,
+    "photographs", "smoke", eps=EPS, width=2, kernel_size=3, batch_size=4, adaptive_epochs=2, epochs=2,
+    fusion_epochs=3, adversarial_eps=0.2, adversarial_steps=2, fusion="mean",
+    fusion_learning_rate=5e-4,
 )  # fmt: skip
 ADAPTIVE, FUSED, PUBLISHED = "PA-Filt(L_adv)", "PA-Filt(L_img)", "PA-Filt(L_img)_as_published"
 BOTH = "PA-Filt(L_img+KL)"

@@ -12,6 +12,7 @@ import torchvision
 from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torchvision.models import vgg
 from torchvision.models.resnet import BasicBlock
 
 from ..data.images import Images, Labels, Logits, check_images
@@ -187,19 +188,34 @@ class SmallResNet(nn.Module):
         return self.head(self.stages(self.stem(images)))
 
 
+def half_vgg16(classes: int) -> nn.Module:
+    """VGG-16 with batch norm, half as many channels and one linear layer, for any size."""
+    plan: Any = [each if each == "M" else each // 2 for each in vgg.cfgs["D"]]
+    features = vgg.make_layers(plan, batch_norm=True)
+    for layer in features:
+        if isinstance(layer, nn.MaxPool2d):
+            layer.ceil_mode = True  # so a single pixel stays one
+    return nn.Sequential(
+        features, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(plan[-2], classes)
+    )
+
+
 SMALL_RESNETS = {"small_resnet": 1, "resnet20": 3}  # blocks per stage
+HALF_VGG = "half_vgg16"
 
 
 def build(name: str, classes: int, image_size: int) -> Classifier:
-    """Build an untrained classifier of `SMALL_RESNETS` or `torchvision.models` by its name.
+    """Build an untrained classifier: of `SMALL_RESNETS`, `HALF_VGG`, or `torchvision.models`' name.
 
     Below 64 × 64, ResNets and VGGs get the stem and the head for CIFAR. Raises `ValueError` if the
     name is unknown.
     """
     if name in SMALL_RESNETS:
         return Classifier(SmallResNet(classes, blocks=SMALL_RESNETS[name]))
+    if name == HALF_VGG:
+        return Classifier(half_vgg16(classes), IMAGENET_MEAN, IMAGENET_STD)
     if name not in torchvision.models.list_models(torchvision.models):
-        known = f"{', '.join(SMALL_RESNETS)} or one of torchvision.models"
+        known = f"{', '.join((*SMALL_RESNETS, HALF_VGG))} or one of torchvision.models"
         raise ValueError(f"no classifier named {name!r}; choose {known}")
     network = torchvision.models.get_model(name, weights=None, num_classes=classes)
     if image_size < 64 and isinstance(network, torchvision.models.ResNet):

@@ -1,4 +1,4 @@
-"""The data sets of the studies: digits, CIFAR-10, SVHN, NeurIPS-2017DEV, or a folder of images.
+"""The studies' data sets: photographs, CIFAR-10, SVHN, NeurIPS-2017DEV, or a folder of images.
 
 torchvision downloads CIFAR-10 and SVHN on first use, unless an image folder stands in for them,
 ``cifar10/{train,test}/<class>/…``. NeurIPS-2017DEV has ``images.csv``, ``images/<ImageId>.png``
@@ -22,14 +22,13 @@ from torchvision.models import ResNet50_Weights
 from torchvision.transforms.v2.functional import resize
 
 from ..study import Study, default_home
-from . import image_folder
+from . import image_folder, photographs
 from .image_folder import SPLITS, Tree
 from .images import Images, Labels, Split
 
 Pixels = Shaped[Tensor, "b c height width"]  # 8 bits, or floating-point in [0, 1]
-DIGITS = tuple("0123456789")
 OBJECTS = "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"
-CLASSES = {"digits": DIGITS, "cifar10": OBJECTS, "svhn": DIGITS}
+CLASSES = {"cifar10": OBJECTS, "svhn": tuple("0123456789")}
 OPEN = {"cifar10": lambda root, split, **o: CIFAR10(root, split == "train", **o), "svhn": SVHN}
 FILES = {"cifar10": (CIFAR10.base_folder,), "svhn": ("train_32x32.mat", "test_32x32.mat")}
 MEGABYTES = {"cifar10": 170, "svhn": 250}
@@ -57,7 +56,7 @@ def load(study: Study, split: str, number: int | None = None, skip: int = 0) -> 
 def fit_to_images(study: Study) -> Study:
     """Ask for no more images than a folder has, and name the source of the images for captions."""
     _load.cache_clear()
-    if study.name == "digits":
+    if study.name == "photographs":
         return study
     tree = _find(study.name, _place(study))
     if tree is None:
@@ -78,9 +77,9 @@ def fit_to_images(study: Study) -> Study:
 def locate(study: Study) -> tuple[bool, str]:
     """Whether a study's images are there, and where, or how to get them; downloads nothing."""
     name, place = study.name, _place(study)
-    if name == "digits":
-        cost = "9 minutes and 60 MB at quick on 2 CPU cores"
-        return True, f"its images come with scikit-learn; {cost}"
+    if name == "photographs":
+        cost = "8 minutes and 60 MB at quick on 2 CPU cores"
+        return True, f"its images come with scikit-image and scikit-learn; {cost}"
     try:
         if _find(name, place):
             return True, f"its images are in {place if name == 'folder' else Path(place, name)}"
@@ -102,12 +101,13 @@ def _place(study: Study) -> str:
 
 @lru_cache(maxsize=4)
 def _load(name: str, place: str, split: str, number: int | None, size: int, skip: int = 0) -> Split:
+    if name == "photographs":
+        return photographs.load(split, number, size, skip)
     specification, tree = {"data": name, "split": split, "size": size}, _find(name, place)
     chosen = slice(skip, skip + number if number else None)
     specification |= {"skip": skip} if skip else {}
     if tree is None:
-        arrays = _read_digits(split) if name == "digits" else _read_torchvision(name, place, split)
-        pixels, labels, source = arrays
+        pixels, labels, source = _read_torchvision(name, place, split)
         pixels, labels = pixels[chosen].clone(), labels[chosen]
         specification |= {"source": source, "images": len(labels)}
         return Split(partial(_scale, pixels, size), labels, CLASSES[name], specification)
@@ -130,7 +130,7 @@ def _find(name: str, place: str) -> Tree | None:
     if name == "neurips2017dev":
         return _find_neurips(Path(place))
     root = Path(place, name)
-    if name == "digits" or not (root / "train").is_dir():
+    if not (root / "train").is_dir():
         return None
     tree = image_folder.find(str(root))
     if tree.classes != CLASSES[name]:
@@ -143,19 +143,6 @@ def _find(name: str, place: str) -> Tree | None:
 def _scale(pixels: Pixels, size: int) -> Images:
     images = pixels / 255 if pixels.dtype == torch.uint8 else pixels
     return resize(images, [size, size], antialias=True).clamp(0, 1)
-
-
-def _read_digits(split: str) -> tuple[Pixels, Labels, str]:
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
-    digits = load_digits()
-    # the seed is not the study's, so that no test image is ever trained on
-    options = dict(test_size=500, random_state=0, stratify=digits.target)
-    train, test, *labels = train_test_split(digits.images, digits.target, **options)
-    images = torch.tensor((train if split == "train" else test) / 16, dtype=torch.float32)
-    numbers = torch.tensor(labels[SPLITS.index(split)])
-    return images[:, None].expand(-1, 3, -1, -1), numbers, "sklearn.datasets.load_digits"
 
 
 def _read_torchvision(name: str, place: str, split: str) -> tuple[Pixels, Labels, str]:

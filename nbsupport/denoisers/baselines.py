@@ -1,7 +1,10 @@
 """Simple defences to compare with: they need no training and assume no particular attack."""
 
 import io
+import math
+import re
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -20,12 +23,12 @@ def round_to_8_bit(images: Images) -> Images:
     return (images * 255).round() / 255
 
 
-def jpeg(images: Images) -> Images:
-    """Compress as JPEG of quality 75."""
+def jpeg(images: Images, quality: int) -> Images:
+    """Compress as JPEG of a quality from 1 to 95."""
     decoded = []
     for pixels in (images * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy():
         file = io.BytesIO()
-        Image.fromarray(pixels).save(file, format="JPEG", quality=75)
+        Image.fromarray(pixels).save(file, format="JPEG", quality=quality)
         decoded.append(np.asarray(Image.open(file)))
     return torch.from_numpy(np.stack(decoded)).permute(0, 3, 1, 2).to(images) / 255
 
@@ -36,10 +39,11 @@ def median(images: Images) -> Images:
     return windows.unflatten(1, (-1, 9)).median(dim=2).values.view_as(images)
 
 
-def blur(images: Images) -> Images:
-    """Blur with a 3×3 Gaussian of σ = 0.6 pixels, with replicated borders."""
-    padded = F.pad(images, (1, 1, 1, 1), mode="replicate")
-    return gaussian_blur(padded, [3, 3], [0.6, 0.6])[..., 1:-1, 1:-1]
+def blur(images: Images, sigma: float, reach: int) -> Images:
+    """Blur with a Gaussian of σ pixels, cut off after `reach` pixels, with replicated borders."""
+    padded = F.pad(images, [reach] * 4, mode="replicate")
+    blurred = gaussian_blur(padded, [2 * reach + 1] * 2, [sigma] * 2)
+    return blurred[..., reach:-reach, reach:-reach]
 
 
 def total_variation(images: Images) -> Images:
@@ -51,25 +55,41 @@ def total_variation(images: Images) -> Images:
 
 BASELINES: dict[str, Callable[[Tensor], Tensor]] = {
     "8-bit": round_to_8_bit,
-    "JPEG 75": jpeg,
+    "JPEG 50": partial(jpeg, quality=50),
     "median 3x3": median,
-    "Gaussian blur": blur,
+    "Gaussian blur": partial(blur, sigma=0.6, reach=1),
     "total variation": total_variation,
 }
+SWEPT = ("JPEG q (1 to 95)", "Gaussian blur σ (pixels, below 10)")
+
+
+def find_baseline(name: str) -> Callable[[Tensor], Tensor] | None:
+    """The function of one of `BASELINES`, or of one of `SWEPT` with a number; None if neither."""
+    if name in BASELINES:
+        return BASELINES[name]
+    kind, _, text = name.rpartition(" ")
+    number = float(text) if re.fullmatch(r"[1-9]?\d(\.\d+)?", text) else 0.0
+    if kind == "JPEG" and text.isdecimal() and 1 <= number <= 95:
+        return partial(jpeg, quality=int(number))
+    if kind == "Gaussian blur" and 0 < number < 10:
+        return partial(blur, sigma=number, reach=math.ceil(4 * number))
+    return None
 
 
 class Baseline(Denoiser):
     """A simple defence as a denoiser; `differentiable` is False where its gradient is useless.
 
-    Raises `ValueError` if `name` is not one of `BASELINES`.
+    Raises `ValueError` if `find_baseline` knows no such name.
     """
 
     def __init__(self, name: str) -> None:
         super().__init__()
-        if name not in BASELINES:
-            raise ValueError(f"no baseline named {name!r}; choose from {', '.join(BASELINES)}")
-        self.function = BASELINES[name]
-        self.differentiable = self.function in (median, blur)
+        function = find_baseline(name)
+        if function is None:
+            known = ", ".join((*BASELINES, *SWEPT))
+            raise ValueError(f"no baseline named {name!r}; choose from {known}")
+        self.function = function
+        self.differentiable = name.startswith(("median", "Gaussian"))
 
     def denoise(self, images: Images) -> Images:
         return self.function(images)

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from ..attacks.pgd import AttackedSet, per_pass, ratios
 from ..classifiers import custom
 from ..classifiers.feature_pyramid import attack_target
-from ..classifiers.models import Classifier
+from ..classifiers.models import HALF_VGG, Classifier
 from ..data.benchmarks import fit_to_images, load
 from ..data.images import Split
 from ..denoisers.baselines import Baseline
@@ -88,7 +88,7 @@ class Experiment:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     @classmethod
-    def open(cls, name: str = "digits", scale: str = "quick", **changes: Any) -> "Experiment":
+    def open(cls, name: str = "photographs", scale: str = "quick", **changes: Any) -> "Experiment":
         """The experiment of `Study.chosen`: a named study, unless the environment names another."""
         return cls(Study.chosen(name, scale, **changes))
 
@@ -150,16 +150,18 @@ class Experiment:
 
     def is_given(self, name: str) -> bool:
         """Whether a classifier is not trained here: a custom one, or public weights."""
-        public = "standard" not in self.custom and self.study.name == "neurips2017dev"
-        return name in self.custom or (public and name in ("standard", "second"))
+        public = self.study.name == "neurips2017dev" and name in ("standard", "second")
+        return public or name in self.custom
 
     def architecture(self, name: str) -> str:
         """The architecture of a classifier, or the custom one's name without its folders."""
         if name in self.custom:
             return self.study.classifier_name if name == "standard" else self.study.robust_name
+        if name == "second":  # of another family
+            others = ("vgg16", "resnet50") if self.is_given(name) else (HALF_VGG, "resnet20")
+            return others["vgg" in self.study.classifier_name.lower()]
         if self.is_given(name):
-            second = "resnet50" if "vgg" in self.study.classifier else "vgg16"
-            return second if name == "second" else self.study.classifier
+            return self.study.classifier
         standard = SUBSTITUTE if "standard" in self.custom else self.study.classifier
         return standard + KINDS[name].ending
 

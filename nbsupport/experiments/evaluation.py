@@ -20,9 +20,10 @@ from ..classifiers.custom import wrap
 from ..classifiers.models import Classifier
 from ..data.images import AnyLabels, Images, check_images, check_labels
 from ..denoisers.defended import defend
-from ..denoisers.filtering import distance_from_identity, uncertainty_map
+from ..denoisers.filtering import distance_from_identity, filter_pixels, uncertainty_map
 from ..denoisers.models import KernelDenoiser, PAFilter
 from ..study import EPS, SMALLEST, STEPS
+from ..training.classifiers import KINDS
 from ..training.denoisers import EQUAL, RECIPES, find_collapse
 from .artifacts import VERSION, Experiment, Steps, Strengths, once
 from .methods import (
@@ -150,16 +151,21 @@ def _measure(
     classifier: Classifier, denoiser: nn.Module, images: Tensor, clean: Tensor, labels: Tensor
 ) -> dict[str, Tensor]:
     images, clean, labels = (x.to(classifier.mean.device) for x in (images, clean, labels))
-    denoised = denoiser(images.clone())  # which may work in place
-    found = {"accuracy": classifier(denoised).argmax(dim=1) == labels}
-    found["psnr"], found["ssim"] = quality(denoised, clean)
-    found["change"] = (denoised - images).abs().mean(dim=(1, 2, 3))
+    found: dict[str, Tensor] = {}
     if isinstance(denoiser, PAFilter):
-        found["weight"] = denoiser.parts(images).weight.mean(dim=(1, 2, 3))
+        parts = denoiser.parts(images)
+        denoised = denoiser.fuse(parts).clamp(0, 1)
+        found["weight"] = parts.weight.mean(dim=(1, 2, 3))
     elif isinstance(denoiser, KernelDenoiser):
         kernels = denoiser.kernels(images)
+        denoised = filter_pixels(images, kernels).clamp(0, 1)
         found["uncertainty"] = uncertainty_map(kernels).mean(dim=(1, 2, 3))
         found["kernel_distance"] = distance_from_identity(kernels).mean(dim=(1, 2, 3))
+    else:
+        denoised = denoiser(images.clone())  # which may work in place
+    found["accuracy"] = classifier(denoised).argmax(dim=1) == labels
+    found["psnr"], found["ssim"] = quality(denoised, clean)
+    found["change"] = (denoised - images).abs().mean(dim=(1, 2, 3))
     return {name: values.cpu() for name, values in found.items()}
 
 
@@ -181,7 +187,8 @@ def measure(
 ) -> Measurement:  # fmt: skip
     """A method of the tables on the study's test images, or those of `split`, kept in the store.
 
-    PGD attacks the classifier `victim`; its n and ε above 0 are the study's where None.
+    PGD attacks the classifier `victim`, a robust one on the first `self_attack_images`; its n and ε
+    above 0 are the study's where None.
     Raises `ValueError` if there is no such method.
     """
     denoiser = experiment.denoiser(method)
@@ -208,7 +215,7 @@ def measurement_specification(
 
 
 def _split(victim: str) -> str:
-    return "test" if victim == "standard" else "self_attack"
+    return "self_attack" if KINDS[victim].split == "adversarial" else "test"
 
 
 def attack_itself(experiment: Experiment, classifier: str) -> Bool[np.ndarray, "strengths n"]:
@@ -223,7 +230,7 @@ def failure(experiment: Experiment, method: str) -> str | None:
     study, classifier = experiment.study, split_method(method)[1]
     if reason := _denoiser_failure(experiment, method):
         return reason
-    if classifier == "standard":
+    if KINDS[classifier].split == "classifier":
         return None
     weaker = [eps for eps in study.attacked_eps if eps <= study.adversarial_eps]
     learned = max(weaker, default=study.attacked_eps[0])

@@ -1,6 +1,6 @@
 """The methods: the rows of the paper's tables, how each is composed, and how figures draw it."""
 
-from ..denoisers.baselines import BASELINES
+from ..denoisers.baselines import BASELINES, SWEPT, find_baseline
 from ..denoisers.models import HEADS
 from ..training.denoisers import RECIPES
 
@@ -23,10 +23,13 @@ COMBINATIONS = {
     **{f"Filt+{name}": ("Filt(L_img)", name) for name in ("Adv", "FPD", "FD")},
     "PA-Filt+Adv": ("PA-Filt(L_img)", "Adv"),
 }
-"""Methods with an adversarially trained classifier: the denoiser before it, and the classifier."""
+"""Methods with another classifier than the standard one: the denoiser before it, and that one."""
 
 AS_PUBLISHED = "PA-Filt(L_img)_as_published"
 BOTH_LOSSES = "PA-Filt(L_img+KL)"
+GENERALISED: tuple[str, ...] = "attacked", "Add(L_img)", "Filt(L_img)", "PA-Filt(L_img)"
+GENERALISED += (BOTH_LOSSES, "JPEG 50")
+COMBINATIONS |= {f"{name}+second": (name, "second") for name in GENERALISED}
 _SINGLE: tuple[str, ...] = (
     "Add(L_sem)",
     "Filt(L_sem)",
@@ -71,9 +74,9 @@ def find_recipe(method: str) -> tuple[str | None, int | str | None]:
     name, output = VIEWS.get(denoiser, (denoiser.partition("@")[0], None))
     if name in RECIPES:
         return name, output
-    if name in ("attacked", *BASELINES):
+    if denoiser == "attacked" or find_baseline(denoiser):
         return None, None
-    names = ", ".join(["attacked", *RECIPES, *VIEWS, *COMBINATIONS, *BASELINES])
+    names = ", ".join(["attacked", *RECIPES, *VIEWS, *COMBINATIONS, *BASELINES, *SWEPT])
     raise ValueError(f"no method named {method!r}; there are: {names}")
 
 
@@ -117,9 +120,9 @@ _LOOKS = {
     "head_3": ("#662fb0", "$3$"), "head_4": ("#35106b", "$4$"),
     "PA-Filt(L_img)_sl": ("#cc79a7", "<"), "PA-Filt(L_img)_m": ("#882255", ">"),
     "PA-Filt(L_img)": ("#009e73", "*"), AS_PUBLISHED: ("#1b5e20", "8"),
-    "PA-Filt(L_adv)": ("#8a8a1f", "h"), BOTH_LOSSES: ("#7f3c00", "X"),
+    "PA-Filt(L_adv)": ("#8a8a1f", "h"), BOTH_LOSSES: ("#7f3c00", "$λ$"),
     "Add(L_img)_as_published": ("#f0b27a", "v"), "Filt(L_img)_as_published": ("#7fb3d5", "D"),
-    "Filt(L_img)@32dB": ("#1f78b4", "d"), "PA-Filt(L_img)_sl@32dB": ("#e7b6d1", "<"),
+    "Filt(L_img)@32dB": ("#1f78b4", "D"), "PA-Filt(L_img)_sl@32dB": ("#e7b6d1", "<"),
     "PA-Filt(L_img)_m@32dB": ("#b5657b", ">"),
     **dict.fromkeys(("Adv", "FPD", "FD"), ("#661100", "H")),
     **dict.fromkeys(("Add+Adv", "Add+FPD", "Add+FD"), ("#cc6677", "P")),
@@ -135,4 +138,6 @@ COLOURS = {method: colour for method, (colour, _) in _LOOKS.items()}
 MARKERS = {method: marker for method, (_, marker) in _LOOKS.items()}
 _DASHES = (4, 2), (1, 1), (3, 1, 1, 1), (5, 1, 1, 1, 1, 1), (1, 3)
 DASHES = dict(zip(BASELINES, _DASHES, strict=True))
-"""The baselines share a colour and differ in their dashes."""
+DASHES |= {name: (6, 2) for name in _LOOKS if name.endswith("_as_published")}
+DASHES |= {name: (2, 2) for name in _LOOKS if name.endswith(f"@{OPERATING_POINT}")}
+"""Methods of one colour and marker differ in their dashes."""

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ..experiments.methods import COLOURS, DASHES, MARKERS, METRICS
+from ..experiments.methods import CLEAN_PSNR, COLOURS, DASHES, MARKERS, METRICS
 from ..study import EPS, short
 
 Image = Float[Tensor, "3 h w"]
@@ -27,6 +27,11 @@ Panel = tuple[Float[Tensor, "3 _ _"] | Float[Tensor, "_ _"], str, dict[str, Any]
 
 SIGNED: Any = {"cmap": "RdBu_r", "vmin": -1.2, "vmax": 1.2}  # of kernels' weights
 SHARES: Any = {"cmap": "cividis", "vmin": 0, "vmax": 1}  # of W
+
+UNCHANGED = 50  # dB of clean PSNR, above which a denoiser leaves clean images alone
+SWEEPS = {"Gaussian blur": ("σ in pixels", "Gaussian blur", 16)}
+SWEEPS["JPEG"] = ("quality", "JPEG 50", 25)
+"""What a sweep goes over, the method that it looks like, and how far below it its values stand."""
 
 sheet: Any = partial(plt.style.context, "nbsupport.results.style", after_reset=True)
 """The project's style whatever the user's settings are: a context manager and a decorator."""
@@ -62,7 +67,7 @@ def draw_curves(rows: pd.DataFrame, *, attack: str = "pgd", metrics: Sequence[st
 
     `rows` are tidy; the attack ``pgd-envelope`` is the worst case over ε' ≤ ε.
     """
-    chosen = list(metrics or dict.fromkeys(rows["metric"]))
+    chosen = list(metrics or (name for name in METRICS if name in set(rows["metric"])))
     figure, axes = new_figure(1, len(chosen), (max(6.6, 5.2 * len(chosen)), 3.8))
     for axis, metric in zip(axes[0], chosen, strict=True):
         part = rows[(rows["metric"] == metric) & (rows["attack"] == attack)]
@@ -122,6 +127,63 @@ def draw_defences(
     title = "dashed: gray-box attack\nsolid: worst of all attacks\nbar: two standard errors"
     figure.legend(title=title, loc="outside right upper")
     return figure
+
+
+@sheet()
+def draw_operating_points(rows: pd.DataFrame) -> Figure:
+    """A panel per ε of `operating_points.curve`: plain accuracy over the clean PSNR.
+
+    A series over a parameter is a line with its values, artefacts crossed out; a method is a point.
+    What the paper published is hollow where its clean PSNR is, too, otherwise a dotted line.
+    All above `UNCHANGED` dB stand at the right edge.
+    """
+    rows = rows[rows["attack"] == "pgd"]
+    rows = rows.assign(x=rows[CLEAN_PSNR].clip(upper=UNCHANGED))
+    figure, axes = new_figure(1, rows["eps"].nunique(), (10.4, 6.8))
+    eps: Any
+    row: Any
+    for axis, (eps, part) in zip(axes[0], rows.groupby("eps"), strict=True):
+        swept = part["parameter"].notna()
+        for name, line in part[swept].groupby("series", sort=False):
+            _add_sweep(axis, str(name), line.sort_values("parameter"))
+        for row in part[~swept].itertuples():
+            look: Any = _look(row.method)
+            group = f"published: {row.classifier} on {row.study}"
+            if row.method == "attacked" and row.series == "methods":
+                axis.axhline(row.accuracy, color="black", lw=1, label="no filter")
+            elif np.isnan(row.x):
+                axis.axhline(row.accuracy, color=look["color"], lw=1, ls=":", label=group)
+            elif row.series == "methods":
+                axis.plot(row.x, row.accuracy, ls="", ms=7, label=row.method, **look)
+                if row.method in DASHES:
+                    _note(axis, row.method, row.x, row.accuracy, -6)
+            else:
+                axis.plot(row.x, row.accuracy, ls="", ms=7, mfc="none", label=group, **look)
+        marks = range(10, UNCHANGED + 1, 10)
+        axis.set_xticks(marks, [*map(str, marks[:-1]), f"≥ {UNCHANGED}"])
+        axis.set_xlim(part["x"].min() - 1, UNCHANGED + 1.5)
+        axis.set(title=f"ε = {short(eps)}", xlabel="PSNR of denoised clean images (dB)")
+    axes[0, 0].set_ylabel("accuracy under the gray-box attack")
+    entries = dict(zip(*axes[0, 0].get_legend_handles_labels()[::-1], strict=True))
+    named = {name: entries[name] for name in entries if name not in DASHES}
+    figure.legend(named.values(), named, loc="outside lower center", ncols=4)
+    return figure
+
+
+def _add_sweep(axes: Axes, name: str, line: pd.DataFrame) -> None:
+    what, method, below = SWEEPS.get(name, ("steps", "Filt(L_img)@32dB", 0))
+    look: Any = {"color": COLOURS[method], "dashes": DASHES.get(method, (None, None))}
+    kept, lost = line[~line["artefact"]], line[line["artefact"]]
+    axes.plot(kept["x"], kept["accuracy"], marker=".", label=f"{name}, over its {what}", **look)
+    axes.plot(lost["x"], lost["accuracy"], "x", color=look["color"], ms=5)
+    row: Any
+    for row in line[::3].itertuples():
+        _note(axes, f"{row.parameter:g}", row.x, row.accuracy, below, color=look["color"])
+
+
+def _note(axes: Axes, text: str, x: float, y: float, below: int, **options: Any) -> None:
+    place: Any = {"xytext": (0, 5 - below), "textcoords": "offset points", "ha": "center"}
+    axes.annotate(text, (x, y), fontsize=7, **place, **options)
 
 
 @sheet()

@@ -55,13 +55,13 @@ def read(place: Path, name: str) -> Result:
 
 
 def studies(roots: list[Path]) -> dict[str, list[Result]]:
-    """The results of every study by name, ``digits`` last; an earlier root hides a later one's.
+    """The results of every study, ``photographs`` last; an earlier root hides a later one's.
 
     Raises `FileNotFoundError` if there are none, and `ValueError` as `read` does.
     """
     places = {path.name: path for root in reversed(roots) for path in root.glob("*/")}
     found = {}
-    for study in sorted(places, key=lambda study: (study == "digits", study)):
+    for study in sorted(places, key=lambda study: (study == "photographs", study)):
         if names := {path.stem for path in places[study].glob("[!.]*") if path.is_file()}:
             found[study] = [read(places[study], name) for name in sorted(names)]
     if not found:
@@ -71,21 +71,12 @@ def studies(roots: list[Path]) -> dict[str, list[Result]]:
 
 
 def judge_everywhere(found: dict[str, list[Result]]) -> pd.DataFrame:
-    """One row per claim: its predicate, and its outcome in the paper and in each study."""
-    judged = [
-        result.rows.assign(study=tables.NAMES.get(study, study))
+    """All claims, in each published group and in each study that has judged some."""
+    judged = {
+        study: [result.rows for result in results if "claim" in result.rows]
         for study, results in found.items()
-        for result in results
-        if "claim" in result.rows
-    ]
-    if not judged:
-        return pd.DataFrame()
-    rows = pd.concat(judged)
-    frame = rows.drop_duplicates("claim").set_index("claim")[["predicate", "paper_outcome"]]
-    outcomes = rows.pivot(index="claim", columns="study", values="outcome")
-    frame = frame.join(outcomes[rows["study"].unique()]).fillna("not measured")
-    frame = frame.rename(columns={"paper_outcome": "in the paper"})
-    return frame.sort_index(key=lambda claims: claims.str[1:].astype(int))
+    }
+    return claims.claim_matrix({study: pd.concat(rows) for study, rows in judged.items() if rows})
 
 
 def findings(results: list[Result]) -> list[str]:

@@ -80,14 +80,15 @@ def save(
     methods: tuple[str, ...],
     specifications: Sequence[dict[str, Any]] = (),
     images: int | None = None,
+    rows: pd.DataFrame | None = None,
 ) -> Path | None:
     """Write a figure (SVG, PNG), frames (PNG) or tidy rows (CSV, Markdown), and a JSON record.
 
-    Frames are pixels and their index. `name` is one of those in captions.toml, `notebook` shows the
-    result (None: the command line made it), `methods` are in it, `specifications` name what else it
-    was made from, and `images` is its number of test images, the study's if None. The record has
-    all that is needed to make the result again. Returns the file, or None at ``smoke`` scale, whose
-    numbers mean nothing.
+    Frames are pixels and their index; `rows` are the numbers in a figure, for a CSV beside it.
+    `name` is one of those in captions.toml, `notebook` shows the result (None: the command line
+    made it), `methods` are in it, `specifications` name what else it was made from, and `images` is
+    its number of test images, the study's if None. The record has all that is needed to make the
+    result again. Returns the file, or None at ``smoke`` scale, whose numbers mean nothing.
     """
     study, cuda = experiment.study, experiment.device.type == "cuda"
     if study.scale == "smoke":
@@ -106,7 +107,8 @@ def save(
         "versions": {"python": platform.python_version()} | {x: version(x) for x in LIBRARIES},
         "specifications": [*measured, *specifications],
     }
-    path = folder(study.name) / f"{name}.{'csv' if isinstance(content, pd.DataFrame) else 'png'}"
+    rows = content if isinstance(content, pd.DataFrame) else rows
+    path = folder(study.name) / f"{name}.{'csv' if rows is content else 'png'}"
     path.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(content, Figure):
         of = f"{record['images']} test image{'s' * (record['images'] > 1)}"
@@ -122,10 +124,11 @@ def save(
         pixels, record["frames"] = content
         image = Image.fromarray(pixels)
         write_atomically(path, partial(image.save, format="png", optimize=True))
-    else:
+    if rows is not None:
         record["failures"] = failures(experiment, methods)
-        write_atomically(path, partial(content.to_csv, index=False))
-        page = document(content, study, record["caption"], record["failures"])
+        write_atomically(path.with_suffix(".csv"), partial(rows.to_csv, index=False))
+    if rows is content:
+        page = document(rows, study, record["caption"], record["failures"])
         write_text(path.with_suffix(".md"), page)
     write_text(path.with_suffix(".json"), json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     return path

@@ -46,7 +46,8 @@ ATTACKS = {
 """How tables name the attack of some rows."""
 MEAN = "mean"  # in the place of an ε
 SHOWN = {"attacked": "no filter"}  # the method that readers see under another name
-HEADLINE = ("attacked", "Add(L_img)", "Filt(L_img)", "PA-Filt(L_img)", "Adv", "JPEG 75")
+HEADLINE: tuple[str, ...] = "attacked", "Add(L_img)", "Filt(L_img)", "PA-Filt(L_img)", "Adv"
+HEADLINE += ("JPEG 50", "JPEG 75")  # 75: in results of an earlier version
 SMOOTHING = 20.0, 36.0  # dB of clean PSNR: filters that smooth every image, but not beyond use
 VERDICTS = ("holds", "fails", "inconclusive", "unreliable")
 LOOKS: Any = [
@@ -211,6 +212,28 @@ def summarize_fusions(rows: pd.DataFrame) -> pd.DataFrame:
     ).rename(columns={"spread": "least spread of W"})  # fmt: skip
 
 
+def _claims_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """A line per claim, with the interval of each margin beside it as text."""
+    table = rows.set_index("claim")
+    for reading in ("", "plain_"):
+        if (margin := f"{reading}margin") in table:
+            low, high = (table.pop(f"{reading}{end}") for end in ("low", "high"))
+            spell = "{:+z.3f} ({:+z.3f} … {:+z.3f})".format
+            table[margin] = list(map(spell, table[margin], low, high))
+            table[margin] = table[margin].where(low.notna(), "")
+    return table.rename(columns=lambda column: column.replace("_", " "))
+
+
+def _generalisation_table(rows: pd.DataFrame, study: Study) -> pd.DataFrame:
+    """A line per classifier, method and source; strengths that no denoiser learned from are new."""
+    lines = ["classifier", "method", "source"]
+    rows = rows.assign(source=rows["attack"].map(ATTACKS)).replace({"method": SHOWN})
+    table: Any = rows.pivot(index=lines, columns="eps", values="value")
+    table = table.loc[pd.MultiIndex.from_frame(rows[lines].drop_duplicates())]
+    heads = [short(eps) + " (new)" * (eps not in study.eps) for eps in table]
+    return table.set_axis(heads, axis=1).rename_axis(columns="ε")
+
+
 def summarize(rows: pd.DataFrame) -> str:
     """Tidy rows of Tables 1 and 4 as text: clean, and at a small, a middle and a large ε."""
     curves = _curves(rows, "pgd")
@@ -257,24 +280,26 @@ def describe(rows: pd.DataFrame) -> list[str]:
 
 
 def kind(rows: pd.DataFrame) -> str:
-    """The result with these tidy rows: ``table1``, …, adaptive, fusions, seeds or claims."""
+    """The result with these rows: ``table1``, …, generalisation, fusions, seeds or claims."""
     if "variant" in rows:
         return "fusions"
     if "table" not in rows:
         return "claims" if "claim" in rows else "seeds"
     table = rows["table"].iloc[0]
-    return table if table == "adaptive" else f"table{table}"
+    return table if isinstance(table, str) else f"table{table}"
 
 
 def views(rows: pd.DataFrame, study: Study) -> dict[str, pd.DataFrame]:
     """All wide tables that show some tidy rows, by title; the first needs none."""
     name = kind(rows)
     if name == "claims":
-        return {"": rows.set_index("claim").rename(columns=lambda column: column.replace("_", " "))}
+        return {"": _claims_table(rows)}
     if name == "fusions":
         return {"": summarize_fusions(rows)}
     if name == "seeds":
         return _seeds_tables(rows)
+    if name == "generalisation":
+        return {"": _generalisation_table(rows, study)}
     if name == "adaptive":
         places = {
             (f"ε = {short(eps)}", ATTACKS[attack]): ("accuracy", attack, eps)
@@ -301,8 +326,9 @@ def subject(study: Study) -> str:
 def caption(name: str, study: Study) -> str:
     """What a result shows and how to read it, in Markdown; its name if captions.toml lacks it."""
     few, paper = study.self_attack_images, ""
-    if name.startswith("table"):
-        network, data = compared(int(name[5:]), study.classifier_name, study.name)
+    if name.startswith("table") or name == "operating_points":
+        number = int(name.removeprefix("table")) if name.startswith("table") else 1
+        network, data = compared(number, study.classifier_name, study.name)
         paper = f"{NAMES[network]} on {NAMES[data]}"
         paper += ", other images" * (data != study.name)
         paper += ", another network" * (network != study.classifier)
@@ -374,7 +400,7 @@ def style(frame: pd.DataFrame, caption: str = "", classes: pd.DataFrame | None =
     """
     text = formatted(frame)
     if classes is None:
-        first = text.map(lambda cell: cell.partition(":")[0])
+        first = text.map(lambda cell: cell.replace(":", " ").partition(" ")[0])
         classes = first.where(first.isin(VERDICTS), "")
     rows = [f"{np.atleast_1d(place)[-1]} " for place in frame.index]
     styler = Styler(text, cell_ids=False).format(escape="html")

@@ -21,7 +21,7 @@ from ..denoisers.unet import Decoder
 from ..study import STRONG_EPS, Study
 from .loop import choose_precision, fit
 
-HEALTH_IMAGES = 128
+HEALTH_IMAGES = 64
 ALIVE = 0.1  # of a decoder's last features must vary, over images and pixels at every strength
 MOTION = 1e-4  # the least mean |Ĩ − Î| at the strongest attack
 EQUAL = 140.0  # dB: above it two images differ by rounding in float32 only
@@ -249,18 +249,32 @@ def _weigh_fusion(eps: tuple[float, ...], weights: Float[Tensor, "strengths"]) -
 def health(denoiser: Denoiser, attacked: AttackedSet) -> dict[str, Any]:
     """Signs of a collapse at each strength, of the weakest decoder or output.
 
-    ``alive``: the share of a decoder's last features that vary; ``change``: the mean |Ĩ − Î|; and
-    of PA-Filt the mean of W and its standard deviation over all strengths.
+    ``alive``: the share of a decoder's last features that vary over images and pixels; ``change``:
+    the mean |Ĩ − Î|; and of PA-Filt the mean of W and its standard deviation over all strengths.
     """
-    batches = _batches(attacked, denoiser)
-    outputs = list_outputs(denoiser)
-    change = [[float((output(x) - x).abs().mean()) for x in batches] for output in outputs]
-    report: dict[str, Any] = {"change": np.min(change, axis=0).tolist()}
-    report["alive"] = [min(_share_alive(output, x) for output in outputs) for x in batches]
-    if isinstance(denoiser, PAFilter):
-        weights = torch.stack([denoiser.parts(x).weight for x in batches])
-        report["weight_mean"] = weights.flatten(1).mean(dim=1).tolist()
-        report["weight_std"] = float(weights.std())
+    alive, change, weights = list[float](), list[float](), list[Tensor]()
+    for x in _batches(attacked, denoiser):
+        shares, distances = list[float](), list[float]()
+
+        def look(module: Any, _: Any, found: Tensor, shares: list[float] = shares) -> None:
+            if isinstance(module, Decoder):
+                low, high = found.transpose(0, 1).flatten(1).aminmax(dim=1)
+                shares.append(float((high > low).float().mean()))
+            else:
+                weights.append(found)
+
+        with contextlib.ExitStack() as hooks:
+            for module in denoiser.modules():
+                if isinstance(module, Decoder) or module is getattr(denoiser, "fusion", None):
+                    hooks.enter_context(module.register_forward_hook(look))
+            distances += [float((each(x) - x).abs().mean()) for each in list_outputs(denoiser)]
+        alive.append(min(shares))
+        change.append(min(distances))
+    report: dict[str, Any] = {"alive": alive, "change": change}
+    if weights:
+        every = torch.stack(weights)
+        report["weight_mean"] = every.flatten(1).mean(dim=1).tolist()
+        report["weight_std"] = float(every.std())
     return report
 
 
@@ -290,22 +304,6 @@ def clean_psnr(
 def list_outputs(denoiser: Any) -> list[Denoiser]:
     """A denoiser's outputs, each as a denoiser; or itself where it has one."""
     return [View(denoiser, each) for each in getattr(denoiser, "OUTPUTS", ())] or [denoiser]
-
-
-def _share_alive(denoiser: Denoiser, images: Images) -> float:
-    """The share of a decoder's last features that are not the same everywhere, of the worst one."""
-    shares: list[float] = []
-
-    def look(decoder: Any, inputs: Any, features: Tensor) -> None:
-        low, high = features.transpose(0, 1).flatten(1).aminmax(dim=1)
-        shares.append(float((high > low).float().mean()))
-
-    with contextlib.ExitStack() as hooks:
-        for module in denoiser.modules():
-            if isinstance(module, Decoder):
-                hooks.enter_context(module.register_forward_hook(look))
-        denoiser(images)
-    return min(shares)
 
 
 def find_collapse(report: dict[str, Any]) -> str | None:

@@ -63,7 +63,7 @@ class Lab:
         environment = dict(kept) | {name: str(root / folder) for name, folder in folders.items()}
         # Kernels import the package that stands beside these tests.
         environment |= {"PYTHONPATH": str(REPOSITORY), "JUPYTER_TOKEN": self.token,
-                        "NBSUPPORT_STUDY": "digits", "NBSUPPORT_SCALE": "smoke"}  # fmt: skip
+                        "NBSUPPORT_STUDY": "photographs", "NBSUPPORT_SCALE": "smoke"}  # fmt: skip
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}",
