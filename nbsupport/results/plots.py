@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ..denoisers.baselines import BASELINES
 from ..experiments.methods import CLEAN_PSNR, COLOURS, DASHES, MARKERS, METRICS
 from ..study import EPS, short
 
@@ -139,7 +140,7 @@ def draw_operating_points(rows: pd.DataFrame) -> Figure:
     """
     rows = rows[rows["attack"] == "pgd"]
     rows = rows.assign(x=rows[CLEAN_PSNR].clip(upper=UNCHANGED))
-    figure, axes = new_figure(1, rows["eps"].nunique(), (10.4, 6.8))
+    figure, axes = new_figure(1, rows["eps"].nunique(), (12.4, 5.4))
     eps: Any
     row: Any
     for axis, (eps, part) in zip(axes[0], rows.groupby("eps"), strict=True):
@@ -155,7 +156,7 @@ def draw_operating_points(rows: pd.DataFrame) -> Figure:
                 axis.axhline(row.accuracy, color=look["color"], lw=1, ls=":", label=group)
             elif row.series == "methods":
                 axis.plot(row.x, row.accuracy, ls="", ms=7, label=row.method, **look)
-                if row.method in DASHES:
+                if row.method in BASELINES:  # which share a look
                     _note(axis, row.method, row.x, row.accuracy, -6)
             else:
                 axis.plot(row.x, row.accuracy, ls="", ms=7, mfc="none", label=group, **look)
@@ -165,8 +166,8 @@ def draw_operating_points(rows: pd.DataFrame) -> Figure:
         axis.set(title=f"ε = {short(eps)}", xlabel="PSNR of denoised clean images (dB)")
     axes[0, 0].set_ylabel("accuracy under the gray-box attack")
     entries = dict(zip(*axes[0, 0].get_legend_handles_labels()[::-1], strict=True))
-    named = {name: entries[name] for name in entries if name not in DASHES}
-    figure.legend(named.values(), named, loc="outside lower center", ncols=4)
+    named = {name: entries[name] for name in entries if name not in BASELINES}
+    figure.legend(named.values(), named, loc="outside right upper")
     return figure
 
 
