@@ -130,7 +130,7 @@ def test_every_picture_is_on_the_page(path, page):
     assert shown.read_bytes() in [b64decode(each) for each in pictures]
 
 
-@stored("*.csv")
+@stored("[!R]*.md")
 def test_every_number_of_every_table_is_on_the_page(path, page):
     (result,) = [each for each in studies([FIGURES])[path.parent.name] if each.name == path.stem]
     shown = section(page, path).find_all("table")
