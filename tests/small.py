@@ -107,3 +107,20 @@ def outcome(**changes):
         deterministic=True, logits=True, classes=10,
     )  # fmt: skip
     return Outcome(**given | changes)
+
+
+MODEL = """
+import torch
+from torch import nn
+
+class Colours(nn.Module):
+    def forward(self, images):
+        return 10 * images.mean(dim=(2, 3))
+
+def factory():
+    return Colours().eval()
+
+def training():
+    return Colours()
+"""
+"""A user's file with a classifier in evaluation mode, and one in training mode."""

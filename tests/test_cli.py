@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from small import MODEL
 
 from nbsupport.__main__ import INSTALL, main
 from nbsupport.experiments.evaluation import measure, measurement_specification, table
@@ -296,20 +297,6 @@ def test_help_needs_no_torch():
 
 # -- a custom classifier and images ----------------------------------------------------------------
 
-MODEL = """
-import torch
-from torch import nn
-
-class Colours(nn.Module):
-    def forward(self, images):
-        return 10 * images.mean(dim=(2, 3))
-
-def factory():
-    return Colours().eval()
-
-def training():
-    return Colours()
-"""
 CUSTOM = ["--study", "folder", "--scale", "smoke", "--data", "photos"]
 CUSTOM += ["--classifier", "model.py:factory"]
 

@@ -10,19 +10,10 @@ import sys
 import pytest
 from bs4 import BeautifulSoup
 from PIL import Image
+from small import MODEL
 
 from nbsupport.results.save import REPOSITORY
 
-MODEL = """
-from torch import nn
-
-class Colours(nn.Module):
-    def forward(self, images):
-        return 10 * images.mean(dim=(2, 3))
-
-def factory():
-    return Colours().eval()
-"""
 YOURS = """
 import torch, nbsupport
 from model import factory

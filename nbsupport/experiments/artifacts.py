@@ -92,6 +92,12 @@ class Experiment:
         """The experiment of `Study.chosen`: a named study, unless the environment names another."""
         return cls(Study.chosen(name, scale, **changes))
 
+    def changed(self, **changes: Any) -> "Experiment":
+        """The experiment with other settings, on the same store and with the same classifier."""
+        custom = self.custom.get("standard")
+        module = custom if isinstance(custom, nn.Module) else None
+        return Experiment(replace(self.study, **changes), self.store, module)
+
     @once
     def images(self, split: str) -> Split:
         """The images for one use of `SPLITS`."""

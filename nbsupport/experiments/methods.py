@@ -30,14 +30,9 @@ BOTH_LOSSES = "PA-Filt(L_img+KL)"
 GENERALISED: tuple[str, ...] = "attacked", "Add(L_img)", "Filt(L_img)", "PA-Filt(L_img)"
 GENERALISED += (BOTH_LOSSES, "JPEG 50")
 COMBINATIONS |= {f"{name}+second": (name, "second") for name in GENERALISED}
-_SINGLE: tuple[str, ...] = (
-    "Add(L_sem)",
-    "Filt(L_sem)",
-    "Add(L_img)",
-    "Filt(L_img)",
-    "Filt(L_img*)",
-)
-_SINGLE += ("Add(L_img)_as_published", "Filt(L_img)_as_published", "Filt(L_img)@32dB")
+_SINGLE: tuple[str, ...] = "Add(L_sem)", "Filt(L_sem)", "Add(L_img)", "Filt(L_img)", "Filt(L_img*)"
+_SINGLE += ("Add(L_img)_as_published", "Filt(L_img)_as_published")
+_SINGLE += (f"Filt(L_img)@{OPERATING_POINT}",)
 _PARTS = ("PA-Filt(L_img)_sl", "PA-Filt(L_img)_m")
 _FUSED: tuple[str, ...] = (*_PARTS, "PA-Filt(L_img)", BOTH_LOSSES, AS_PUBLISHED)
 _FUSED += tuple(f"{part}@{OPERATING_POINT}" for part in _PARTS)

@@ -4,12 +4,10 @@ Everything here is measured on validation images: the default is chosen by it.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from torch import nn
 
 from ..experiments.artifacts import Experiment
 from ..experiments.evaluation import measure
@@ -55,13 +53,12 @@ def compare(experiment: Experiment, seeds: Sequence[int] = SEEDS) -> pd.DataFram
     standard error over images, ``weight_std`` the standard deviation of W, and ``collapsed`` says
     whether the training failed.
     """
-    custom, rows = experiment.custom.get("standard"), []
-    module = custom if isinstance(custom, nn.Module) else None
+    rows = []
     for start in retrain(experiment, seeds):
         parts = [_accuracy(start, part).mean(axis=0) for part in PARTS]
         better = max(parts, key=np.mean)
         for variant, changes in VARIANTS.items():
-            changed = Experiment(replace(start.study, **changes), start.store, module)
+            changed = start.changed(**changes)
             report, fused = changed.report(FUSED), _accuracy(changed, FUSED).mean(axis=0)
             gain, seed = fused - better, start.study.denoiser_seed
             rows.append({

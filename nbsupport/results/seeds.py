@@ -1,13 +1,11 @@
 """Train the denoisers from several seeds; estimate how much of a difference is a seed's luck."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
 from scipy.stats import t as student
-from torch import nn
 
 from ..experiments.artifacts import Experiment
 from ..experiments.evaluation import failure, measure
@@ -26,10 +24,8 @@ COMPARISONS = (
 
 def retrain(experiment: Experiment, seeds: Sequence[int] = SEEDS) -> list[Experiment]:
     """The study with its denoisers trained from each seed, on the same attacks and classifier."""
-    study, custom = experiment.study, experiment.custom.get("standard")
-    module = custom if isinstance(custom, nn.Module) else None
-    changes = [replace(study, denoiser_seed=None if s == study.seed else s) for s in seeds]
-    return [Experiment(change, experiment.store, module) for change in changes]
+    first = experiment.study.seed
+    return [experiment.changed(denoiser_seed=None if seed == first else seed) for seed in seeds]
 
 
 def estimate(differences: Float[np.ndarray, "seeds n"]) -> tuple[float, float, float]:
