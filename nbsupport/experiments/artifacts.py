@@ -28,7 +28,7 @@ from ..training.classifiers import KINDS
 from ..training.denoisers import training_seed
 from ..training.loop import choose_precision, read_checkpoints
 from .methods import OPERATING_POINT, PUBLISHED_PSNR, RECIPES, find_recipe, split_method
-from .store import Store, Tensors, depend_on, hash_weights
+from .store import Store, Tensors, depend_on, hash_tensors, hash_weights
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -231,28 +231,28 @@ class Experiment:
         self, split: str, number: int, steps: Steps = None, eps: Strengths = None,
         classifier: str = "standard", bar: tqdm | None = None,
     ) -> Float[Tensor, "strengths b c h w"]:  # fmt: skip
-        """δ/ε of one of the `blocks`, see `attacked`; `bar` moves with each pass."""
+        """δ/ε of one of the `blocks`, see `attacked`; `bar` moves with each pass.
+
+        Its key names the images of the block alone, so studies of different sizes share blocks.
+        """
         specification = self.attacked_specification(split, steps, eps, classifier)
-        block, images, attack = (
-            self.blocks(split)[number],
-            self.images(split),
-            specification["attack"],
-        )
+        block, attack = self.blocks(split)[number], specification["attack"]
         network, strengths = self.classifier(classifier), specification["eps"]
         options = dict(steps=attack["steps"], loss=attack["loss"], seed=self.study.seed)
+        images, labels = self.images(split).images[block], self.images(split).labels[block]
 
         def make(scratch: Path) -> Tensors:
-            clean, labels = (x[block].to(self.device) for x in (images.images, images.labels))
+            clean, truth = images.to(self.device), labels.to(self.device)
             at_once, parts = max(per_pass(self.device) // len(clean), 1), []
             for start in range(0, len(strengths), at_once):
                 chosen = tuple(strengths[start : start + at_once])
-                found = ratios(attack_target(network), clean, labels, chosen, **options)
+                found = ratios(attack_target(network), clean, truth, chosen, **options)
                 parts.append(found.cpu())
                 if bar is not None:
                     bar.update(len(chosen) * len(clean))
             return {"ratios": torch.cat(parts)}, {}
 
-        specification["block"] = [block.start, block.stop]
+        specification["data"] = hash_tensors({"images": images, "labels": labels})
         return self.store.tensors(depend_on(specification, network), make)[0]["ratios"]
 
     def attacked_specification(

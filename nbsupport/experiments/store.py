@@ -48,9 +48,13 @@ def key(specification: Specification) -> str:
 
 def hash_weights(network: nn.Module) -> str:
     """A hash of all parameters and buffers of a network, with their names."""
+    return hash_tensors({**dict(network.named_parameters()), **dict(network.named_buffers())})
+
+
+def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """A hash of tensors with their names, types and shapes."""
     digest = sha256()
-    tensors = [*network.named_parameters(), *network.named_buffers()]
-    for name, tensor in sorted(tensors, key=lambda item: item[0]):
+    for name, tensor in sorted(tensors.items()):
         values = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {values.dtype} {tuple(values.shape)} ".encode())
         digest.update(values.flatten().view(torch.uint8).numpy().tobytes())
