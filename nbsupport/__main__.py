@@ -146,8 +146,11 @@ def _run(options: argparse.Namespace, study: Study, choices: dict[str, str]) -> 
 
 
 def _compute(options: argparse.Namespace, study: Study, choices: dict[str, str]) -> None:
-    from .experiments import adaptive_evaluation
+    from .experiments.adaptive_evaluation import evaluate_adaptively
+    from .experiments.audit import audit, rows
     from .experiments.evaluation import failure, failures, measure, table
+    from .experiments.methods import AUDITED
+    from .results import tables
     from .results.claims import CORE_CLAIMS, ROBUST_CLAIMS, judge
     from .results.save import folder, save
 
@@ -162,18 +165,17 @@ def _compute(options: argparse.Namespace, study: Study, choices: dict[str, str])
         accuracy, seconds = measure(experiment, method)["accuracy"].mean(), time.monotonic() - start
         print(f"{method:26} mean accuracy over ε {accuracy:.3f}   {seconds:5.0f} s", flush=True)
     for number in options.tables:
-        rows = table(experiment, number)  # Tables 5 to 7 need more than those measurements
-        save(experiment, f"table{number}", rows, methods=_methods([number]))
+        made = table(experiment, number)  # Tables 5 to 7 need more than those measurements
+        save(experiment, f"table{number}", made, methods=_methods([number]))
     for reason in failures(experiment, methods):
         print(reason)
     if options.adaptive:
         sound = tuple(method for method in methods if not failure(experiment, method))
-        found = [adaptive_evaluation.evaluate_adaptively(experiment, method) for method in sound]
-        rows = adaptive_evaluation.rows(experiment, found)
-        worst = rows.query("attack == 'worst'").pivot(index="method", columns="eps", values="value")
-        print(worst.loc[[*sound]].to_string(float_format="{:.3f}".format))
-        images = study.adaptive_images
-        save(experiment, "adaptive", rows, methods=sound, images=images)
+        found = {method: evaluate_adaptively(experiment, method) for method in sound}
+        audits = {method: audit(experiment, method) for method in sound if method in AUDITED}
+        made = rows(experiment, found, audits)
+        print(tables.to_text(made, study))
+        save(experiment, "adaptive", made, methods=sound, images=study.adaptive_images)
     if study.scale != "smoke":  # whose numbers mean nothing
         judged = {
             "claims": (NUMBERS[:4], CORE_CLAIMS),

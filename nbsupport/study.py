@@ -90,12 +90,16 @@ class Study:
 
     # adaptive evaluation
     adaptive_images: int
-    adaptive_eps: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 0.5)
-    adaptive_trace_eps: float = 1e-2  # one of those, shown in full; PGD's progress is checked there
-    adaptive_steps: int = 400  # PGD, at most
-    adaptive_restarts: int = 5
-    adaptive_iterations: int = 100  # AutoAttack's parts
-    adaptive_queries: int = 5000  # Square
+    adaptive_steps: int = 100  # of the minimal-norm attacks
+    adaptive_iterations: int = 30  # AutoAttack's parts
+    adaptive_queries: int = 300  # Square
+    audit_images: int = 32  # the first of those
+    audit_eps: tuple[float, ...] = (3e-3, 1e-2, 3e-2, 0.1)
+    audit_trace_eps: float = 3e-3  # one of those, shown in full; PGD's progress is checked there
+    audit_steps: int = 100  # PGD, at most
+    audit_restarts: int = 2
+    audit_iterations: int = 40
+    audit_queries: int = 1000
 
     def __post_init__(self) -> None:
         rising = all(a < b for a, b in pairwise(self.eps)) and self.eps[:1] == (0,)
@@ -127,6 +131,13 @@ class Study:
             scales = ", ".join(STUDIES[name])
             raise ValueError(f"the study {name!r} has no scale {scale!r}; there are: {scales}")
         return replace(cls(name=name, scale=scale, **STUDIES[name][scale]), **changes)
+
+    @classmethod
+    def recorded(cls, settings: dict[str, Any]) -> "Study":
+        """The study of a result's record, without the settings that only an earlier version had."""
+        lists = {key: tuple(v) for key, v in settings.items() if isinstance(v, list)}
+        known = {field.name for field in fields(cls)}
+        return cls.named(**{key: v for key, v in (settings | lists).items() if key in known})
 
     @classmethod
     def chosen(cls, name: str = "photographs", scale: str = "quick", **changes: Any) -> "Study":

@@ -6,8 +6,9 @@ from torch import nn
 
 from nbsupport.classifiers.models import Classifier
 from nbsupport.data.images import Split
-from nbsupport.experiments.adaptive_evaluation import Outcome
+from nbsupport.experiments.adaptive_evaluation import Minimal
 from nbsupport.experiments.artifacts import Experiment
+from nbsupport.experiments.audit import Audit
 from nbsupport.experiments.store import Store
 from nbsupport.study import Study
 
@@ -51,7 +52,8 @@ def pictures(number=NUMBER, seed=1):
 
 STUDY = Study.named(
     "photographs", "smoke", test_images=NUMBER, adaptive_images=12, image_size=SIDE, eps=(0.0, 0.02, 0.1, 0.5), steps=5,
-    adaptive_eps=(0.02, 0.1, 0.5), adaptive_steps=100, adaptive_iterations=10, adaptive_queries=50,
+    adaptive_steps=30, adaptive_iterations=10, adaptive_queries=50,
+    audit_images=12, audit_eps=(0.02, 0.1, 0.5), audit_steps=100, audit_iterations=10, audit_queries=50,
 )  # fmt: skip
 
 
@@ -68,7 +70,9 @@ class SmallExperiment(Experiment):
         self.split = Split(images, labels, tuple("abcd"), {"data": "gray"})
 
     def images(self, split):
-        return self.split
+        number = getattr(self.study, f"{split}_images") if split in ("adaptive", "audit") else None
+        images, labels = (x[:number] for x in (self.split.images, self.split.labels))
+        return Split(images, labels, self.split.classes, self.split.specification)
 
     def classifier_specification(self, name="standard"):
         return {"kind": "classifier", "name": name}
@@ -91,8 +95,19 @@ def rows(*counts, of=IMAGES):
     return np.array([np.arange(of) < count for count in counts])
 
 
-def outcome(**changes):
-    """An outcome that passes every sanity check, with `changes`; ``robust`` is merged."""
+def minimal(**changes):
+    """An adaptive evaluation that passes every sanity check: what `audit` leaves correct, at all its ε."""
+    smallest = np.repeat([0.0, 0.02, 0.05, 0.3, np.inf], [10, 30, 31, 24, 5])[::-1]
+    given = dict(
+        method="Filt(L_img*)", eps=EPS, smallest=smallest, first=smallest, gray_box=rows(90, 85, 60, 40),
+        gradients=300.0, forwards=100.0, seconds=0.5, zero_gradients=0.0, saturated=0.0,
+        deterministic=True, logits=True, classes=10,
+    )  # fmt: skip
+    return Minimal(**given | changes)
+
+
+def audited(**changes):
+    """An audit that passes every sanity check, with `changes`; ``robust`` is merged."""
     robust = {
         "PGD": rows(90, 60, 30, 5), "AutoAttack": rows(90, 62, 29, 5), "Square": rows(90, 80, 50, 20),
         "oblivious": rows(90, 85, 60, 40), "transfer": rows(90, 88, 80, 60), "FGSM": rows(90, 86, 70, 50),
@@ -103,10 +118,9 @@ def outcome(**changes):
         method="Filt(L_img*)", eps=EPS, robust=robust | changes.pop("robust", {}),
         envelope=rows(90, 84, 60, 40),
         norms={"L2-PGD": np.full(IMAGES, np.inf), "DeepFool": np.linspace(0, 2, IMAGES), "C&W": np.ones(IMAGES)},
-        steps=(0, 10, 40, 400), trace=rows(90, 50, 40, 39), margins=margins, trace_eps=0.1, zero_gradients=0.0, saturated=0.0,
-        deterministic=True, logits=True, classes=10,
+        steps=(0, 10, 40, 400), trace=rows(90, 50, 40, 39), margins=margins, trace_eps=0.1,
     )  # fmt: skip
-    return Outcome(**given | changes)
+    return Audit(**given | changes)
 
 
 MODEL = """

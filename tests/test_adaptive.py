@@ -11,14 +11,20 @@ from torch import nn
 from nbsupport.attacks import adaptive
 from nbsupport.attacks.adaptive import (
     AUTOATTACK,
+    FMN_STEPS,
     LOSSES,
+    SAMPLES,
     Target,
     autoattack,
     chain,
+    descend,
+    minimal_eps,
     minimal_norms,
     over_steps,
-    pgd_through,
+    plan_ensemble,
+    plan_pgd,
     surrogates,
+    survive,
     zero_gradients,
 )
 from nbsupport.attacks.pgd import pgd
@@ -53,6 +59,14 @@ def disturbed(denoiser, seed=0, scale=0.1):
     return denoiser.eval()
 
 
+def pgd_through(target, eps, **options):
+    return survive(target, eps, plan_pgd(target, **options))
+
+
+def run_autoattack(target, eps, attacks, **options):
+    return survive(target, eps, [autoattack(*attacks, **options)])
+
+
 class Masked(nn.Module):
     """The identity without a gradient for the first `number` images."""
 
@@ -69,7 +83,7 @@ class Masked(nn.Module):
 @pytest.mark.parametrize("name", BASELINES)
 def test_a_baseline_without_a_useful_gradient_gets_the_identitys(name):
     denoiser, inputs = Baseline(name), torch.rand(3, 3, 7, 9).requires_grad_()
-    (found,) = surrogates(denoiser)
+    found, *approximations = surrogates(denoiser)
     value, weights = found(inputs), torch.randn(inputs.shape)
     torch.testing.assert_close(value, denoiser(inputs.detach()), atol=1e-6, rtol=0)
     (gradient,) = torch.autograd.grad((weights * value).sum(), inputs)
@@ -77,6 +91,18 @@ def test_a_baseline_without_a_useful_gradient_gets_the_identitys(name):
         assert found is denoiser and gradient.any()
     else:
         assert torch.equal(gradient, weights)
+    assert len(approximations) == name.startswith("JPEG")
+
+
+@pytest.mark.parametrize("quality", [20, 50, 90])
+def test_jpeg_is_also_attacked_through_a_differentiable_approximation(quality):
+    images = pictures(4).detach().requires_grad_()
+    denoiser = Baseline(f"JPEG {quality}")
+    _, found = surrogates(denoiser)
+    value, exact = found(images), denoiser(images.detach())
+    assert (value - exact).abs().mean() < 0.3 * (exact - images).abs().mean()
+    (gradient,) = torch.autograd.grad((value * torch.randn(value.shape)).sum(), images)
+    assert gradient.flatten(1).any(dim=1).all()
 
 
 def test_pa_filt_is_attacked_as_a_whole_and_through_both_branches():
@@ -173,7 +199,7 @@ def test_pgd_finds_the_closed_form(eps, victim, images, labels):
 )
 def test_autoattack_finds_the_closed_form(attacks, within, eps, victim, images, labels):
     exact = radii(victim, images, labels, 1)
-    found = autoattack(
+    found = run_autoattack(
         Target(nn.Identity(), victim, images, labels), eps, attacks=attacks, iterations=20
     )
     sure = (exact / eps - 1).abs() > within
@@ -184,12 +210,23 @@ def test_autoattack_finds_the_closed_form(attacks, within, eps, victim, images, 
 @pytest.mark.parametrize("hidden", [False, True])
 def test_square_finds_it_without_a_gradient(hidden, victim, images, labels):
     denoiser, exact, eps = Masked(20 * hidden), radii(victim, images, labels, 1), 0.02
-    found = autoattack(
+    found = run_autoattack(
         Target(denoiser, victim, images, labels), eps, attacks=["square"], queries=1000
     )
     assert found[exact > eps].all() and not found[-3:].any()
     assert not found[exact < 0.5 * eps].any()
     assert (exact[:-3] < 0.5 * eps).any() and (exact > eps).any()
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_few_classes_are_attacked_without_the_loss_that_needs_four(classes, images):
+    victim = linear(classes=classes)
+    labels = victim(images).argmax(dim=1)
+    exact = radii(victim, images, labels, 1)
+    for factor, left in ((0.95, 20), (1.05, 0)):
+        attack = autoattack(*AUTOATTACK, iterations=20)
+        target = Target(nn.Identity(), victim, images, labels)
+        assert survive(target, factor * exact, [attack]).sum() == left
 
 
 @pytest.mark.parametrize(("classes", "targets"), [(4, 3), (20, 9)])
@@ -208,7 +245,7 @@ def test_autoattack_runs_as_configured(classes, targets, images, monkeypatch):
     arguments = nn.Identity(), linear(classes=classes), images
     labels = arguments[1](images).argmax(dim=1)
     labels[17:] = (labels[17:] + 1) % classes
-    found = autoattack(
+    found = run_autoattack(
         Target(*arguments, labels), 0.1, attacks=AUTOATTACK, iterations=7, queries=11
     )
     assert found.tolist() == [True] * 17 + [False] * 3
@@ -222,7 +259,9 @@ def test_the_seed_decides_and_the_global_random_state_does_not(attacks, victim, 
         torch.manual_seed(state)
         before = torch.get_rng_state()
         options = dict(attacks=attacks, iterations=3, queries=15, seed=3)
-        results.append(autoattack(Target(nn.Identity(), victim, images, labels), 0.04, **options))
+        results.append(
+            run_autoattack(Target(nn.Identity(), victim, images, labels), 0.04, **options)
+        )
         assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(*results)
 
@@ -272,3 +311,100 @@ def test_norms_are_judged_by_the_defence(victim, images):
     found = minimal_norms(Target(denoiser, victim, images, labels), steps=20)
     for values in found.values():
         assert (values >= 0.8 * exact.float()).all()
+
+
+# -- all strengths at once -----------------------------------------------------------------------
+
+GRID = (0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.1, 0.5)
+
+
+def ensemble(target):
+    return plan_ensemble(target, steps=20, iterations=10, queries=20)
+
+
+def test_every_run_finds_the_closed_form_from_above(victim, images, labels):
+    exact = radii(victim, images, labels, 1).float()
+    found = minimal_eps(Target(nn.Identity(), victim, images, labels), steps=100)
+    assert found.shape == (len(FMN_STEPS), 20) and not found[:, -3:].any()
+    assert (found[:, :17] >= 0.999 * exact[:17]).all()
+    # it aims at the class with the nearest logit, whose border may be a little further away
+    assert (found.amin(dim=0)[:17] <= 1.1 * exact[:17]).all()
+
+
+def test_the_smallest_eps_fools_the_defence_and_not_only_its_surrogate(victim, images):
+    denoiser = Baseline("8-bit")
+    labels = victim(denoiser(images)).argmax(dim=1)
+    exact = radii(victim, denoiser(images), labels, 1).float()
+    found = minimal_eps(Target(denoiser, victim, images, labels), steps=50)
+    assert (found >= exact - 0.5 / 255).all()  # rounding moves a value by half a step at most
+
+
+@pytest.mark.parametrize("factor", [1.0, 3.0, float("inf")])
+def test_descending_corrects_what_the_first_attack_missed(factor, victim, images, labels):
+    exact = radii(victim, images, labels, 1).float()
+    exact[-3:] = 0
+    missed = torch.stack([factor * exact, 2 * factor * exact]).nan_to_num(nan=0.0, posinf=torch.inf)
+    target = Target(nn.Identity(), victim, images, labels)
+    found = descend(target, missed, GRID, ensemble)
+    for eps in GRID:
+        sure = (exact / eps - 1).abs() > 0.05
+        assert torch.equal((found > eps)[sure], (exact > eps)[sure])
+
+
+def test_only_uncertain_images_are_attacked_again(victim, images, labels):
+    """Each at the largest ε of the grid below its own; agreeing runs that are clear of it are kept."""
+    target, asked = Target(nn.Identity(), victim, images, labels), []
+    runs = torch.full((2, 20), 0.0175)
+    runs[:, 17:] = 0.0  # wrong anyway
+    runs[1, 0] = 0.03  # disagrees
+    runs[:, 1] = 0.0152  # hardly above .015
+    runs[:, 2] = torch.inf
+    runs[:, 3] = 0.0015  # below the grid
+
+    def plan(part):
+        def attack(rest, eps):
+            asked.extend(zip(rest.images.sum(dim=(1, 2, 3)).tolist(), eps.tolist(), strict=True))
+            return rest.images  # which fools nobody
+
+        return [attack]
+
+    runs[:, 4:17] = 0.019  # 1.27 times .015
+    found = descend(target, runs, GRID, plan)
+    assert torch.equal(found, runs.amin(dim=0))
+    sums = images.sum(dim=(1, 2, 3)).tolist()
+    expected = {(sums[0], 0.015), (sums[1], 0.015), (sums[2], 0.5)}
+    assert {(image, round(eps, 6)) for image, eps in asked} == expected
+
+
+def test_every_image_is_attacked_at_its_own_strength(victim, images, labels):
+    exact = radii(victim, images, labels, 1).float()
+    target = Target(nn.Identity(), victim, images, labels)
+    for factor, left in ((0.9, 17), (1.1, 0)):
+        assert survive(target, factor * exact, ensemble(target)).sum() == left
+
+
+def test_what_an_attack_costs_is_counted_per_image(victim, images, labels):
+    target = Target(nn.Identity(), victim, images, labels)
+    minimal_eps(target, steps=7)
+    steps = 7 * len(FMN_STEPS) * 20
+    assert steps <= target.cost.gradients <= steps + 10  # and a few to prepare the network
+    before = target.cost.forwards
+    target.select(torch.arange(5)).withstands(images[:5])
+    assert target.cost.forwards == before + 5
+
+
+class Noise(nn.Module):
+    def forward(self, images):
+        return (images + 0.1 * torch.randn_like(images)).clamp(0, 1)
+
+
+def test_a_random_defence_is_attacked_and_judged_by_its_expected_logits(victim, images, labels):
+    target = Target(Noise().eval(), victim, images, labels)
+    assert not target.deterministic
+    for network in (target.defence, target.networks[0]):
+        torch.manual_seed(0)
+        found = network(images.clone())
+        torch.manual_seed(0)
+        every = [victim(Noise()(images)) for _ in range(SAMPLES)]
+        torch.testing.assert_close(found, torch.stack(every).mean(dim=0), rtol=1e-3, atol=1e-3)
+    assert Target(Baseline("8-bit"), victim, images, labels).deterministic

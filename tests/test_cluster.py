@@ -132,7 +132,7 @@ def free_port():
 def test_a_defence_is_attacked_adaptively(tmp_path):
     experiment = open_experiment(tmp_path)
     cluster.compute(experiment, (), adaptive=("8-bit",), workers=1)
-    (stored,) = Path(tmp_path).glob("adaptive/*/artifact.json")
+    (stored,) = Path(tmp_path).glob("minimal/*/artifact.json")
     assert stored.parent.name.startswith("8-bit")
 
 

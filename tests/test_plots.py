@@ -1,5 +1,6 @@
 """Drawing: the values that a figure shows, its colours, and that it leaves nothing behind."""
 
+import itertools
 from xml.etree import ElementTree
 
 import matplotlib.pyplot as plt
@@ -10,12 +11,13 @@ import torch
 
 from nbsupport.denoisers.baselines import BASELINES
 from nbsupport.experiments.evaluation import COLUMNS
-from nbsupport.experiments.methods import COLOURS, DASHES, DEFENCES, MARKERS, TABLES
+from nbsupport.experiments.methods import COLOURS, DASHES, DEFENCES, GAIN, MARKERS, TABLES
 from nbsupport.results import plots
 from nbsupport.results.plots import (
     draw_bands,
     draw_curves,
     draw_defences,
+    draw_gains,
     draw_panels,
     draw_strip,
     eps_axis,
@@ -109,11 +111,9 @@ def test_all_methods_can_be_drawn_together_each_with_its_dashes():
 
 def test_a_method_looks_the_same_everywhere():
     curves = {FUSED: VALUES, "head_2": VALUES}
-    flat = {name: values.mean(axis=1) for name, values in curves.items()}
     drawn = (
         draw_curves(tidy(*curves)),
         draw_bands(EPS, curves, ""),
-        draw_defences(EPS, flat, flat, 20),
     )
     for figure in drawn:
         lines = [line for line in figure.axes[0].lines if len(line.get_xdata()) == 13]
@@ -129,15 +129,44 @@ def test_infinite_psnr_leaves_a_gap():
     assert np.isfinite(figure.axes[0].get_ylim()).all()
 
 
-def test_both_attackers_stand_on_the_same_axes():
-    eps, dashed, solid = (0.0, 0.05, 0.1), np.array([1.0, 0.9, 0.8]), np.array([1.0, 0.2, 0.0])
-    worst = {"Adv": solid, "attacked": solid}
-    (axis,) = draw_defences(eps, {"Adv": dashed, "attacked": solid}, worst, number=25).axes
-    lines = {(line.get_linestyle(), line.get_color()): line for line in axis.lines}
-    assert np.array_equal(lines["--", COLOURS["Adv"]].get_ydata(), dashed)
-    assert np.array_equal(lines["-", COLOURS["Adv"]].get_ydata(), solid)
-    low, high = axis.containers[0].lines[2][0].get_segments()[0][:, 1]
-    assert high - low == pytest.approx(4 * (0.25 / 25) ** 0.5)  # two standard errors, both ways
+def adaptive(*methods):
+    """Tidy rows of an adaptive evaluation at three strengths; the values tell rows apart."""
+    places = itertools.product(
+        methods, [("worst", "accuracy"), ("envelope", "accuracy"), *(("worst", x) for x in GAIN)],
+        (0.0, 0.05, 0.1),
+    )  # fmt: skip
+    lines = [(method, *place, eps) for method, place, eps in places]
+    rows = pd.DataFrame(lines, columns=["method", "attack", "metric", "eps"])
+    return rows.assign(value=np.linspace(0, 1, len(rows)))
+
+
+def values(rows, method, attack, metric):
+    chosen = (rows["method"] == method) & (rows["attack"] == attack) & (rows["metric"] == metric)
+    return rows[chosen]["value"].to_numpy()
+
+
+def test_each_defence_has_a_panel_with_both_attackers_and_no_filter():
+    rows = adaptive("attacked", "Adv", "Filt(L_img)", FUSED, "JPEG 50", "8-bit")
+    methods = ["Adv", "Filt(L_img)", FUSED, "JPEG 50", "8-bit"]
+    figure = draw_defences(rows, methods)
+    assert [axis.get_title() for axis in figure.axes] == methods
+    for axis, method in zip(figure.axes, methods, strict=True):
+        bare, dashed, solid = axis.lines
+        assert np.array_equal(bare.get_ydata(), values(rows, "attacked", "worst", "accuracy"))
+        assert np.array_equal(dashed.get_ydata(), values(rows, method, "envelope", "accuracy"))
+        assert np.array_equal(solid.get_ydata(), values(rows, method, "worst", "accuracy"))
+        assert (dashed.get_linestyle(), solid.get_linestyle()) == ("--", "-")
+
+
+def test_gains_are_curves_with_their_intervals():
+    rows = adaptive("Adv", FUSED)
+    (axis,) = draw_gains(rows, ["Adv", FUSED]).axes
+    for band, method in zip(axis.collections, ["Adv", FUSED], strict=True):
+        line = next(line for line in axis.lines if line.get_label() == method)
+        assert np.array_equal(line.get_ydata(), values(rows, method, "worst", "gain"))
+        heights = band.get_paths()[0].vertices[:, 1]
+        assert heights.min() == values(rows, method, "worst", "gain, low").min()
+        assert heights.max() == values(rows, method, "worst", "gain, high").max()
 
 
 def test_bands_are_the_median_and_the_middle_95_percent():

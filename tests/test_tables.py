@@ -9,13 +9,14 @@ import pytest
 from nbconvert.filters import markdown2html
 from scipy.stats import binomtest
 from small import EPS as STRENGTHS
-from small import SmallExperiment, outcome, rows
+from small import SmallExperiment, audited, minimal, rows
 
-from nbsupport.experiments import adaptive_evaluation
+from nbsupport.experiments import audit
 from nbsupport.experiments.evaluation import COLUMNS
 from nbsupport.results import tables
 from nbsupport.results.tables import (
     adaptive_table,
+    audit_table,
     caption,
     compared,
     document,
@@ -27,6 +28,7 @@ from nbsupport.results.tables import (
     to_text,
     views,
     wide_table,
+    wilson,
     with_differences,
 )
 from nbsupport.study import EPS, Study, short
@@ -179,36 +181,53 @@ def test_the_sentences_compare_worst_cases_and_group_by_clean_psnr():
 
 # -- the adaptive evaluation ---------------------------------------------------------------------
 
-SOUND = outcome(robust={"PGD": rows(90, 60, 31, 5), "AutoAttack": rows(90, 62, 29, 5)})
-BROKEN = outcome(method="8-bit", logits=False, zero_gradients=0.5)
-BARE = outcome(method="attacked", robust={"oblivious": rows(90, 84, 55, 30)})
+SOUND = minimal()
+BROKEN = minimal(method="8-bit", logits=False, zero_gradients=0.5)
+BARE = minimal(
+    method="attacked",
+    smallest=np.minimum(SOUND.smallest, 0.09),
+    gray_box=rows(90, 84, 55, 30),
+)
 
 
 @pytest.fixture(scope="module")
 def adaptive(tmp_path_factory):
     experiment = SmallExperiment(tmp_path_factory.mktemp("tables"), study=STUDY)
-    return adaptive_evaluation.rows(experiment, [BARE, SOUND, BROKEN])
+    found = {each.method: each for each in (BARE, SOUND, BROKEN)}
+    return audit.rows(experiment, found, {SOUND.method: audited()})
 
 
 def test_every_number_of_the_adaptive_evaluation_stands_where_it_belongs(adaptive):
     table = adaptive_table(adaptive, 0.1)
     assert list(table.index) == ["no filter", "Filt(L_img*)", "8-bit"]
     line, at = table.loc["Filt(L_img*)"], "accuracy at ε = 1e-1"
-    accuracies = {
-        "gray-box": 0.6, "PGD": 0.31, "AutoAttack": 0.29, "Square": 0.5, "transfer": 0.8,
-        "worst case": 0.29,
-    }  # fmt: skip
-    expected = {(at, attack): accuracy for attack, accuracy in accuracies.items()} | {
+    expected = {
+        (at, "gray-box"): 0.6,
+        (at, "adaptive"): 0.29,
         ("", "clean"): 0.9,
-        ("worst case at ε", "3e-2"): 0.6,
-        ("worst case at ε", "5e-1"): 0.05,
-        ("unseen, ε = 1e-1", "FGSM"): 0.7,
-        ("median L2 norm", "DeepFool"): 1.0,
-        ("median L2 norm", "L2-PGD"): np.inf,
+        ("adaptive at ε", "3e-2"): 0.6,
+        ("adaptive at ε", "5e-1"): 0.05,
+        ("", "gradients"): "300",
+        ("", "audit's gap"): "0",
     }
     assert {place: line[place] for place in expected} == expected
-    at_another = adaptive_table(adaptive, 0.03)["accuracy at ε = 3e-2", "PGD"]
-    assert at_another["Filt(L_img*)"] == 0.6
+    assert (
+        line[at, "gain"].startswith("+0.290 (+0.2") and table.loc["no filter", (at, "gain")] == ""
+    )
+    assert adaptive_table(adaptive, 0.03)["accuracy at ε = 3e-2", "adaptive"]["Filt(L_img*)"] == 0.6
+
+
+def test_every_number_of_an_audit_stands_where_it_belongs(adaptive):
+    table = audit_table(adaptive, 0.1)
+    assert list(table.index) == ["Filt(L_img*)"]
+    line, at = table.loc["Filt(L_img*)"], "accuracy at ε = 1e-1"
+    expected = {
+        (at, "gray-box"): 0.6, (at, "PGD"): 0.3, (at, "AutoAttack"): 0.29, (at, "Square"): 0.5,
+        (at, "transfer"): 0.8, (at, "FGSM"): 0.7, ("median L2 norm", "DeepFool"): 1.0,
+        ("median L2 norm", "L2-PGD"): np.inf,
+        ("images that fall to the audit only, ε =", "3e-2"): 0,
+    }  # fmt: skip
+    assert {place: line[place] for place in expected} == expected
 
 
 def test_a_failed_check_makes_a_row_unreliable(adaptive):
@@ -222,15 +241,24 @@ def test_both_attackers_stand_beside_each_other(adaptive):
     both = views(adaptive, STUDY)["Both attackers over ε"]
     assert list(both.columns.unique(0)) == [f"ε = {short(eps)}" for eps in STRENGTHS]
     for method, given in {"no filter": BARE, "Filt(L_img*)": SOUND, "8-bit": BROKEN}.items():
-        curves = np.stack([given.robust["oblivious"], given.worst()]).mean(axis=2).T
+        curves = np.stack([given.gray_box, given.robust()]).mean(axis=2).T
         np.testing.assert_allclose(both.loc[method], curves.ravel())
 
 
 def test_the_headline_is_at_the_strength_that_leaves_half_without_a_filter(adaptive):
     table = headline(adaptive.replace({"Filt(L_img*)": "Filt(L_img)", "8-bit": "JPEG 50"}))
-    assert list(table.columns) == ["clean", "gray-box, ε = 1e-1", "adaptive, ε = 1e-1"]
     assert list(table.index) == ["no filter", "Filt(L_img)", "JPEG 50 †"]
-    assert list(table.loc["no filter"]) == [0.9, 0.55, 0.29]
+    low, high = wilson(pd.Series([0.29]), 100)
+    interval = f"0.290 ({low[0]:.3f}–{high[0]:.3f})"
+    assert list(table.loc["Filt(L_img)"]) == [0.9, 0.6, interval]
+    assert list(table.loc["no filter"])[:2] == [0.9, 0.55]
+
+
+@pytest.mark.parametrize(("count", "images"), [(0, 30), (7, 30), (30, 30), (250, 500)])
+def test_the_interval_of_a_share_is_wilsons(count, images):
+    exact = binomtest(count, images).proportion_ci(method="wilson")
+    low, high = wilson(pd.Series([count / images]), images)
+    assert (low[0], high[0]) == pytest.approx((exact.low, exact.high), abs=1e-12)
 
 
 def test_every_caption_names_classifier_data_and_scale():

@@ -124,19 +124,23 @@ def prepare(classifier: nn.Module, example: Images) -> Apart:
     """Copy a classifier for fast attacks: frozen, channels last, batch norms folded.
 
     What fails, or changes the logits of `example` by more than rounding, is left out; a network
-    without a faithful copy is used itself. Raises `ValueError` in training mode, where an image's
-    logits depend on its batch, and for other outputs than logits.
+    without a faithful copy is used itself. A prepared one is returned as it is. Raises `ValueError`
+    in training mode, where an image's logits depend on its batch, and for other outputs than
+    logits.
     """
+    if getattr(classifier, "prepared", False):
+        return classifier  # type: ignore[return-value]
     check_mode(classifier, "attack")
     classifier, example = getattr(classifier, "_orig_mod", classifier), example.detach()
     itself, expected = _try_precisions(classifier, example.requires_grad_())
     check_logits(expected)
-    rounding = 1e-4 * float(expected.abs().max())
+    rounding, itself.prepared = 1e-4 * float(expected.abs().max()), True
     layouts = torch.channels_last, torch.contiguous_format
     for layout, fold in product(layouts, (True, False)):
         with contextlib.suppress(Exception):  # whatever a layer raises
             itself(example.flip(3))  # lest a copy only repeats what its original saw last
             copied = Apart(copy_network(classifier, "attack"), itself.dtype, layout)
+            copied.prepared = True
             for module in copied.modules():
                 if isinstance(module, Classifier) and type(module).forward is Classifier.forward:
                     module.forward = module.unchecked  # type: ignore[method-assign]

@@ -120,6 +120,7 @@ class Apart(nn.Module):
     ) -> None:
         super().__init__()
         self.network, self.dtype, self.layout, self.training = network, dtype, layout, False
+        self.prepared = False  # for attacks
 
     def forward(self, images: Tensor) -> Tensor:
         logits = self.network(images.to(self.dtype, memory_format=self.layout, copy=True))

@@ -1,264 +1,166 @@
-"""The adaptive evaluation: every attack on a defence, and sanity checks of the attacks."""
+"""The adaptive evaluation: for every image the smallest ε at which a defence falls.
 
-import json
-from collections.abc import Callable, Iterator, Sequence
+Minimal-norm attacks find a first ε for all images at once. Where their runs disagree, an ensemble
+attacks at the largest ε of the study below it, and goes down as long as it succeeds. So one run
+gives the accuracy at every ε, and that never rises with ε. `audit` checks it.
+"""
+
+import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import foolbox
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..attacks import adaptive
-from ..attacks.adaptive import AUTOATTACK, Target
-from ..attacks.pgd import prepare
-from ..classifiers.custom import SATURATED
+from ..attacks.adaptive import Target, descend, minimal_eps, plan_ensemble, zero_gradients
+from ..attacks.pgd import AttackedSet
 from ..classifiers.models import are_probabilities, is_saturated
-from ..data.images import write_atomically
-from .artifacts import VERSION, Experiment, Strengths, once
-from .evaluation import COLUMNS, measure, worst_case
-from .methods import TRANSFERRED, UNSEEN, WHITE_BOX, WORST, split_method
+from .artifacts import VERSION, Experiment, once
+from .evaluation import measure
+from .methods import TRANSFERRED, split_method
 from .store import Tensors, depend_on
 
-Attack = Callable[[float], Tensor]
-TRACE = (10, 40, 100)  # numbers of PGD steps in the trace, before the study's and twice that
-MISSED = 0.02  # the share of images that may fall to an attack and withstand a harder one
-FLAT = 0.1  # the share of PGD's whole gain that doubling its steps may still gain
+BLOCK = 50  # images that are attacked, and stored, together
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """One defence under all attacks: axis 0 is ε, from 0, or the steps; axis 1 the image."""
+class Minimal:
+    """The smallest ε per image of one defence: 0 if it is wrong anyway, ∞ if no attack succeeds."""
 
     method: str
-    eps: tuple[float, ...]
-    robust: dict[str, Bool[np.ndarray, "strengths n"]]  # which images each attack leaves correct
-    envelope: Bool[np.ndarray, "strengths n"]  # gray-box, worst case over all the study's ε' ≤ ε
-    norms: dict[str, Float[np.ndarray, "n"]]  # per L2 attack the smallest norm that succeeds
-    steps: tuple[int, ...]  # numbers of PGD steps in the trace, from 0
-    trace: Bool[np.ndarray, "steps n"]  # which images withstand each, at trace_eps
-    margins: Float[np.ndarray, "steps n"]  # the margins that each reaches
-    trace_eps: float
+    eps: tuple[float, ...]  # of the study, from 0
+    smallest: Float[np.ndarray, "n"]
+    first: Float[np.ndarray, "n"]  # by the minimal-norm attacks alone
+    gray_box: Bool[np.ndarray, "strengths n"]  # which images the gray-box attacker leaves correct
+    gradients: float  # per image, as the next two
+    forwards: float
+    seconds: float
     zero_gradients: float  # share of images without any gradient
     saturated: float  # share of clean images whose cross-entropy rounds to 0
     deterministic: bool  # the same logits twice, alone and in a batch
     logits: bool  # logits, not probabilities
     classes: int
 
-    def gradient_based(self) -> Bool[np.ndarray, "strengths n"]:
-        """Which images the attacks that follow the defence's gradients leave correct."""
-        return self.robust["PGD"] & self.robust["AutoAttack"]
+    def robust(self) -> Bool[np.ndarray, "strengths n"]:
+        """Which images withstand all attacks at each ε."""
+        return self.smallest > np.array(self.eps)[:, None]
 
-    def worst(self) -> Bool[np.ndarray, "strengths n"]:
-        """Which images withstand every attack at every ε' ≤ ε."""
-        attacks = [self.robust[name] for name in (*WHITE_BOX, *TRANSFERRED)]
-        return worst_case(np.logical_and.reduce([self.envelope, *attacks]))
+
+def aim(experiment: Experiment, method: str, split: str) -> Target:
+    """The images of a split behind a method's denoiser and classifier."""
+    part, classifier = experiment.images(split), experiment.classifier(split_method(method)[1])
+    images, labels = (x.to(experiment.device) for x in (part.images, part.labels))
+    return Target(experiment.denoiser(method), classifier, images, labels)
+
+
+def transferred(experiment: Experiment) -> dict[str, AttackedSet]:
+    """Attacks on the bare classifier and on a second one, at all strengths of the study."""
+    found = experiment.attacked("test"), experiment.attacked("adaptive", classifier="second")
+    return dict(zip(TRANSFERRED, found, strict=True))
 
 
 @once
-def evaluate_adaptively(experiment: Experiment, method: str) -> Outcome:
-    """A defence of the study under all attacks, kept in the store.
+def evaluate_adaptively(experiment: Experiment, method: str) -> Minimal:
+    """A defence of the study under attacks that know it, kept in the store in blocks of images.
 
-    Raises `ValueError` if there is no such method, if the study's `adaptive_eps` are not among its
-    strengths, or if `adaptive_trace_eps` is not among those.
+    Raises `ValueError` if there is no such method.
     """
-    study, strengths = experiment.study, experiment.study.adaptive_eps
-    every = study.evaluated_eps
-    if study.adaptive_trace_eps not in strengths or not set(strengths) <= set(every):
-        raise ValueError(
-            f"expected adaptive_trace_eps among adaptive_eps, and those among {every}, "
-            f"got {study.adaptive_trace_eps} and {strengths}"
-        )
+    number, blocks = len(experiment.images("adaptive")), []
+    with tqdm(total=number, desc=f"attacking {method}", unit="image") as bar:
+        for start in range(0, number, BLOCK):
+            blocks.append(attack_block(experiment, method, start))
+            bar.update(len(blocks[-1][0]["smallest"]))
+    found: Any = {
+        name: np.concatenate([x[name] for x, _ in blocks]) for name in ("smallest", "first")
+    }
+    facts = pd.DataFrame([report for _, report in blocks])
+    sizes = np.array([len(x["smallest"]) for x, _ in blocks]) / number
+    for name in ("gradients", "forwards", "seconds", "zero_gradients", "saturated"):
+        found[name] = float(facts[name] @ sizes)
+    found |= {name: bool(facts[name].all()) for name in ("deterministic", "logits")}
+    return Minimal(
+        method=method, eps=experiment.study.evaluated_eps, classes=int(facts["classes"].max()),
+        gray_box=measure(experiment, method)["accuracy"][:, :number], **found,
+    )  # fmt: skip
+
+
+def attack_block(
+    experiment: Experiment, method: str, start: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Attack the images from `start` on; return their ε as arrays, and what it took per image."""
     names = (split_method(method)[1], "standard", "second")
     networks = experiment.denoiser(method), *(experiment.classifier(name) for name in names)
-    specification = depend_on(outcome_specification(experiment, method), *networks)
-    attack = partial(_attack, experiment, method)
-    tensors, report = experiment.store.tensors(specification, attack)
-    found, eps = {name: tensor.numpy() for name, tensor in tensors.items()}, (0.0, *strengths)
-    gray_box = measure(experiment, method)["accuracy"][:, : study.adaptive_images]
-    return Outcome(
-        method=method,
-        eps=eps,
-        robust={name: found[name] for name in (*WHITE_BOX, *TRANSFERRED, *UNSEEN)},
-        envelope=worst_case(gray_box)[[every.index(strength) for strength in eps]],
-        norms={name[5:]: found[name] for name in sorted(found) if name.startswith("norm ")},
-        trace=found["trace"],
-        margins=found["margins"],
-        trace_eps=study.adaptive_trace_eps,
-        **report | {"steps": tuple(report["steps"])},
+    specification = depend_on(minimal_specification(experiment, method), *networks)
+    specification |= {"start": start}
+    tensors, report = experiment.store.tensors(
+        specification, partial(_attack, experiment, method, start)
     )
+    return {name: tensor.numpy() for name, tensor in tensors.items()}, report
 
 
-def outcome_specification(experiment: Experiment, method: str) -> dict[str, Any]:
-    """Everything that an outcome depends on."""
+def minimal_specification(experiment: Experiment, method: str) -> dict[str, Any]:
+    """Everything that the smallest ε of a method's images depend on."""
     study = experiment.study
-    sizes = ("images", "eps", "trace_eps", "steps", "restarts", "iterations", "queries")
     return {
-        "kind": "adaptive", "name": method, "version": VERSION, "seed": study.seed,
-        "method": experiment.specification(method), "data": experiment.images("test").specification,
+        "kind": "minimal", "name": method, "version": VERSION, "seed": study.seed, "block": BLOCK,
+        "method": experiment.specification(method), "eps": list(study.evaluated_eps),
+        "data": experiment.images("adaptive").specification,
         "second": experiment.classifier_specification("second"),
-        **{name: getattr(study, f"adaptive_{name}") for name in sizes},
+        **{name: getattr(study, f"adaptive_{name}") for name in ("steps", "iterations", "queries")},
     }  # fmt: skip
 
 
-def _attack(experiment: Experiment, method: str, scratch: Path) -> Tensors:
-    study, device, test = experiment.study, experiment.device, experiment.images("test")
-    images, labels = (x[: study.adaptive_images].to(device) for x in (test.images, test.labels))
-    networks = experiment.denoiser(method), experiment.classifier(split_method(method)[1])
-    target = Target(*networks, images, labels)
-    clean, tensors = target.withstands(images).cpu(), dict[str, Tensor]()
-    attacks = dict(_attacks(experiment, target))
-    total = len(attacks) * len(study.adaptive_eps)
-    with tqdm(total=total, desc=f"attacking {method}", unit="attack") as bar:
-        for name, attack in attacks.items():
-            rows = [clean]
-            for eps in study.adaptive_eps:
-                rows.append(_keep(scratch / f"{name}-{eps}.json", attack, eps))
-                bar.update()
-            tensors[name] = torch.stack(rows)
-    norms = adaptive.minimal_norms(target, steps=study.adaptive_iterations)
-    tensors |= {f"norm {name}": values for name, values in norms.items()}
-    most = study.adaptive_steps
-    steps = (*(n for n in TRACE if n < most), most, 2 * most)
-    trace, margins = adaptive.over_steps(target, study.adaptive_trace_eps, steps)
+def _attack(experiment: Experiment, method: str, start: int, scratch: Path) -> Tensors:
+    study, seconds = experiment.study, time.monotonic()
+    whole = aim(experiment, method, "adaptive")
+    rows = torch.arange(start, min(start + BLOCK, len(whole.images)), device=whole.images.device)
+    target, eps = whole.select(rows), study.evaluated_eps[1:]
+    first = minimal_eps(target, steps=study.adaptive_steps).double()
+    others = torch.full_like(first[0], torch.inf)
+    for attacked in transferred(experiment).values():
+        for strength in reversed(eps):
+            images = attacked.pick(
+                torch.full_like(rows.cpu(), attacked.eps.index(strength)), rows.cpu()
+            )
+            fooled = ~target.withstands(images.to(target.images))
+            others[fooled] = others[fooled].clamp(max=strength)
+    plan = partial(
+        plan_ensemble, steps=study.steps, iterations=study.adaptive_iterations,
+        queries=study.adaptive_queries, seed=study.seed,
+    )  # fmt: skip
+    found = torch.stack([*first, others.masked_fill(first[0] == 0, 0.0)])
+    smallest, cost = descend(target, found, eps, plan), target.cost
     with torch.no_grad():
-        logits, again = target.defence(images), target.defence(images)
-        alone = torch.cat([target.defence(image[None]) for image in images])
-    same = torch.equal(logits, again) and torch.allclose(logits, alone, rtol=1e-3, atol=1e-3)
-    return tensors | {"trace": trace, "margins": margins}, {
-        "steps": [0, *steps], "zero_gradients": adaptive.zero_gradients(target),
-        "saturated": float(is_saturated(logits, labels).float().mean()),
-        "deterministic": same, "logits": not are_probabilities(logits), "classes": logits.shape[1],
+        logits = target.defence(target.images)
+    return {"smallest": smallest, "first": first.amin(dim=0)}, {
+        "gradients": cost.gradients / len(rows), "forwards": cost.forwards / len(rows),
+        "seconds": (time.monotonic() - seconds) / len(rows),
+        "zero_gradients": zero_gradients(target),
+        "saturated": float(is_saturated(logits, target.labels).float().mean()),
+        "deterministic": target.deterministic, "logits": not are_probabilities(logits),
+        "classes": logits.shape[1],
     }  # fmt: skip
 
 
-def _attacks(experiment: Experiment, target: Target) -> Iterator[tuple[str, Attack]]:
-    """Each attack by name, as a function from ε to which images withstand it."""
-    study, seed, images = experiment.study, experiment.study.seed, target.images
-    limits: Any = {"iterations": study.adaptive_iterations, "queries": study.adaptive_queries}
-    limits["seed"] = seed
-    effort: Any = {"steps": study.adaptive_steps, "restarts": study.adaptive_restarts}
-    auto = adaptive.autoattack
-    yield "PGD", lambda eps: adaptive.pgd_through(target, eps, seed=seed, **effort)
-    yield "AutoAttack", lambda eps: auto(target, eps, attacks=AUTOATTACK, **limits)
-    yield "Square", lambda eps: auto(target, eps, attacks=["square"], **limits)
-
-    def transfer(source: str, eps: Strengths) -> Attack:
-        attacked = experiment.attacked("test", None, eps, source)
-        return lambda eps: target.withstands(attacked.at(eps, len(images)).to(images))
-
-    # from the standard classifier at all strengths of the study, which the tables need anyway
-    yield "oblivious", transfer("standard", None)
-    yield "transfer", transfer("second", study.adaptive_eps)
-
-    bare = foolbox.PyTorchModel(prepare(experiment.classifier(), images[:2]), bounds=(0, 1))
-    criterion = foolbox.criteria.Misclassification(target.labels)
-    fgsm = foolbox.attacks.LinfFastGradientAttack(random_start=False)
-    attack = partial(torch.enable_grad()(fgsm.run), bare, images, criterion)
-    yield "FGSM", lambda eps: target.withstands(attack(epsilon=eps))
-
-    def add(noise: Tensor) -> Attack:
-        noise = noise.to(images)
-        return lambda eps: target.withstands((images + eps * noise).clamp(0, 1))
-
-    gaussian = torch.randn(images.shape, generator=torch.Generator().manual_seed(seed))
-    uniform = torch.rand(images.shape, generator=torch.Generator().manual_seed(seed))
-    yield "Gaussian noise", add(gaussian / 3**0.5)  # the uniform noise's standard deviation
-    yield "uniform noise", add(uniform * 2 - 1)
+# -- against the bare classifier ------------------------------------------------------------------
 
 
-def _keep(path: Path, attack: Attack, eps: float) -> Bool[Tensor, "n"]:
-    """The images that an attack leaves correct; an interrupted run's result where there is one."""
-    if not path.exists():
-        found = json.dumps(attack(eps).tolist())
-        write_atomically(path, lambda file: file.write_text(found, encoding="utf-8"))
-    return torch.tensor(json.loads(path.read_text(encoding="utf-8")), dtype=torch.bool)
+def gain(
+    minimal: Minimal, bare: Minimal, *, seed: int = 0, resamples: int = 2000
+) -> Float[np.ndarray, "3 strengths"]:
+    """By how much a defence is above the bare classifier at each ε, and the 95 % interval of that.
 
-
-# -- sanity checks: one that fails makes its row unreliable --------------------------------------
-
-Verdict = tuple[bool, str]
-
-
-def check(outcome: Outcome) -> dict[str, Verdict]:
-    """For each of `CHECKS` whether it passed, and the finding."""
-    robust, trace, steps = outcome.gradient_based(), outcome.trace[1:], outcome.steps[1:]
-    shares = zip(steps, trace.mean(axis=1), strict=True)
-    over_n = ", ".join(f"{share:.3f} (n = {n})" for n, share in shares)
-    over_n = f"accuracy at ε = {outcome.trace_eps:g}: {over_n}"
-    margins = outcome.margins.mean(axis=1)
-    gained, last = margins.max() - margins[0], margins[-1] - margins[-2]
-    flat = f"the mean margin gains {gained:.3f}, {last:.3f} of it from "
-    flat += f"n = {outcome.steps[-2]} to {outcome.steps[-1]}"
-    blind = outcome.zero_gradients
-    return {
-        "ε": _never_come_back(robust, "fall at one ε and withstand the next"),
-        "n": _never_come_back(trace, f"fall at one n and withstand the next; {over_n}"),
-        "oblivious": _no_weaker_than(outcome, "oblivious", "gray-box"),
-        "Square": _no_weaker_than(outcome, "Square", "by random search"),
-        "transfer": _no_weaker_than(outcome, "transfer", "from another classifier"),
-        "flat": (bool(gained > 0 and last <= FLAT * gained), flat),
-        "gradient": (blind == 0, f"{blind:.1%} of the images have no gradient"),
-        "saturation": (
-            outcome.saturated <= SATURATED,
-            f"{outcome.saturated:.1%} of the images leave no cross-entropy",
-        ),
-        "logits": (outcome.logits, "logits" if outcome.logits else "probabilities"),
-        "deterministic": (
-            outcome.deterministic,
-            "the same twice" if outcome.deterministic else "it changes",
-        ),
-        "chance": _chance_at_half(outcome),
-    }
-
-
-def _never_come_back(robust: Bool[np.ndarray, "harder n"], what: str) -> Verdict:
-    """Whether hardly any image falls to an attack and withstands the next, harder one."""
-    most = int((~robust[:-1] & robust[1:]).sum(axis=1).max(initial=0))
-    return most <= max(1, MISSED * robust.shape[1]), f"at most {most} images {what}"
-
-
-def _no_weaker_than(outcome: Outcome, attack: str, how: str) -> Verdict:
-    missed = int((outcome.gradient_based() & ~outcome.robust[attack]).sum())
-    return missed == 0, f"{missed} attacks succeed {how} but not with the defence's gradients"
-
-
-def _chance_at_half(outcome: Outcome) -> Verdict:
-    if 0.5 not in outcome.eps:  # where every image can be turned into uniform grey
-        return False, "ε = 0.5 was not attacked"
-    robust = outcome.gradient_based()[outcome.eps.index(0.5)]
-    share, chance = float(robust.mean()), 1 / outcome.classes
-    limit = chance + 2 * (chance * (1 - chance) / len(robust)) ** 0.5
-    return share <= limit, f"accuracy {share:.3f} at ε = 0.5, by chance {chance:.3f}"
-
-
-def failed_checks(outcome: Outcome) -> list[str]:
-    """The sanity checks that failed; a row with any is unreliable."""
-    return [name for name, (passed, _) in check(outcome).items() if not passed]
-
-
-# -- as tables -----------------------------------------------------------------------------------
-
-
-def rows(experiment: Experiment, outcomes: Sequence[Outcome]) -> pd.DataFrame:
-    """Tidy rows: accuracy per attack and ε, median L2 norms, and 1 or 0 per sanity check."""
-    study, lines = experiment.study, list[tuple[str, str, str, float | None, float]]()
-    for outcome in outcomes:
-        curves = {**outcome.robust, "envelope": outcome.envelope, WORST: outcome.worst()}
-        for attack, curve in curves.items():
-            for eps, robust in zip(outcome.eps, curve, strict=True):
-                lines.append((outcome.method, attack, "accuracy", eps, robust.mean()))
-        for attack, norms in outcome.norms.items():
-            lines.append((outcome.method, attack, "median L2 norm", None, float(np.median(norms))))
-        for name, (passed, _) in check(outcome).items():
-            lines.append((outcome.method, "all", f"check: {name}", None, float(passed)))
-    same: dict[str, Any] = {"table": "adaptive", "study": study.name, "seed": study.seed}
-    same |= {"classifier": study.classifier_name, "steps": study.adaptive_steps}
-    frame = pd.DataFrame(lines, columns=["method", "attack", "metric", "eps", "value"])
-    return frame.assign(**same, n=study.adaptive_images)[COLUMNS]
+    Paired: both are measured on the same images, which are resampled together.
+    """
+    difference = minimal.robust().astype(float) - bare.robust()
+    number = difference.shape[1]
+    weights = np.random.default_rng(seed).multinomial(
+        number, np.full(number, 1 / number), resamples
+    )
+    low, high = np.quantile(difference @ weights.T / number, (0.025, 0.975), axis=1)
+    return np.stack([difference.mean(axis=1), low, high])

@@ -37,7 +37,7 @@ Strengths = tuple[float, ...] | None
 VERSION = 1  # part of every key: raise it when the code makes something else of a specification
 SUBSTITUTE = "small_resnet"  # the architecture of the other classifiers beside a custom one
 SPLITS = dict.fromkeys(("train", "validation", "classifier", "adversarial"), "train")
-SPLITS |= dict.fromkeys(("test", "self_attack"), "test")
+SPLITS |= dict.fromkeys(("test", "self_attack", "adaptive", "audit"), "test")
 """Each use of a study's images, and the split of the data set that serves it."""
 
 
@@ -102,8 +102,9 @@ class Experiment:
     def images(self, split: str) -> Split:
         """The images for one use of `SPLITS`."""
         number = getattr(self.study, f"{split}_images")
-        if split == "self_attack" and number is None:
-            number = self.study.test_images
+        if SPLITS[split] == "test":  # no more than there are, and all where None is chosen
+            most = self.study.adaptive_images if split == "audit" else self.study.test_images
+            number = min(number or most, most, self.study.test_images)
         if split == "validation":
             return load(self.study, "train", number, skip=self.study.train_images)
         return load(self.study, SPLITS[split], number)

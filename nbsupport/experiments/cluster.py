@@ -1,8 +1,9 @@
 """The tasks of a study on Dask: several processes, GPUs or machines share one store.
 
 Needs the extra ``cluster``. A task is a classifier, a block of attacked images, a denoiser, a
-measurement or an adaptive evaluation, and runs once. Its result lies in the store: a task whose
-worker dies goes on elsewhere from its checkpoint, and a second `compute` makes what is missing.
+measurement, a block of the adaptive evaluation or an audit, and runs once. Its result lies in the
+store: a task whose worker dies goes on elsewhere from its checkpoint, and a second `compute` makes
+what is missing.
 """
 
 import contextlib
@@ -20,10 +21,11 @@ from tqdm.auto import tqdm
 from .. import setup
 from ..study import Study
 from ..training.denoisers import RECIPES
-from .adaptive_evaluation import evaluate_adaptively, outcome_specification
+from .adaptive_evaluation import BLOCK, attack_block, minimal_specification
 from .artifacts import Experiment
+from .audit import audit, audit_specification
 from .evaluation import measure, measurement_specification
-from .methods import find_recipe, split_method
+from .methods import AUDITED, find_recipe, split_method
 from .store import Store, key
 
 Task = tuple[Any, ...]
@@ -90,7 +92,11 @@ def list_tasks(
     for method in adaptive:
         second: Task = ("classifier", "second")
         tasks[second] = []
-        tasks["adaptive", method] = [("measurement", method), second]
+        before = [("measurement", method), second]
+        number = len(experiment.images("adaptive"))
+        parts: list[Task] = [("minimal", method, start) for start in range(0, number, BLOCK)]
+        parts += [("audit", method)] * (method in AUDITED)
+        tasks |= dict.fromkeys(parts, before)
     return tasks
 
 
@@ -99,14 +105,16 @@ DO: dict[str, Callable[..., Any]] = {
     "attacked": Experiment.attack_block,
     "denoiser": Experiment.trained,
     "measurement": measure,
-    "adaptive": evaluate_adaptively,
+    "minimal": attack_block,
+    "audit": audit,
 }
 SPECIFY: dict[str, Callable[..., dict[str, Any]]] = {
     "classifier": Experiment.classifier_specification,
     "attacked": Experiment.attacked_specification,
     "denoiser": Experiment.denoiser_specification,
     "measurement": measurement_specification,
-    "adaptive": outcome_specification,
+    "minimal": minimal_specification,
+    "audit": audit_specification,
 }
 """By kind of task, what carries it out, and the specification that tells its key."""
 

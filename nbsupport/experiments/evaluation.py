@@ -1,6 +1,7 @@
 """Measure a defence: per image first, then one tidy row per number."""
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torchmetrics.functional.image import (
     structural_similarity_index_measure,
 )
 
-from ..attacks.adaptive import Target, pgd_through
+from ..attacks.adaptive import Target, descend, minimal_eps, plan_ensemble
 from ..attacks.pgd import AttackedSet, full_precision, halve_on_out_of_memory, ratios
 from ..classifiers.custom import wrap
 from ..classifiers.models import Classifier
@@ -70,14 +71,13 @@ def evaluate(
     *,
     adaptive: bool = False,
     steps: int = STEPS,
-    restarts: int = 1,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Accuracy, PSNR and SSIM of any classifier behind any denoiser under PGD, without any study.
 
     One row per attack, metric and ε: ``pgd`` is the gray-box attacker, who sees the classifier
-    alone, ``pgd-envelope`` its worst case over ε' ≤ ε, and ``adaptive`` the white-box attacker: PGD
-    through denoiser and classifier with two losses and several step sizes, worst case over all.
+    alone, ``pgd-envelope`` its worst case over ε' ≤ ε, and ``adaptive`` the white-box attacker, who
+    looks for each image's smallest ε through denoiser and classifier (see `adaptive_evaluation`).
     Images and ε in the unit of [0, 1]; `denoiser` None is no filter.
     Refuses what `nbsupport.wrap`, `nbsupport.defend` and `nbsupport.attacks.pgd` refuse.
     """
@@ -97,11 +97,10 @@ def evaluate(
     measured = measure_images(trusted, denoiser, attacked)
     rows = _rows_of(measured, ("accuracy", "psnr", "ssim"), attacked.eps)
     if adaptive:
-        effort: Any = {"steps": steps, "restarts": restarts, "seed": seed}
-        robust = measured["accuracy"]
         target = Target(denoiser, trusted, images, labels)
-        for row, strength in enumerate(strengths, 1):
-            robust[row] &= pgd_through(target, strength, **effort).cpu().numpy()
+        plan = partial(plan_ensemble, steps=steps, seed=seed)
+        smallest = descend(target, minimal_eps(target), strengths, plan).cpu().numpy()
+        robust = measured["accuracy"] & (smallest > np.array(attacked.eps)[:, None])
         rows += _rows("adaptive", "accuracy", worst_case(robust), attacked.eps)
     return pd.DataFrame(rows)
 

@@ -52,6 +52,9 @@ _CORE = dict.fromkeys(method for table in (1, 3, 4, 5) for method in TABLES[tabl
 _TRAINED = (x for x in _CORE if x not in BASELINES and not x.endswith("_as_published"))
 DEFENCES = (*_TRAINED, *BASELINES, "PA-Filt(L_adv)")
 """The methods of the adaptive evaluation: those of Tables 1 to 5, and PA-Filt(L_adv)."""
+AUDITED: tuple[str, ...] = ("attacked", "Filt(L_img)", "Filt(L_sem)", "PA-Filt(L_img)", BOTH_LOSSES)
+AUDITED += ("JPEG 50", "Adv", "Filt+Adv")
+"""The defences for which every ε is also attacked from nothing."""
 
 
 def split_method(method: str) -> tuple[str, str]:
@@ -88,6 +91,7 @@ UNSEEN = ("FGSM", "Gaussian noise", "uniform noise")
 WORST = "worst"
 """Per image the worst case of all white-box and transferred attacks over ε' ≤ ε."""
 CHECKS = {
+    "audit": "attacking each ε from nothing finds no more",
     "ε": "a stronger attack succeeds more often",
     "n": "a longer attack succeeds more often",
     "oblivious": "a white-box attack is never weaker than a gray-box attack",
@@ -100,7 +104,11 @@ CHECKS = {
     "deterministic": "the defence answers the same twice",
     "chance": "at ε = 0.5 accuracy is at most chance",
 }
-"""The sanity checks of the adaptive evaluation, and what each expects."""
+"""The sanity checks of the adaptive evaluation, and what each expects; most need an audit."""
+GAIN = "gain", "gain, low", "gain, high"
+"""Of a defence on its bare classifier, paired over images, with a 95 % interval."""
+COSTS = "gradients per image", "forward passes per image", "seconds per image"
+"""What the attacks on a defence took."""
 
 # -- how figures draw them -----------------------------------------------------------------------
 

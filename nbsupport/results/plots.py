@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..denoisers.baselines import BASELINES
-from ..experiments.methods import CLEAN_PSNR, COLOURS, DASHES, MARKERS, METRICS
+from ..experiments.methods import CLEAN_PSNR, COLOURS, DASHES, GAIN, MARKERS, METRICS, WORST
 from ..study import EPS, short
 
 Image = Float[Tensor, "3 h w"]
@@ -109,24 +109,51 @@ def _look(method: str) -> Any:
 
 
 @sheet()
-def draw_defences(
-    eps: Sequence[float], gray_box: Mapping[str, Curve], worst: Mapping[str, Curve], number: int
-) -> Figure:
-    """Accuracy over ε of each defence under the gray-box attacker (dashed), and under all attacks.
+def draw_defences(rows: pd.DataFrame, methods: Sequence[str]) -> Figure:
+    """A panel per defence: its accuracy over ε under both attackers, and that without a filter.
 
-    The bar shows two standard errors of an accuracy of one half on `number` images.
+    `rows` are those of the adaptive evaluation.
     """
+    found = rows[rows["metric"] == "accuracy"].set_index(["method", "attack", "eps"])["value"]
+    curves: dict[Any, Any] = {
+        key: part.droplevel([0, 1]) for key, part in found.groupby(level=[0, 1])
+    }
+    bare = curves["attacked", WORST]
+    columns = min(4, len(methods))
+    lines = -(-len(methods) // columns)
+    size = 2.9 * columns, 2.3 * lines + 0.4
+    figure, axes = new_figure(lines, columns, size, sharex=True, sharey=True)
+    for axis, method in zip_longest(axes.flat, methods):
+        if method is None:
+            axis.remove()
+            continue
+        axis.plot(bare.index, bare, color="#999999", lw=1, label="no filter, adaptive")
+        for attack, style, label in (("envelope", "--", "gray-box"), (WORST, "-", "adaptive")):
+            curve, colour = curves[method, attack], COLOURS[method]
+            axis.plot(curve.index, curve, style, label=label, color=colour)
+        eps_axis(axis, list(bare.index))
+        axis.set(title=method, xlabel="", ylim=(-0.03, 1.03))
+    figure.supxlabel("attack strength ε (images in [0, 1])")
+    figure.supylabel("accuracy")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper right", ncols=3)
+    return figure
+
+
+@sheet()
+def draw_gains(rows: pd.DataFrame, methods: Sequence[str]) -> Figure:
+    """What defences gain on their bare classifier over ε, with intervals, see `draw_defences`."""
     figure, axes = new_figure(1, 1, (7.2, 4.2))
     axis = axes[0, 0]
-    for name, curve in worst.items():
-        axis.plot(eps, gray_box[name], "--", markerfacecolor="white", **_look(name))
-        axis.plot(eps, curve, "-", label=name, **_look(name))
-    eps_axis(axis, eps)
-    axis.errorbar(1.7 * eps[-1], 0.5, 1 / number**0.5, color="#6b6b6b", capsize=3)
-    axis.set_xlim(right=2 * eps[-1])
-    axis.set(ylabel="accuracy", ylim=(-0.03, 1.03))
-    title = "dashed: gray-box attack\nsolid: worst of all attacks\nbar: two standard errors"
-    figure.legend(title=title, loc="outside right upper")
+    for method in methods:
+        part = rows[(rows["method"] == method) & (rows["attack"] == WORST)]
+        found = part.pivot(index="eps", columns="metric", values="value")
+        axis.fill_between(found.index, found[GAIN[1]], found[GAIN[2]], color=COLOURS[method],
+                          alpha=0.15, lw=0)  # fmt: skip
+        axis.plot(found.index, found[GAIN[0]], label=method, **_look(method))
+    axis.axhline(0, color="black", lw=1)
+    eps_axis(axis, sorted(rows["eps"].dropna().unique()))
+    axis.set_ylabel("gain in accuracy")
+    figure.legend(loc="outside right upper")
     return figure
 
 

@@ -39,9 +39,7 @@ def read(place: Path, name: str) -> Result:
     path, files = place / f"{name}.json", {path.suffix: path for path in place.glob(f"{name}.*")}
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        settings: Any = record["study"].items()
-        fields: Any = {key: tuple(v) if isinstance(v, list) else v for key, v in settings}
-        study = Study.named(**fields)
+        study = Study.recorded(record["study"])
         heading = tables.without_marks(record["caption"].partition(":")[0])
         complete = ".svg" in files or ".csv" in files or (".png" in files and "frames" in record)
         if not (heading and complete):
@@ -90,7 +88,7 @@ def findings(results: list[Result]) -> list[str]:
         found.append(f"Gray-box, mean accuracy over ε: {bare}; the highest: {best}.")
     if "adaptive" in rows:
         kept, images = tables.headline(rows["adaptive"]).iloc[:, -1], rows["adaptive"]["n"].iloc[0]
-        text = ", ".join(map(spell, kept.items()))
+        text = ", ".join(map("{0[0]} {0[1]}".format, kept.items()))
         found.append(f"White-box, {kept.name}, {images} images: {text}.")
     if "seeds" in rows:
         mean = rows["seeds"][rows["seeds"]["eps"] == tables.MEAN]

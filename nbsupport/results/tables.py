@@ -17,8 +17,10 @@ from ..experiments.methods import (
     CHECKS,
     CLEAN_PSNR,
     ENVELOPE,
+    GAIN,
     ITSELF,
     METRICS,
+    TRANSFERRED,
     UNSEEN,
     WHITE_BOX,
     WORST,
@@ -38,10 +40,10 @@ NAMES = {
 SOURCES = MEASURED, WORST_CASE, ALONE, PUBLISHED = (
     "measured", "worst case", "attacked itself", "published",
 )  # fmt: skip
-INTERVAL, DIFFERENCE = "95 % interval", "difference"
+INTERVAL, DIFFERENCE, ADAPTIVE = "95 % interval", "difference", "adaptive"
 ATTACKS = {
     "pgd": MEASURED, ENVELOPE: WORST_CASE, ITSELF: ALONE, PUBLISHED: PUBLISHED,
-    "oblivious": "gray-box", "envelope": "gray-box, ε' ≤ ε", WORST: WORST_CASE,
+    "oblivious": "gray-box", "envelope": "gray-box, ε' ≤ ε", WORST: ADAPTIVE,
 }  # fmt: skip
 """How tables name the attack of some rows."""
 MEAN = "mean"  # in the place of an ε
@@ -119,9 +121,7 @@ def with_differences(table: pd.DataFrame, images: int) -> tuple[pd.DataFrame, pd
     """
     methods, sources = (table.index.get_level_values(level) for level in (0, 1))
     measured, paper = (table[sources == each].droplevel(1) for each in (MEASURED, PUBLISHED))
-    share, z = measured.drop(columns=MEAN, errors="ignore"), norm.isf(0.025) ** 2 / images
-    centre, half = share + z / 2, (z * (share * (1 - share) + z / 4)) ** 0.5
-    low, high = ((centre + end).clip(0, 1 + z) / (1 + z) for end in (-half, half))
+    low, high = wilson(measured.drop(columns=MEAN, errors="ignore"), images)
     difference = (measured - paper).dropna(how="all")
     outside = paper.lt(low - 0.5e-3) | paper.gt(high + 0.5e-3)  # how far print rounds
     added = {
@@ -137,21 +137,39 @@ def with_differences(table: pd.DataFrame, images: int) -> tuple[pd.DataFrame, pd
     return shown, pd.concat({DIFFERENCE: tones}).swaplevel().reindex(shown.index, fill_value="")
 
 
-def adaptive_table(rows: pd.DataFrame, eps: float) -> pd.DataFrame:
-    """One line per defence of the adaptive evaluation: accuracies at `eps`, worst case, L2 norms.
+def wilson(share: Any, images: Any) -> tuple[Any, Any]:
+    """The ends of Wilson's 95 % interval of a share of so many images."""
+    z = norm.isf(0.025) ** 2 / images
+    centre, half = share + z / 2, (z * (share * (1 - share) + z / 4)) ** 0.5
+    low, high = ((centre + end) / (1 + z) for end in (-half, half))
+    return low.clip(0), high.clip(upper=1)
 
-    Its last column is *sound*, or *unreliable* with the sanity checks that failed.
+
+def adaptive_table(rows: pd.DataFrame, eps: float) -> pd.DataFrame:
+    """One line per defence of the adaptive evaluation: both attackers at `eps`, one at every ε.
+
+    *Gain*: on the bare classifier, paired. The last column is *sound*, or *unreliable* with the
+    sanity checks that failed.
     """
-    at, unseen = f"accuracy at ε = {short(eps)}", f"unseen, ε = {short(eps)}"
-    attacks = ("oblivious", "envelope", *WHITE_BOX, "transfer", WORST)
+    at, over = f"accuracy at ε = {short(eps)}", "adaptive at ε"
+    places: dict[Any, tuple[str, str, float]] = {("", "clean"): ("accuracy", WORST, 0.0)}
+    places |= {(at, ATTACKS[x]): ("accuracy", x, eps) for x in ("oblivious", "envelope")}
+    places[at, ADAPTIVE] = ("accuracy", WORST, eps)
+    places |= {(at, name): (name, WORST, eps) for name in GAIN}
     worst = rows[(rows["attack"] == WORST) & (rows["eps"] > 0)]["eps"].unique()
-    norms = rows[rows["metric"] == "median L2 norm"]["attack"].unique()
-    places: dict[Any, tuple[str, str, float]] = {("", "clean"): ("accuracy", "PGD", 0.0)}
-    places |= {(at, ATTACKS.get(each, each)): ("accuracy", each, eps) for each in attacks}
-    places |= {("worst case at ε", short(each)): ("accuracy", WORST, each) for each in worst}
-    places |= {(unseen, each): ("accuracy", each, eps) for each in UNSEEN}
-    places |= {("median L2 norm", each): ("median L2 norm", each, 0.0) for each in norms}
+    places |= {(over, short(each)): ("accuracy", WORST, each) for each in worst}
+    places["", "gradients"] = ("gradients per image", "all", 0.0)
     table = _place(rows, places)
+    if (at, "gain") in table:
+        value, low, high = (table[at, name] for name in GAIN)
+        table = table.drop(columns=[(at, name) for name in GAIN])
+        spell = "{:+z.3f} ({:+z.3f} … {:+z.3f})".format
+        text = pd.Series([spell(*ends) for ends in zip(value, low, high, strict=True)], table.index)
+        table.insert(4, (at, "gain"), text.where(value.notna(), ""))
+        table["", "gradients"] = table["", "gradients"].map("{:,.0f}".format)
+    if len(gaps := rows[rows["metric"] == "gap"]):
+        most = gaps.groupby("method")["value"].max().map("{:.0f}".format).rename(SHOWN)
+        table["", "audit's gap"] = most.reindex(table.index, fill_value="")
     failed = rows[rows["metric"].str.startswith("check: ") & (rows["value"] == 0)]
     names = failed["metric"].str.removeprefix("check: ").groupby(failed["method"]).agg(", ".join)
     verdicts = ("unreliable: " + names).rename(SHOWN)
@@ -159,12 +177,29 @@ def adaptive_table(rows: pd.DataFrame, eps: float) -> pd.DataFrame:
     return table
 
 
+def audit_table(rows: pd.DataFrame, eps: float) -> pd.DataFrame:
+    """One line per audited defence: every attack at `eps`, L2 norms, and its gap at every ε."""
+    at, gap = f"accuracy at ε = {short(eps)}", "images that fall to the audit only, ε ="
+    attacks = {ATTACKS.get(x, x): f"audit: {x}" for x in (*WHITE_BOX, *TRANSFERRED, *UNSEEN)}
+    places: dict[Any, tuple[str, str, float]]
+    places = {(at, name): ("accuracy", attack, eps) for name, attack in attacks.items()}
+    norms = rows[rows["metric"] == "median L2 norm"]["attack"].unique()
+    places |= {("median L2 norm", each): ("median L2 norm", each, 0.0) for each in norms}
+    strengths = sorted(rows[rows["metric"] == "gap"]["eps"].unique())
+    places |= {(gap, short(each)): ("gap", "audit", each) for each in strengths}
+    return _place(rows[rows["attack"].str.startswith("audit") | rows["attack"].isin(norms)], places)
+
+
 def _place(rows: pd.DataFrame, places: dict[Any, tuple[str, str, float]]) -> pd.DataFrame:
-    """A line per defence, and under each head a metric under one attack and ε (0 for none)."""
+    """A line per defence, and under each head a metric under one attack and ε (0 for none).
+
+    Heads without numbers are left out.
+    """
     columns = ["metric", "attack", "eps"]
     table = rows.fillna({"eps": 0.0}).pivot(index="method", columns=columns, values="value")
-    table = table.loc[rows["method"].unique(), [*places.values()]]
-    table.columns = pd.MultiIndex.from_tuples(places)
+    there = {head: place for head, place in places.items() if place in table}
+    table = table.loc[rows["method"].unique(), [*there.values()]]
+    table.columns = pd.MultiIndex.from_tuples(there)
     return table.rename(SHOWN).rename_axis("defence")
 
 
@@ -177,10 +212,16 @@ def headline(rows: pd.DataFrame) -> pd.DataFrame:
     eps: Any = (bare.set_index("eps")["value"] - 0.5).abs().idxmin()
     table = adaptive_table(rows[rows["method"].isin(HEADLINE)], eps)
     table.index += [" †" * (verdict != "sound") for verdict in table["", "attack"]]
-    at = f"ε = {short(eps)}"
-    heads = {("", "clean"): "clean", (f"accuracy at {at}", "gray-box"): f"gray-box, {at}"}
-    heads[f"accuracy at {at}", WORST_CASE] = f"adaptive, {at}"
-    return table[[*heads]].set_axis([*heads.values()], axis=1)
+    at, images = f"accuracy at ε = {short(eps)}", rows["n"].iloc[0]
+    low, high = (end.map("{:.3f}".format) for end in wilson(table[at, ADAPTIVE], images))
+    adaptive = table[at, ADAPTIVE].map("{:.3f} (".format) + low + "–" + high + ")"
+    return pd.DataFrame(
+        {
+            "clean": table["", "clean"],
+            f"gray-box, ε = {short(eps)}": table[at, ATTACKS["oblivious"]],
+            f"adaptive, ε = {short(eps)} (95 % interval)": adaptive,
+        }
+    )
 
 
 def _seeds_tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -306,8 +347,12 @@ def views(rows: pd.DataFrame, study: Study) -> dict[str, pd.DataFrame]:
             for eps in sorted(rows["eps"].dropna().unique())
             for attack in ("oblivious", WORST)
         }
-        table = adaptive_table(rows, study.adaptive_trace_eps)
-        return {"": table, "Both attackers over ε": _place(rows, places)}
+        found = {"": adaptive_table(rows, study.audit_trace_eps)}
+        found["Both attackers over ε"] = _place(rows[rows["metric"] == "accuracy"], places)
+        if (audits := rows[rows["metric"] == "gap"]).empty:
+            return found
+        title = f"The audit: every attack at each ε from nothing, {audits['n'].iloc[0]} images"
+        return found | {title: audit_table(rows, study.audit_trace_eps)}
     title, swept = "Over the number n of PGD steps, at ε = ", rows["steps"] != rows["steps"].iloc[0]
     over_n = {title + short(eps): wide_table(rows, eps) for eps in rows[swept]["eps"].unique()}
     return {"": wide_table(rows), **over_n}
@@ -336,7 +381,7 @@ def caption(name: str, study: Study) -> str:
         study=study,
         subject=subject(study),
         error=study.adaptive_images**-0.5,
-        restart_steps=min(RESTART_STEPS, study.adaptive_steps),
+        restart_steps=min(RESTART_STEPS, study.audit_steps),
         radii=", ".join(f"{radius:g}" for radius in L2_RADII),
         checks="; ".join(f"*{check}*: {expected}" for check, expected in CHECKS.items()),
         few=f" on the first {few} images" if few else "",
