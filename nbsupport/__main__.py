@@ -1,4 +1,4 @@
-"""The command line: ``python -m nbsupport run | compute | report | doctor``."""
+"""The command line: ``python -m nbsupport run | compute | report | verify | doctor``."""
 
 import argparse
 import contextlib
@@ -105,6 +105,9 @@ def _parser() -> argparse.ArgumentParser:
     for command, default in ((compute, NUMBERS), (report, [])):
         tables: dict[str, Any] = {"nargs": "+", "type": int, "choices": NUMBERS, "help": "1 to 7"}
         command.add_argument("--tables", default=default, **tables)
+    check = add("verify", _verify, "attack a few images of a stored adaptive evaluation again")
+    check.add_argument("method", metavar="NAME", help="a row of the table, such as 'Filt(L_img)'")
+    check.add_argument("--images", type=int, default=32, help="how many of its images (32)")
     add("doctor", _doctor, "list what is there, what is missing, and the command that gets it")
     return parser
 
@@ -255,6 +258,14 @@ def _print_claims(experiment: Any, numbers: list[int]) -> None:
         print(f"{'':18} worst case: {row['measured']}")
         print(f"{'':18} plain ({row['plain_outcome']}): {row['plain_measured']}")
         print(f"{'':18} published: {row['published']}")
+
+
+def _verify(options: argparse.Namespace, study: Study, choices: dict[str, str]) -> None:
+    from .results.verify import TOLERATED, verify
+
+    found = verify(study.name, options.method, options.images)
+    print(found.report)
+    sys.exit(found.images - found.agree > TOLERATED)
 
 
 def _doctor(options: argparse.Namespace, study: Study, choices: dict[str, str]) -> None:

@@ -1,5 +1,7 @@
 """The denoisers before training, and eqs. 6 to 11 in NumPy."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from scipy.special import expit
 from torch import nn
 
-from nbsupport.denoisers.models import Additive, Filtering, MultiHead, PAFilter, View, YNet
+from nbsupport.denoisers.models import HGD, Additive, Filtering, MultiHead, PAFilter, View, YNet
 from nbsupport.denoisers.unet import OutputLayer
 from nbsupport.study import EPS
 
@@ -214,3 +216,35 @@ def test_the_weight_starts_at_one_half():
     pafilter = made(PAFilter)
     pafilter.ynet = disturbed(YNet)
     assert (pafilter.parts(rand(2, 3, 5, 6)).weight == 0.5).all()
+
+
+# -- HGD -----------------------------------------------------------------------------------------
+
+
+def test_hgd_has_the_layers_of_its_paper():
+    """Convolutions per block and their channels at width 64, of Liao et al. (2018), section 3.2."""
+    down = [
+        (3, 64, 64),
+        (64, 128, 128, 128),
+        (128, *[256] * 3),
+        (256, *[256] * 3),
+        (256, *[256] * 3),
+    ]
+    up = [(512, *[256] * 3), (512, *[256] * 3), (384, *[128] * 3), (192, 64, 64)]
+    weights = sum(9 * a * b for block in (*down, *up) for a, b in itertools.pairwise(block))
+    norms = sum(2 * channels for block in (*down, *up) for channels in block[1:])
+    found = HGD(64)
+    assert (
+        sum(parameter.numel() for parameter in found.parameters()) == weights + norms + 3 * 64 + 3
+    )
+
+
+@pytest.mark.parametrize("size", [(32, 32), (17, 23)])
+def test_hgd_adds_at_full_resolution(size):
+    denoiser, images = HGD(4).eval(), torch.rand(2, 3, *size)
+    assert denoiser(images).shape == images.shape
+    with torch.no_grad():
+        denoiser.output.weight.zero_()
+        denoiser.output.bias.copy_(torch.tensor([0.1, 0.0, -0.1]))
+    expected = images + torch.tensor([0.1, 0.0, -0.1]).view(3, 1, 1)
+    torch.testing.assert_close(denoiser(images), expected.clamp(0, 1))

@@ -1,5 +1,6 @@
 """The tables: every number stands where it belongs, beside the published one, everywhere."""
 
+import dataclasses
 import itertools
 import re
 
@@ -252,6 +253,28 @@ def test_the_headline_is_at_the_strength_that_leaves_half_without_a_filter(adapt
     interval = f"0.290 ({low[0]:.3f}–{high[0]:.3f})"
     assert list(table.loc["Filt(L_img)"]) == [0.9, 0.6, interval]
     assert list(table.loc["no filter"])[:2] == [0.9, 0.55]
+
+
+def test_other_projects_get_each_defence_at_8_of_255():
+    entry, *_ = tables.model_information(eight_of_255(), STUDY)
+    assert (
+        entry["name"] == "no filter" and entry["eps"] == "8/255" and entry["dataset"] == STUDY.name
+    )
+    accuracies = [entry[key] for key in ("clean_acc", "reported", "autoattack_acc")]
+    assert accuracies == ["90.00", "84.00", "60.00"] and entry["unreliable"] is False
+    # the keys of RobustBench's files
+    assert {"link", "authors", "additional_data", "number_forward_passes", "venue"} < set(entry)
+
+
+def eight_of_255():
+    experiment = SmallExperiment.__new__(SmallExperiment)
+    experiment.study = STUDY
+    bare = dataclasses.replace(BARE, eps=(0.0, 8 / 255, 0.1, 0.5))
+    return audit.rows(experiment, {"attacked": bare}, {})
+
+
+def test_without_that_strength_there_is_nothing_for_other_projects(adaptive):
+    assert tables.model_information(adaptive, STUDY) == []
 
 
 @pytest.mark.parametrize(("count", "images"), [(0, 30), (7, 30), (30, 30), (250, 500)])

@@ -1,7 +1,8 @@
 """The paper's denoisers: they map attacked images in [0, 1] to images in [0, 1] of the same size.
 
-All of them use the kernel-prediction U-Net φ (section 3.2):
+All but `HGD` use the kernel-prediction U-Net φ (section 3.2):
 
+`HGD`        Ĩ = Î + another U-Net(Î)                       Liao et al. 2018
 `Additive`   Ĩ = Î + φ(Î)                                   eq. 6
 `Filtering`  Ĩ = Î ⊗ φ(Î)                                   eq. 7
 `MultiHead`  four output layers, one per band of strengths    section 3.4
@@ -9,14 +10,15 @@ All of them use the kernel-prediction U-Net φ (section 3.2):
 `PAFilter`   Ĩ = W ⊙ Ĩ_sl + (1 − W) ⊙ Ĩ_m                   eqs. 9–11
 
 `width` is the number of channels of φ's first block (64 in the paper); `kernel_size` is K, odd.
-Every denoiser starts as the identity, and its decoders `leak` (see `unet.LEAK`). With
-`as_published=True` it starts from PyTorch's default initialisation instead, which shrinks the
+The paper's denoisers start as the identity, and their decoders `leak` (see `unet.LEAK`). With
+`as_published=True` they start from PyTorch's default initialisation instead, which shrinks the
 signal to almost nothing over φ's 24 layers of ReLU.
 """
 
 import json
 from hashlib import sha256
 from importlib.resources import files
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -112,6 +114,45 @@ class Denoiser(nn.Module, PyTorchModelHubMixin, library_name="nbsupport"):
         load_model(denoiser, folder / WEIGHTS)
         denoiser.about = config["about"]
         return denoiser.eval().requires_grad_(False)
+
+
+class HGD(Denoiser):
+    """The denoising U-Net of HGD: Ĩ = Î + φ(Î) at full resolution (Liao et al. 2018, section 3.2).
+
+    Its blocks are convolutions with batch norm of `width` · (1, 2, 4, 4, 4) channels; the paper's
+    width is 64. Learned with the semantic loss on logits it is their LGD.
+    """
+
+    def __init__(self, width: int = 64) -> None:
+        super().__init__()
+        sizes = [width * factor for factor in (1, 2, 4, 4, 4)]
+        self.encoder = nn.ModuleList([_normalised(3, width, width)])
+        for before, after in pairwise(sizes):
+            self.encoder.append(_normalised(before, after, after, after, stride=2))
+        self.decoder = nn.ModuleList()
+        for below, skip in pairwise(reversed(sizes)):
+            layers = 2 if skip == width else 3
+            self.decoder.append(_normalised(below + skip, *[skip] * layers))
+        self.output = nn.Conv2d(width, 3, 1)
+
+    def denoise(self, images: Images) -> Images:
+        skips = [self.encoder[0](images)]
+        for block in self.encoder[1:]:
+            skips.append(block(skips[-1]))
+        x = skips.pop()
+        for block in self.decoder:
+            x = block(torch.cat([resize(x, skips[-1]), skips.pop()], dim=1))
+        return images + self.output(x)
+
+
+def _normalised(*channels: int, stride: int = 1) -> nn.Sequential:
+    """3×3 convolutions with batch norm; the first has the stride."""
+    layers: list[nn.Module] = []
+    for before, after in pairwise(channels):
+        step = 1 if layers else stride
+        layers.append(nn.Conv2d(before, after, 3, step, padding=1, bias=False))
+        layers += [nn.BatchNorm2d(after), nn.ReLU()]
+    return nn.Sequential(*layers)
 
 
 class KernelDenoiser(Denoiser):

@@ -15,7 +15,7 @@ from . import models
 from .models import CONFIG, WEIGHTS, Denoiser, read_config
 
 FOLDER = Path(str(files(__package__))) / "weights"
-DENOISERS = ("Additive", "Filtering", "MultiHead", "YNet", "PAFilter")
+DENOISERS = ("HGD", "Additive", "Filtering", "MultiHead", "YNet", "PAFilter")
 
 
 def names() -> list[str]:

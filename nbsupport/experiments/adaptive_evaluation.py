@@ -6,8 +6,10 @@ gives the accuracy at every ε, and that never rises with ε. `audit` checks it.
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,14 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..attacks.adaptive import Target, descend, minimal_eps, plan_ensemble, zero_gradients
 from ..attacks.pgd import AttackedSet
 from ..classifiers.models import are_probabilities, is_saturated
+from ..data.images import Images
+from ..study import Study
 from .artifacts import VERSION, Experiment, once
 from .evaluation import measure
 from .methods import TRANSFERRED, split_method
@@ -115,29 +120,41 @@ def minimal_specification(experiment: Experiment, method: str) -> dict[str, Any]
     }  # fmt: skip
 
 
-def _attack(experiment: Experiment, method: str, start: int, scratch: Path) -> Tensors:
-    study, seconds = experiment.study, time.monotonic()
-    whole = aim(experiment, method, "adaptive")
-    rows = torch.arange(start, min(start + BLOCK, len(whole.images)), device=whole.images.device)
-    target, eps = whole.select(rows), study.evaluated_eps[1:]
+def find_smallest(
+    target: Target, study: Study, others: Sequence[tuple[float, Images]] = ()
+) -> tuple[Float[Tensor, "n"], Float[Tensor, "n"]]:
+    """The smallest ε of each image, and what the minimal-norm attacks alone found.
+
+    `others` are images in the place of the target's that were attacked otherwise, with their ε.
+    """
     first = minimal_eps(target, steps=study.adaptive_steps).double()
-    others = torch.full_like(first[0], torch.inf)
-    for attacked in transferred(experiment).values():
-        for strength in reversed(eps):
-            images = attacked.pick(
-                torch.full_like(rows.cpu(), attacked.eps.index(strength)), rows.cpu()
-            )
-            fooled = ~target.withstands(images.to(target.images))
-            others[fooled] = others[fooled].clamp(max=strength)
+    transferred = torch.full_like(first[0], torch.inf)
+    for eps, images in others:
+        fooled = ~target.withstands(images.to(target.images))
+        transferred[fooled] = transferred[fooled].clamp(max=eps)
     plan = partial(
         plan_ensemble, steps=study.steps, iterations=study.adaptive_iterations,
         queries=study.adaptive_queries, seed=study.seed,
     )  # fmt: skip
-    found = torch.stack([*first, others.masked_fill(first[0] == 0, 0.0)])
-    smallest, cost = descend(target, found, eps, plan), target.cost
+    found = torch.stack([*first, transferred.masked_fill(first[0] == 0, 0.0)])
+    return descend(target, found, study.evaluated_eps[1:], plan), first.amin(dim=0)
+
+
+def _attack(experiment: Experiment, method: str, start: int, scratch: Path) -> Tensors:
+    study, seconds = experiment.study, time.monotonic()
+    whole = aim(experiment, method, "adaptive")
+    rows = torch.arange(start, min(start + BLOCK, len(whole.images)))
+    target = whole.select(rows.to(whole.images.device))
+    sets, strengths = transferred(experiment).values(), study.evaluated_eps[1:]
+    others = [
+        (eps, attacked.pick(torch.full_like(rows, attacked.eps.index(eps)), rows))
+        for attacked, eps in product(sets, strengths)
+    ]
+    smallest, first = find_smallest(target, study, others)
+    cost = target.cost
     with torch.no_grad():
         logits = target.defence(target.images)
-    return {"smallest": smallest, "first": first.amin(dim=0)}, {
+    return {"smallest": smallest, "first": first}, {
         "gradients": cost.gradients / len(rows), "forwards": cost.forwards / len(rows),
         "seconds": (time.monotonic() - seconds) / len(rows),
         "zero_gradients": zero_gradients(target),

@@ -31,7 +31,7 @@ GENERALISED: tuple[str, ...] = "attacked", "Add(L_img)", "Filt(L_img)", "PA-Filt
 GENERALISED += (BOTH_LOSSES, "JPEG 50")
 COMBINATIONS |= {f"{name}+second": (name, "second") for name in GENERALISED}
 _SINGLE: tuple[str, ...] = "Add(L_sem)", "Filt(L_sem)", "Add(L_img)", "Filt(L_img)", "Filt(L_img*)"
-_SINGLE += ("Add(L_img)_as_published", "Filt(L_img)_as_published")
+_SINGLE += ("HGD", "Add(L_img)_as_published", "Filt(L_img)_as_published")
 _SINGLE += (f"Filt(L_img)@{OPERATING_POINT}",)
 _PARTS = ("PA-Filt(L_img)_sl", "PA-Filt(L_img)_m")
 _FUSED: tuple[str, ...] = (*_PARTS, "PA-Filt(L_img)", BOTH_LOSSES, AS_PUBLISHED)
@@ -118,7 +118,7 @@ _LOOKS = {
     "attacked": ("#000000", "o"),
     "Add(L_sem)": ("#e69f00", "^"), "Add(L_img)": ("#d55e00", "v"),
     "Filt(L_sem)": ("#56b4e9", "s"), "Filt(L_img)": ("#0072b2", "D"),
-    "Filt(L_img*)": ("#332288", "p"),
+    "Filt(L_img*)": ("#332288", "p"), "HGD": ("#a65628", (7, 1, 0)),
     "head_1": ("#b3a2e0", (3, 1, 0)), "head_2": ("#8c63cf", (4, 1, 0)),
     "head_3": ("#662fb0", (5, 1, 180)), "head_4": ("#35106b", (6, 1, 0)),
     "PA-Filt(L_img)_sl": ("#cc79a7", "<"), "PA-Filt(L_img)_m": ("#882255", ">"),

@@ -70,10 +70,14 @@ def depend_on(specification: Specification, *networks: nn.Module) -> dict[str, A
 
 
 class Store:
-    """All artifacts under one folder, `nbsupport.study.default_home` where None is given."""
+    """All artifacts under one folder, `nbsupport.study.default_home` where None is given.
 
-    def __init__(self, home: str | Path | None = None) -> None:
+    A `frozen` one makes nothing that it lacks.
+    """
+
+    def __init__(self, home: str | Path | None = None, *, frozen: bool = False) -> None:
         self.home = Path(home).expanduser() if home is not None else default_home()
+        self.frozen = frozen
 
     def folder(self, specification: Specification) -> Path:
         """The artifact's folder, whether it exists or not, below the specification's ``kind``."""
@@ -85,9 +89,13 @@ class Store:
         """Named tensors and a report: the stored ones, or those that `make` returns.
 
         `make` receives a scratch folder for checkpoints, which survives an interruption. While it
-        runs, other processes wait for its result.
+        runs, other processes wait for its result. Raises `ValueError` where it is missing in a
+        frozen store.
         """
         folder = self.folder(specification)
+        if self.frozen and not (folder / RECORD).is_file():
+            name = f"{specification['kind']} {specification['name']!r}"
+            raise ValueError(f"{self.home} has no such {name}; `compute` makes it")
         with room(folder), _locked(folder):
             if found := _read(folder, specification):
                 return found

@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from ..study import Study, eps_label
 from . import claims, tables
-from .save import REPOSITORY, build_folder, commit, is_clone, roots, write_text
+from .save import REPOSITORY, RESULTS, build_folder, commit, is_clone, roots, write_text
 
 START, END = "<!-- table: python -m nbsupport.results.report -->", "<!-- end of table -->"
 COMPUTED = "computed"  # the chapter of what no notebook shows
@@ -60,7 +60,8 @@ def studies(roots: list[Path]) -> dict[str, list[Result]]:
     places = {path.name: path for root in reversed(roots) for path in root.glob("*/")}
     found = {}
     for study in sorted(places, key=lambda study: (study == "photographs", study)):
-        if names := {path.stem for path in places[study].glob("[!.]*") if path.is_file()}:
+        files = (path for path in places[study].glob("[!.]*") if path.name != RESULTS)
+        if names := {path.stem for path in files if path.is_file()}:
             found[study] = [read(places[study], name) for name in sorted(names)]
     if not found:
         where = " or ".join(map(str, roots))

@@ -22,12 +22,13 @@ from ..data.images import write_atomically
 from ..experiments.artifacts import Experiment
 from ..experiments.evaluation import failures, measurement_specification
 from .plots import sheet
-from .tables import caption, document, subject, without_marks
+from .tables import caption, document, model_information, subject, without_marks
 
 LIBRARIES = (
     "torch", "torchvision", "foolbox", "numpy", "scikit-learn", "scikit-image", "torchmetrics",
     "nbsupport",
 )  # fmt: skip
+RESULTS = "results.json"  # a study's adaptive evaluation, for other projects
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -130,6 +131,9 @@ def save(
     if rows is content:
         page = document(rows, study, record["caption"], record["failures"])
         write_text(path.with_suffix(".md"), page)
+        if entries := model_information(rows, study) if name == "adaptive" else []:
+            text = json.dumps(entries, indent=1, ensure_ascii=False)
+            write_text(path.with_name(RESULTS), text + "\n")
     write_text(path.with_suffix(".json"), json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     return path
 

@@ -224,6 +224,38 @@ def headline(rows: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def model_information(rows: pd.DataFrame, study: Study) -> list[dict[str, Any]]:
+    """An entry per defence of an adaptive evaluation, as RobustBench describes models, at 8/255.
+
+    Accuracies are percentages, as texts. ``autoattack_acc`` is the worst case over all attacks
+    here, AutoAttack's parts among them; ``reported`` is the gray-box one.
+    """
+    found, threat = list[dict[str, Any]](), 8 / 255
+    if threat not in set(rows["eps"]):
+        return found
+    for method, line in adaptive_table(rows, threat).iterrows():
+        at, percent = f"accuracy at ε = {short(threat)}", "{:.2f}".format
+        found.append(
+            {
+                "link": "https://doi.org/10.1145/3474085.3475171",
+                "name": method,
+                "authors": "AdvFilter in notebooks",
+                "additional_data": False,
+                "number_forward_passes": 1,
+                "dataset": study.name,
+                "venue": "Unpublished",
+                "architecture": f"{study.classifier_name} behind {method}",
+                "eps": short(threat),
+                "clean_acc": percent(100 * line["", "clean"]),
+                "reported": percent(100 * line[at, ATTACKS["oblivious"]]),
+                "autoattack_acc": percent(100 * line[at, ADAPTIVE]),
+                "unreliable": line["", "attack"] != "sound",
+                "footnote": f"The first {rows['n'].iloc[0]} test images; adaptive attacks.",
+            }
+        )
+    return found
+
+
 def _seeds_tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """A line per comparison: its mean over ε, and at how many ε it wins; and every interval."""
     signed = "{:+.3f}".format

@@ -16,7 +16,16 @@ from torch import Tensor, nn
 from ..attacks.pgd import AttackedSet, pgd
 from ..classifiers.models import Classifier
 from ..data.images import Images
-from ..denoisers.models import Additive, Denoiser, Filtering, MultiHead, PAFilter, View, YNet
+from ..denoisers.models import (
+    HGD,
+    Additive,
+    Denoiser,
+    Filtering,
+    MultiHead,
+    PAFilter,
+    View,
+    YNet,
+)
 from ..denoisers.unet import Decoder
 from ..study import STRONG_EPS, Study
 from .loop import choose_precision, fit
@@ -108,6 +117,7 @@ RECIPES = {
     "Filt(L_img)": Recipe(Filtering, _IMAGE),
     "Filt(L_sem)": Recipe(Filtering, _SEMANTIC),
     "Filt(L_img*)": Recipe(Filtering, _IMAGE, strong_only=True),
+    "HGD": Recipe(lambda width, kernel_size: HGD(width), _SEMANTIC),
     "Multi-head-Filt(L_img)": Recipe(MultiHead, _heads),
     "Y-Net": Recipe(YNet, _branches),
     "PA-Filt(L_img)": Recipe(PAFilter, _FUSION, _FUSED, base="Y-Net"),
@@ -268,7 +278,7 @@ def health(denoiser: Denoiser, attacked: AttackedSet) -> dict[str, Any]:
                 if isinstance(module, Decoder) or module is getattr(denoiser, "fusion", None):
                     hooks.enter_context(module.register_forward_hook(look))
             distances += [float((each(x) - x).abs().mean()) for each in list_outputs(denoiser)]
-        alive.append(min(shares))
+        alive.append(min(shares, default=1.0))
         change.append(min(distances))
     report: dict[str, Any] = {"alive": alive, "change": change}
     if weights:

@@ -1,0 +1,73 @@
+"""A row of a stored adaptive evaluation is measured again, from stored networks, and nothing is made."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from nbsupport.experiments.adaptive_evaluation import evaluate_adaptively
+from nbsupport.experiments.artifacts import Experiment
+from nbsupport.results.verify import verify
+from nbsupport.study import Study
+
+METHODS = ("attacked", "8-bit", "Filt(L_img)")
+
+
+@pytest.fixture
+def recorded(experiment, tmp_path, monkeypatch):
+    """The smallest ε of the smallest study's images, as `save` leaves them at larger scales."""
+    monkeypatch.setenv("NBSUPPORT_HOME", str(experiment.store.home))
+    monkeypatch.setenv("NBSUPPORT_FIGURES", str(tmp_path))
+    place = tmp_path / "photographs"
+    place.mkdir()
+    found = {method: evaluate_adaptively(experiment, method).smallest for method in METHODS}
+    pd.DataFrame(found).to_csv(place / "adaptive_curves.csv", index=False)
+    record = {"study": experiment.study.specification()}
+    (place / "adaptive_curves.json").write_text(json.dumps(record))
+    return place / "adaptive_curves.csv"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_same_networks_fall_at_the_same_strengths(recorded, method):
+    found = verify("photographs", method)
+    assert found[:2] == (4, 4) and "4 of 4 images" in found.report
+
+
+def test_an_image_that_falls_elsewhere_is_named(recorded):
+    table = pd.read_csv(recorded)
+    table.loc[1, "8-bit"] = 0.9 - table.loc[1, "8-bit"].clip(0, 0.4)  # withstands every ε
+    table.to_csv(recorded, index=False)
+    found = verify("photographs", "8-bit", images=2)
+    assert found[:2] == (2, 1)
+    _, line = found.report.splitlines()
+    assert "image 1: recorded withstands every ε, now " in line
+
+
+def test_what_is_missing_is_refused_and_not_made(recorded, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="no adaptive evaluation of 'cifar10'"):
+        verify("cifar10", "8-bit")
+    with pytest.raises(ValueError, match="no row 'Filt' in"):
+        verify("photographs", "Filt")
+    monkeypatch.setenv("NBSUPPORT_HOME", str(tmp_path / "empty"))
+    with pytest.raises(ValueError, match="has no such classifier"):
+        verify("photographs", "attacked")
+    assert not [*(tmp_path / "empty").rglob("*.safetensors")]
+
+
+def test_a_pretrained_network_stands_in_for_a_stored_one_of_the_same_training(monkeypatch):
+    from nbsupport.denoisers import pretrained
+    from nbsupport.results import verify as module
+
+    experiment, name = Experiment(Study.named("cifar10", "smoke")), "cifar10-Filt(L_img)"
+    about, classifier = pretrained.about(name), pretrained.about("cifar10-classifier")
+    monkeypatch.setattr(
+        Experiment, "classifier_specification", lambda *_: classifier["specification"]
+    )
+    monkeypatch.setattr(
+        Experiment, "denoiser_specification", lambda *_: about["specification"]["trained"]
+    )
+    found, behind = module._load(experiment, "Filt(L_img)")
+    expected = pretrained.load_pretrained(name)
+    assert type(found) is type(expected) and str(behind) == str(
+        pretrained.load_pretrained("cifar10-classifier")
+    )
