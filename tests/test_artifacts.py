@@ -2,12 +2,15 @@
 
 import dataclasses
 import functools
+import json
 import shutil
 
 import pytest
 import torch
+from small import SmallExperiment
 from torch import nn
 
+from nbsupport.attacks.pgd import ratios
 from nbsupport.denoisers.models import MultiHead, PAFilter, YNet
 from nbsupport.experiments import artifacts as module
 from nbsupport.experiments.artifacts import Experiment
@@ -382,3 +385,26 @@ def test_open_takes_the_study_and_the_environments_overrides(monkeypatch):
     assert Experiment.open("photographs", "smoke", seed=3).study == changed
     monkeypatch.setenv("NBSUPPORT_SCALE", "smoke")
     assert Experiment.open("photographs").study == Study.named("photographs", "smoke")
+
+
+def test_some_strengths_are_taken_from_the_stored_ones_and_others_attacked(tmp_path):
+    """As if all of them had been attacked anew."""
+    experiment = SmallExperiment(tmp_path)
+    experiment.attacked("test")
+    eps, part = (0.01, 0.02, 0.5), experiment.images("test")
+    found = experiment.attacked("test", eps=eps)
+    expected = ratios(
+        experiment.victim, part.images, part.labels, eps, steps=experiment.study.steps
+    )
+    assert found.eps == (0.0, *eps) and torch.equal(found.ratios, expected)
+    stored = [json.loads(path.read_text()) for path in tmp_path.glob("attacked/*/artifact.json")]
+    strengths = {tuple(record["specification"]["eps"]) for record in stored}
+    assert strengths == {experiment.study.evaluated_eps[1:], (0.01,)}
+
+
+def test_studies_of_other_sizes_share_the_attacks_on_the_same_images(tmp_path):
+    experiment = Experiment(Study.named("photographs", "smoke", test_images=130), Store(tmp_path))
+    larger = experiment.changed(test_images=192)
+    small, large = (each.attacked("test").ratios for each in (experiment, larger))
+    assert torch.equal(small, large[:, :130])
+    assert len([*tmp_path.glob("attacked/*")]) == 3 + 1  # the last block of the smaller one has two

@@ -4,6 +4,7 @@ import pytest
 import torch
 from small import SmallExperiment
 
+from nbsupport.attacks.pgd import AttackedSet, ratios
 from nbsupport.denoisers.baselines import Baseline
 from nbsupport.experiments.methods import GENERALISED, split_method
 from nbsupport.results import generalisation
@@ -37,12 +38,9 @@ def rows(experiment):
 
 def count(experiment, method, victim):
     """How many images are right at each ε, and at it and all weaker ones that were attacked."""
-    test, new = experiment.images("test"), EPS
-    sets = {0.0: experiment.attacked("test")}
-    if victim == "standard":
-        new = (0.01, 0.3)
-        sets = dict.fromkeys(experiment.study.evaluated_eps, experiment.attacked("test"))
-    sets |= dict.fromkeys(new, experiment.attacked("test", None, new, victim))
+    test, classifier = experiment.images("test"), experiment.classifier(victim)
+    found = ratios(classifier, test.images, test.labels, EPS, steps=experiment.study.steps)
+    sets = dict.fromkeys((0.0, *EPS), AttackedSet(test.images, test.labels, found, (0.0, *EPS)))
     plain, worst, right = {}, {}, [True] * len(test.images)
     for eps in sorted(sets):
         images = sets[eps].at(eps)

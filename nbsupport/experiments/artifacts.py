@@ -206,9 +206,18 @@ class Experiment:
     ) -> AttackedSet:
         """The ``train``, ``test`` or ``self_attack`` images under PGD(n, ε) on a bare classifier.
 
-        n and the strengths above 0 are the study's where None.
+        n and the strengths above 0 are the study's where None; of other `eps`, those that are the
+        study's are not attacked again.
         """
-        images, strengths = self.images(split), eps or self._strengths(split)
+        images, every = self.images(split), self._strengths(split)
+        strengths = eps or every
+        if steps is None and {*every} & {*strengths} and {*every} != {*strengths}:
+            kept = dict(zip(every, self.attacked(split, classifier=classifier).ratios, strict=True))
+            if new := tuple(each for each in strengths if each not in every):
+                others = self.attacked(split, None, new, classifier).ratios
+                kept |= dict(zip(new, others, strict=True))
+            chosen = torch.stack([kept[each] for each in strengths])
+            return AttackedSet(images.images, images.labels, chosen, (0.0, *strengths))
         found = torch.empty(len(strengths), *images.images.shape, dtype=torch.float16)
         victim = "" if classifier == "standard" else f" ({classifier})"
         label = f"attacking the {SPLITS[split]} images{victim}"

@@ -1,10 +1,9 @@
 """Whether denoisers help at strengths, and before a classifier, that they were not trained for."""
 
+from itertools import product
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from jaxtyping import Bool
 
 from ..experiments.artifacts import Experiment
 from ..experiments.evaluation import (
@@ -26,52 +25,33 @@ def generalise(experiment: Experiment, eps: tuple[float, ...] = STRENGTHS) -> pd
     """Tidy rows of `GENERALISED` before the standard and the second classifier, at 0 and each ε.
 
     The gray-box attacker runs PGD on the classifier that is behind the denoiser; the denoisers were
-    trained for the standard one. ``pgd-envelope`` is the worst case over all ε' ≤ ε that were
-    measured. A method whose training failed has no rows.
+    trained for the standard one. ``pgd-envelope`` is the worst case over all ε' ≤ ε of `eps`. A
+    method whose training failed has no rows.
     """
     study, rows = experiment.study, list[dict[str, Any]]()
     same = {"table": "generalisation", "study": study.name, "steps": study.steps}
     same |= {"seed": study.seed, "metric": "accuracy"}
-    for classifier in CLASSIFIERS:
-        same["classifier"] = experiment.architecture(classifier)
-        for method in GENERALISED:
-            if failure(experiment, method):
-                continue
-            found = _measure(experiment, method, classifier, eps)
-            correct = np.stack([found[each] for each in sorted(found)])
-            for attack, values in (("pgd", correct), (ENVELOPE, worst_case(correct))):
-                accuracies = dict(zip(sorted(found), values.mean(axis=1).tolist(), strict=True))
-                row = same | {"method": method, "attack": attack, "n": correct.shape[1]}
-                rows += [row | {"eps": e, "value": accuracies[e]} for e in sorted({0.0, *eps})]
+    for classifier, method in product(CLASSIFIERS, GENERALISED):
+        if failure(experiment, method):
+            continue
+        correct = measure(experiment, _behind(classifier, method), None, eps, classifier)[
+            "accuracy"
+        ]
+        row = same | {"method": method, "n": correct.shape[1]}
+        row["classifier"] = experiment.architecture(classifier)
+        for attack, values in (("pgd", correct), (ENVELOPE, worst_case(correct))):
+            means = zip((0.0, *eps), values.mean(axis=1).tolist(), strict=True)
+            rows += [row | {"attack": attack, "eps": each, "value": mean} for each, mean in means]
     return pd.DataFrame(rows)[COLUMNS]
 
 
 def specify(experiment: Experiment) -> list[dict[str, Any]]:
-    """What `generalise` measures beside the tables, for the provenance of its rows."""
-    pairs = [(method, classifier) for classifier in CLASSIFIERS for method in GENERALISED]
-    plans = [_plan(experiment, *pair, STRENGTHS) for pair in pairs]
-    return [measurement_specification(experiment, *plan) for plan in plans]
+    """What `generalise` measures, for the provenance of its rows."""
+    return [
+        measurement_specification(experiment, _behind(each, method), None, STRENGTHS, each)
+        for each, method in product(CLASSIFIERS, GENERALISED)
+    ]
 
 
-def _plan(
-    experiment: Experiment, method: str, classifier: str, eps: tuple[float, ...]
-) -> tuple[str, None, tuple[float, ...], str]:
-    """The arguments of `measure` for the strengths that are not measured for the tables."""
-    if classifier == "standard":
-        return method, None, tuple(sorted({*eps} - {*experiment.study.evaluated_eps})), classifier
-    return f"{method}+{classifier}", None, tuple(sorted({*eps} - {0.0})), classifier
-
-
-def _measure(
-    experiment: Experiment, method: str, classifier: str, eps: tuple[float, ...]
-) -> dict[float, Bool[np.ndarray, "n"]]:
-    """Which test images are right at each ε, before the standard classifier at all measured."""
-    found: dict[float, Any] = {}
-    if classifier == "standard":
-        strengths = experiment.study.evaluated_eps
-        found = dict(zip(strengths, measure(experiment, method)["accuracy"], strict=True))
-    plan = _plan(experiment, method, classifier, eps)
-    if plan[2]:
-        correct = measure(experiment, *plan)["accuracy"]
-        found |= dict(zip((0.0, *plan[2]), correct, strict=True))
-    return found
+def _behind(classifier: str, method: str) -> str:
+    return method if classifier == "standard" else f"{method}+{classifier}"

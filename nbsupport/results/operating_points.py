@@ -56,8 +56,10 @@ def curve(experiment: Experiment, eps: Sequence[float] = (3e-3, 1e-2)) -> pd.Dat
         there = ", ".join(map(short, strengths))
         raise ValueError(f"curve: expected ε among {there}, got {', '.join(map(short, eps))}")
     same = {"study": study.name, "classifier": study.classifier_name, "seed": study.seed}
+    weaker = tuple(strength for strength in strengths if 0 < strength <= max(eps))
     for series, method, parameter in list_points(experiment):
-        measured = measure(experiment, method)
+        swept = series != "methods"  # the tables have those at all strengths
+        measured = measure(experiment, method, eps=weaker if swept else None)
         point = same | {"series": series, "method": method, "parameter": parameter}
         point |= {CLEAN_PSNR: measured["psnr"][0].mean(), "n": measured["accuracy"].shape[1]}
         copies = study.images_from == "JPEG copies"
