@@ -37,6 +37,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 study: $(READY)
+	@$(NBSUPPORT) compute --tables 1 2 3 4 --workers 2 > /dev/null
 	@$(NBSUPPORT) run 00 01 02 03 04 05 06 07 08
 	@$(NBSUPPORT) report
 	@$(NBSUPPORT) report --html

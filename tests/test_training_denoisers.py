@@ -110,13 +110,14 @@ def test_the_gradient_reaches_the_denoised_images_only(loss, classifier, images)
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_what_starts_from_a_trained_denoiser_has_its_own_epochs_and_rate(name):
-    expected = {FUSED: (3, 5e-4), PUBLISHED: (3, 2e-3), ADAPTIVE: (2, 5e-4)}.get(name, (2, 2e-3))
+    expected = {FUSED: (3, 5e-4), PUBLISHED: (3, 2e-3), ADAPTIVE: (2, 5e-4), BOTH: (2, 5e-4)}
+    expected = expected.get(name, (2, 2e-3))
     found = module.specify_training(name, STUDY)
     assert (found.pop("epochs"), found.pop("learning_rate")) == expected
     attack = dict(adversarial_eps=0.2, adversarial_steps=2, adversarial_rel_step=0.25)
     maps = {"fusion_inputs": "maps"}
     more = {ADAPTIVE: maps | attack, FUSED: maps | {"fusion": "mean", "fusion_start": "half"}}
-    more[BOTH] = maps | {"image_weight": 20.0}
+    more[BOTH] = maps | {"image_weight": 100.0}
     assert found == more.get(name, {})
 
 
@@ -222,12 +223,20 @@ def test_strengths_are_those_of_the_stored_attacks(monkeypatch, tmp_path, classi
 
 
 @pytest.mark.parametrize("weight", [1.0, 50.0])
-def test_both_losses_are_added_with_the_weight_of_the_first(weight, classifier, attacked, images):
+def test_both_losses_are_added_each_with_its_weight(weight, classifier, images):
+    """The divergence with the weight of each image's strength, in a loop over the images."""
     denoised, clean = (each.detach() for each in images)
-    objective = module._weigh(weight)
-    found = objective(lambda each: denoised, classifier, clean, clean, torch.zeros(6))
-    parts = image_loss(denoised, clean), logit_divergence(classifier, denoised, clean)
-    assert found.item() == pytest.approx(weight * parts[0].item() + parts[1].item())
+    strengths, weights = (0.0, 0.1, 0.5), torch.tensor([3.0, 2.0, 0.5])
+    objective = module._weigh_both(weight, strengths, weights)
+    eps = torch.tensor([0.1, 0.5, 0.5, 0.1, 0.1, 0.5])
+    found = objective(lambda each: denoised, classifier, clean, clean, eps)
+    rows = [1, 2, 2, 1, 1, 2]
+    divergences = [
+        weights[row] * logit_divergence(classifier, denoised[[i]], clean[[i]])
+        for i, row in enumerate(rows)
+    ]
+    expected = weight * image_loss(denoised, clean) + torch.stack(divergences).mean()
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_checkpoints_are_the_weights_on_the_way(tmp_path, classifier, attacked):

@@ -58,10 +58,16 @@ def fusion_loss(
     return (losses if weights is None else losses * weights).mean()
 
 
-def logit_divergence(classifier: Classifier, denoised: Images, clean: Images) -> Scalar:
-    """KL(classifier on clean ‖ on denoised images), averaged over images."""
+def logit_divergence(
+    classifier: Classifier,
+    denoised: Images,
+    clean: Images,
+    weights: Float[Tensor, "b"] | None = None,
+) -> Scalar:
+    """KL(classifier on clean ‖ on denoised images), weighted mean over images."""
     expected, found = (classifier(x).log_softmax(dim=1) for x in (clean, denoised))
-    return F.kl_div(found, expected.detach(), reduction="batchmean", log_target=True)
+    losses = F.kl_div(found, expected.detach(), reduction="none", log_target=True).sum(dim=1)
+    return (losses if weights is None else losses * weights).mean()
 
 
 Objective = Callable[[Denoiser, Classifier, Tensor, Tensor, Tensor], Tensor]
@@ -109,7 +115,7 @@ _IMAGE = _compare(lambda classifier, denoised, clean: image_loss(denoised, clean
 _SEMANTIC, _FUSION = _compare(semantic_loss), _compare(fusion_loss)
 _FUSED = ("fusion_epochs", "fusion_learning_rate", "fusion", "fusion_inputs", "fusion_start")
 _PUBLISHED = partial(PAFilter, as_published=True), _FUSION, ("fusion_epochs", "learning_rate")
-_BOTH = ("epochs", "learning_rate", "image_weight", "fusion_inputs")
+_BOTH = ("epochs", "joint_learning_rate", "image_weight", "fusion_inputs")
 _ADAPTIVE = ("adaptive_epochs", "fusion_learning_rate", "fusion_inputs", *ATTACK)
 RECIPES = {
     "Add(L_img)": Recipe(Additive, _IMAGE),
@@ -159,7 +165,9 @@ def train(
         raise ValueError(f"{name} needs ε = {STRONG_EPS}, but the study has {study.eps}")
     objective = recipe.objective
     if "image_weight" in settings:
-        objective = _weigh(settings["image_weight"])
+        # √: strong attacks, whose logits cannot be repaired, else decide the whole gradient
+        weights = weigh_strengths("kl", denoiser, classifier, attacked).sqrt()
+        objective = _weigh_both(settings["image_weight"], attacked.eps, weights / weights.mean())
     elif isinstance(denoiser, PAFilter) and not recipe.adaptive:
         denoiser.ynet.requires_grad_(False)
     if "fusion" in settings:
@@ -208,13 +216,19 @@ def log_spaced(steps: int) -> tuple[int, ...]:
     return tuple(np.unique(np.maximum(steps * 2.0 ** (-np.arange(17) / 2), 1).astype(int)).tolist())
 
 
-def _weigh(image_weight: float) -> Objective:
-    """Both losses together: images that stay close, and logits that stay."""
+def _weigh_both(
+    image_weight: float, eps: tuple[float, ...], weights: Float[Tensor, "strengths"]
+) -> Objective:
+    """Both losses together: images that stay close, and logits that stay, weighted by strength."""
+    strengths = torch.tensor(eps)
 
-    def objective(denoiser: Any, classifier: Any, images: Tensor, clean: Tensor, _: Any) -> Tensor:
+    def objective(
+        denoiser: Any, classifier: Any, images: Tensor, clean: Tensor, each: Tensor
+    ) -> Tensor:
         denoised = denoiser(images)
-        likeness = image_weight * image_loss(denoised, clean)
-        return likeness + logit_divergence(classifier, denoised, clean)
+        rows = torch.searchsorted(strengths, each).to(weights.device)
+        divergence = logit_divergence(classifier, denoised, clean, weights[rows])
+        return image_weight * image_loss(denoised, clean) + divergence
 
     return objective
 
