@@ -21,6 +21,7 @@ from nbsupport.results.tables import (
     caption,
     compared,
     document,
+    gains_table,
     headline,
     published,
     style,
@@ -229,6 +230,19 @@ def test_every_number_of_an_audit_stands_where_it_belongs(adaptive):
         ("images that fall to the audit only, ε =", "3e-2"): 0,
     }  # fmt: skip
     assert {place: line[place] for place in expected} == expected
+
+
+def test_gains_stand_at_each_strength_under_both_attackers(adaptive):
+    table = gains_table(adaptive, ["Filt(L_img*)", "8-bit"])
+    assert list(table.index) == [short(eps) for eps in STRENGTHS]
+    heads = [
+        (name, attack)
+        for name in ("Filt(L_img*)", "8-bit")
+        for attack in ("gray-box, ε' ≤ ε", "adaptive")
+    ]
+    assert list(table) == heads
+    assert table.loc["1e-1", ("Filt(L_img*)", "adaptive")].startswith("+0.290 (+0.2")
+    assert table.loc["1e-1", ("8-bit", "gray-box, ε' ≤ ε")].startswith("+0.050 (+0.0")
 
 
 def test_a_failed_check_makes_a_row_unreliable(adaptive):

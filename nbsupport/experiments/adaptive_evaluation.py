@@ -168,13 +168,14 @@ def _attack(experiment: Experiment, method: str, start: int, scratch: Path) -> T
 
 
 def gain(
-    minimal: Minimal, bare: Minimal, *, seed: int = 0, resamples: int = 2000
-) -> Float[np.ndarray, "3 strengths"]:
+    robust: Bool[np.ndarray, "strengths n"], bare: Bool[np.ndarray, "strengths n"],
+    *, seed: int = 0, resamples: int = 2000,
+) -> Float[np.ndarray, "3 strengths"]:  # fmt: skip
     """By how much a defence is above the bare classifier at each ε, and the 95 % interval of that.
 
     Paired: both are measured on the same images, which are resampled together.
     """
-    difference = minimal.robust().astype(float) - bare.robust()
+    difference = robust.astype(float) - bare
     number = difference.shape[1]
     weights = np.random.default_rng(seed).multinomial(
         number, np.full(number, 1 / number), resamples

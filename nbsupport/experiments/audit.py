@@ -262,9 +262,14 @@ def rows(
         add("envelope", "accuracy", worst_case(each.gray_box).mean(axis=1), each.eps)
         bare = {"standard": "attacked"}.get(split_method(method)[1], split_method(method)[1])
         if bare in found and bare != method:
-            gained = gain(each, found[bare], seed=study.seed)
-            for metric, values in zip(GAIN, gained, strict=True):
-                add(WORST, metric, values, each.eps)
+            other = found[bare]
+            pairs = {
+                WORST: (each.robust(), other.robust()),
+                "envelope": (worst_case(each.gray_box), worst_case(other.gray_box)),
+            }
+            for attack, pair in pairs.items():
+                for metric, values in zip(GAIN, gain(*pair, seed=study.seed), strict=True):
+                    add(attack, metric, values, each.eps)
         costs = (each.gradients, each.forwards, each.seconds)
         for metric, value in zip(COSTS, costs, strict=True):
             add("all", metric, [value])

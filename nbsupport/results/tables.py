@@ -2,6 +2,7 @@
 
 import textwrap
 import tomllib
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -163,8 +164,8 @@ def adaptive_table(rows: pd.DataFrame, eps: float) -> pd.DataFrame:
     if (at, "gain") in table:
         value, low, high = (table[at, name] for name in GAIN)
         table = table.drop(columns=[(at, name) for name in GAIN])
-        spell = "{:+z.3f} ({:+z.3f} … {:+z.3f})".format
-        text = pd.Series([spell(*ends) for ends in zip(value, low, high, strict=True)], table.index)
+        ends = zip(value, low, high, strict=True)
+        text = pd.Series([_with_interval(*each) for each in ends], table.index)
         table.insert(4, (at, "gain"), text.where(value.notna(), ""))
         table["", "gradients"] = table["", "gradients"].map("{:,.0f}".format)
     if len(gaps := rows[rows["metric"] == "gap"]):
@@ -175,6 +176,20 @@ def adaptive_table(rows: pd.DataFrame, eps: float) -> pd.DataFrame:
     verdicts = ("unreliable: " + names).rename(SHOWN)
     table["", "attack"] = verdicts.reindex(table.index, fill_value="sound")
     return table
+
+
+def gains_table(rows: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
+    """A line per ε: what defences gain on their bare classifier under both attackers."""
+    found = rows[rows["metric"].isin(GAIN) & rows["method"].isin(methods)]
+    ends = found.pivot(index=["method", "attack", "eps"], columns="metric", values="value")
+    text = [_with_interval(*line) for line in ends[[*GAIN]].itertuples(index=False)]
+    table = pd.Series(text, ends.index).unstack(["method", "attack"])
+    table = table[[(method, attack) for method in methods for attack in ("envelope", WORST)]]
+    return table.rename(index=short, columns=ATTACKS).rename_axis(index="ε", columns=["", ""])
+
+
+def _with_interval(value: float, low: float, high: float) -> str:
+    return f"{value:+z.3f} ({low:+z.3f} … {high:+z.3f})"
 
 
 def audit_table(rows: pd.DataFrame, eps: float) -> pd.DataFrame:
@@ -291,8 +306,7 @@ def _claims_table(rows: pd.DataFrame) -> pd.DataFrame:
     for reading in ("", "plain_"):
         if (margin := f"{reading}margin") in table:
             low, high = (table.pop(f"{reading}{end}") for end in ("low", "high"))
-            spell = "{:+z.3f} ({:+z.3f} … {:+z.3f})".format
-            table[margin] = list(map(spell, table[margin], low, high))
+            table[margin] = list(map(_with_interval, table[margin], low, high))
             table[margin] = table[margin].where(low.notna(), "")
     return table.rename(columns=lambda column: column.replace("_", " "))
 
