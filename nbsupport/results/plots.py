@@ -133,6 +133,7 @@ def draw_defences(rows: pd.DataFrame, methods: Sequence[str]) -> Figure:
             axis.plot(curve.index, curve, style, label=label, color=colour)
         eps_axis(axis, list(bare.index))
         axis.set(title=method, xlabel="", ylim=(-0.03, 1.03))
+        axis.tick_params(labelbottom=methods.index(method) + columns >= len(methods))
     figure.supxlabel("attack strength ε (images in [0, 1])")
     figure.supylabel("accuracy")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper right", ncols=3)

@@ -54,6 +54,7 @@ HEADLINE += ("JPEG 50", "JPEG 75")  # 75: in results of an earlier version
 SMOOTHING = 20.0, 36.0  # dB of clean PSNR: filters that smooth every image, but not beyond use
 VERDICTS = ("holds", "fails", "inconclusive", "unreliable")
 LOOKS: Any = [
+    {"selector": "td", "props": "white-space: nowrap"},
     {"selector": "td.measured", "props": "font-weight: bold"},
     {"selector": "td.published, tr:has(td.unreliable) td", "props": "opacity: 0.65"},
 ]
