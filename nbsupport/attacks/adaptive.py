@@ -148,7 +148,8 @@ class Target:
         return [prepare(network, self.images[:2]) for network in networks]
 
     def select(self, rows: Int[Tensor, "b"]) -> "Target":
-        """The same defence with some of the images; networks, if they are built, are shared."""
+        """The same defence, and the same networks, with some of the images."""
+        self.networks, self.defence  # noqa: B018 - built now, once for all parts
         part = copy.copy(self)
         part.images, part.labels = self.images[rows], self.labels[rows]
         return part

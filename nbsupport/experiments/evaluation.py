@@ -14,6 +14,7 @@ from torchmetrics.functional.image import (
     peak_signal_noise_ratio,
     structural_similarity_index_measure,
 )
+from tqdm.auto import tqdm
 
 from ..attacks.adaptive import Target, descend, minimal_eps, plan_ensemble
 from ..attacks.pgd import AttackedSet, full_precision, halve_on_out_of_memory, ratios
@@ -99,7 +100,10 @@ def evaluate(
     if adaptive:
         target = Target(denoiser, trusted, images, labels)
         plan = partial(plan_ensemble, steps=steps, seed=seed)
-        smallest = descend(target, minimal_eps(target), strengths, plan).cpu().numpy()
+        blocks = tqdm(torch.arange(len(images)).split(AT_ONCE), "attacking adaptively", delay=1)
+        parts = map(target.select, blocks)
+        every = [descend(part, minimal_eps(part), strengths, plan).cpu() for part in parts]
+        smallest = torch.cat(every).numpy()
         robust = measured["accuracy"] & (smallest > np.array(attacked.eps)[:, None])
         rows += _rows("adaptive", "accuracy", worst_case(robust), attacked.eps)
     return pd.DataFrame(rows)
