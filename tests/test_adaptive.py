@@ -408,3 +408,9 @@ def test_a_random_defence_is_attacked_and_judged_by_its_expected_logits(victim, 
         every = [victim(Noise()(images)) for _ in range(SAMPLES)]
         torch.testing.assert_close(found, torch.stack(every).mean(dim=0), rtol=1e-3, atol=1e-3)
     assert Target(Baseline("8-bit"), victim, images, labels).deterministic
+
+
+def test_images_of_any_memory_layout_are_attacked(victim, images, labels):
+    shuffled = images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    target = Target(nn.Identity(), victim, shuffled, labels)
+    assert not shuffled.is_contiguous() and len(survive(target, 0.01, ensemble(target))) == 20

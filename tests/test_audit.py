@@ -401,7 +401,7 @@ def test_too_few_steps_are_noticed(broken):
 
 def test_probabilities_are_refused(tmp_path):
     softmax = SmallExperiment(tmp_path)
-    softmax.victim.network = nn.Sequential(softmax.victim.network, nn.Softmax(dim=1))
+    softmax.victim.network = nn.Sequential(softmax.victim.network, nn.Softmax(dim=1)).eval()
     with pytest.raises(ValueError, match="probabilities"):
         evaluate_adaptively(softmax, "attacked")
 

@@ -121,6 +121,9 @@ class Target:
     labels: Labels
     cost: Cost = field(default_factory=Cost)
 
+    def __post_init__(self) -> None:
+        self.images = self.images.contiguous()  # AutoAttack takes views of gradients
+
     @cached_property
     @torch.no_grad()
     def deterministic(self) -> bool:
