@@ -78,7 +78,7 @@ def locate(study: Study) -> tuple[bool, str]:
     """Whether a study's images are there, and where, or how to get them; downloads nothing."""
     name, place = study.name, _place(study)
     if name == "photographs":
-        cost = "12 minutes and 60 MB at quick on 2 CPU cores"
+        cost = "10 minutes and 60 MB at quick on 2 CPU cores"
         return True, f"its images come with scikit-image and scikit-learn; {cost}"
     try:
         if _find(name, place):

@@ -141,10 +141,11 @@ def _local_cluster(workers: int) -> Any:
     threads = os.environ.get("OMP_NUM_THREADS") or max((os.cpu_count() or 1) // workers, 1)
     nannies = {}
     for number in range(workers):
-        environment = {"OMP_NUM_THREADS": str(threads), "DASK_LOGGING__DISTRIBUTED": "error"}
+        environment = {"OMP_NUM_THREADS": str(threads)}
         if gpus:
             environment["CUDA_VISIBLE_DEVICES"] = str(number % gpus)
         options = {"nthreads": 1, "env": environment, "memory_limit": 0, "host": LOCAL}
+        options["silence_logs"] = logging.ERROR
         nannies[number] = {"cls": Nanny, "options": options}
     scheduler = {"cls": Scheduler, "options": {"host": LOCAL, "dashboard_address": f"{LOCAL}:0"}}
     return SpecCluster(workers=nannies, scheduler=scheduler, silence_logs=logging.ERROR)
