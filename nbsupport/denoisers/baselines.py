@@ -35,7 +35,7 @@ def jpeg(images: Images, quality: int) -> Images:
 
 def approximate_jpeg(images: Images, quality: int) -> Images:
     """Approximate `jpeg` with useful gradients (Reich et al. 2024)."""
-    from kornia.enhance import jpeg_codec_differentiable  # a second to import
+    from kornia.enhance import jpeg_codec_differentiable  # needed for attacks alone
 
     return jpeg_codec_differentiable(images, torch.tensor([float(quality)]).to(images))
 
@@ -83,8 +83,8 @@ def find_baseline(name: str) -> Callable[[Tensor], Tensor] | None:
     return None
 
 
-class Approximation(Denoiser):
-    """A differentiable function in the place of a baseline whose gradient is useless."""
+class FunctionDenoiser(Denoiser):
+    """A function of images as a denoiser."""
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -94,24 +94,21 @@ class Approximation(Denoiser):
         return self.function(images)
 
 
-class Baseline(Denoiser):
+class Baseline(FunctionDenoiser):
     """A simple defence as a denoiser; `differentiable` is False where its gradient is useless.
 
-    Then it may have an `approximation` whose gradient is not.
-
-    Raises `ValueError` if `find_baseline` knows no such name.
+    Then it may have an `approximation` whose gradient is not. Raises `ValueError` if
+    `find_baseline` knows no such name.
     """
 
     def __init__(self, name: str) -> None:
-        super().__init__()
         function = find_baseline(name)
         if function is None:
             known = ", ".join((*BASELINES, *SWEPT))
             raise ValueError(f"no baseline named {name!r}; choose from {known}")
-        self.function, self.approximation = function, None
+        super().__init__(function)
+        self.approximation = None
         self.differentiable = name.startswith(("median", "Gaussian"))
         if isinstance(function, partial) and function.func is jpeg:
-            self.approximation = Approximation(partial(approximate_jpeg, **function.keywords))
-
-    def denoise(self, images: Images) -> Images:
-        return self.function(images)
+            approximate = partial(approximate_jpeg, **function.keywords)
+            self.approximation = FunctionDenoiser(approximate)

@@ -260,7 +260,8 @@ def rows(
         add("FMN", "accuracy", (each.first > np.array(each.eps)[:, None]).mean(axis=1), each.eps)
         add("oblivious", "accuracy", each.gray_box.mean(axis=1), each.eps)
         add("envelope", "accuracy", worst_case(each.gray_box).mean(axis=1), each.eps)
-        bare = {"standard": "attacked"}.get(split_method(method)[1], split_method(method)[1])
+        _, classifier = split_method(method)
+        bare = "attacked" if classifier == "standard" else classifier
         if bare in found and bare != method:
             other = found[bare]
             pairs = {

@@ -34,9 +34,8 @@ def generalise(experiment: Experiment, eps: tuple[float, ...] = STRENGTHS) -> pd
     for classifier, method in product(CLASSIFIERS, GENERALISED):
         if failure(experiment, method):
             continue
-        correct = measure(experiment, _behind(classifier, method), None, eps, classifier)[
-            "accuracy"
-        ]
+        measured = measure(experiment, _behind(classifier, method), None, eps, classifier)
+        correct = measured["accuracy"]
         row = same | {"method": method, "n": correct.shape[1]}
         row["classifier"] = experiment.architecture(classifier)
         for attack, values in (("pgd", correct), (ENVELOPE, worst_case(correct))):

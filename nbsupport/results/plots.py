@@ -20,7 +20,6 @@ from ..study import EPS, short
 
 Image = Float[Tensor, "3 h w"]
 Map = Float[Tensor, "h w"]
-Curve = Float[np.ndarray, "strengths"]
 PerImage = Float[np.ndarray, "strengths n"]
 # panels of one figure may have different sizes, so their axes have no names
 Panel = tuple[Float[Tensor, "3 _ _"] | Float[Tensor, "_ _"], str, dict[str, Any]] | str

@@ -427,7 +427,6 @@ def caption(name: str, study: Study) -> str:
     fields = dict(
         study=study,
         subject=subject(study),
-        error=study.adaptive_images**-0.5,
         restart_steps=min(RESTART_STEPS, study.audit_steps),
         radii=", ".join(f"{radius:g}" for radius in L2_RADII),
         checks="; ".join(f"*{check}*: {expected}" for check, expected in CHECKS.items()),

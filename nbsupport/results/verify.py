@@ -35,14 +35,15 @@ def verify(study: str, method: str, images: int = 32) -> Verified:
     The networks are the pretrained ones where the row was made from those, or else stored ones.
     Raises `ValueError` if there is no such row, or a network is missing.
     """
-    place = next((root / study for root in roots() if (root / study).is_dir()), None)
-    if place is None or not (place / f"{PER_IMAGE}.csv").is_file():
-        raise ValueError(f"no adaptive evaluation of {study!r} is stored; `compute --adaptive`")
-    recorded = pd.read_csv(place / f"{PER_IMAGE}.csv")
+    tables = (root / study / f"{PER_IMAGE}.csv" for root in roots())
+    table = next((path for path in tables if path.is_file()), None)
+    if table is None:
+        raise ValueError(f"no adaptive evaluation of {study!r} is stored; `run 12` makes it")
+    recorded = pd.read_csv(table)
     if method not in recorded:
         there = ", ".join(recorded.columns)
-        raise ValueError(f"no row {method!r} in {place}; there are: {there}")
-    record = json.loads((place / f"{PER_IMAGE}.json").read_text("utf-8"))
+        raise ValueError(f"no row {method!r} in {table}; there are: {there}")
+    record = json.loads(table.with_suffix(".json").read_text("utf-8"))
     experiment = Experiment(Study.recorded(record["study"]), Store(frozen=True))
     before = recorded[method].to_numpy()[:images]
     part = experiment.images("adaptive")
