@@ -69,8 +69,8 @@ class Study:
     fusion_start: Literal["half", "default"] = "half"  # of W: ½, or from PyTorch's initialisation
     adaptive_epochs: int  # PA-Filt(L_adv), trained against PGD through denoiser and classifier
     denoiser_seed: int | None = None  # None: seed. Another one only changes the denoisers.
-    # PA-Filt(L_img+KL), from PA-Filt on: λ, of L_img beside the divergence of logits, and the rate
-    image_weight: float = 100.0
+    # PA-Filt(L_img+KL), end to end: λ, of L_img beside the divergence of logits, and the rate
+    image_weight: float = 200.0
     joint_learning_rate: float = 5e-4
     precision: Literal["float32", "bfloat16"] = "float32"  # of trainings, if the hardware can
 

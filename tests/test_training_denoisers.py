@@ -117,7 +117,7 @@ def test_what_starts_from_a_trained_denoiser_has_its_own_epochs_and_rate(name):
     attack = dict(adversarial_eps=0.2, adversarial_steps=2, adversarial_rel_step=0.25)
     maps = {"fusion_inputs": "maps"}
     more = {ADAPTIVE: maps | attack, FUSED: maps | {"fusion": "mean", "fusion_start": "half"}}
-    more[BOTH] = maps | {"image_weight": 100.0}
+    more[BOTH] = maps | {"image_weight": 200.0}
     assert found == more.get(name, {})
 
 
@@ -223,20 +223,35 @@ def test_strengths_are_those_of_the_stored_attacks(monkeypatch, tmp_path, classi
 
 
 @pytest.mark.parametrize("weight", [1.0, 50.0])
-def test_both_losses_are_added_each_with_its_weight(weight, classifier, images):
+def test_both_losses_are_those_of_the_mixture_and_of_the_part_for_each_strength(
+    weight, classifier, attacked
+):
     """The divergence with the weight of each image's strength, in a loop over the images."""
-    denoised, clean = (each.detach() for each in images)
-    strengths, weights = (0.0, 0.1, 0.5), torch.tensor([3.0, 2.0, 0.5])
-    objective = module._weigh_both(weight, strengths, weights)
-    eps = torch.tensor([0.1, 0.5, 0.5, 0.1, 0.1, 0.5])
-    found = objective(lambda each: denoised, classifier, clean, clean, eps)
-    rows = [1, 2, 2, 1, 1, 2]
-    divergences = [
-        weights[row] * logit_divergence(classifier, denoised[[i]], clean[[i]])
-        for i, row in enumerate(rows)
-    ]
-    expected = weight * image_loss(denoised, clean) + torch.stack(divergences).mean()
-    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    denoiser, strengths = untrained(BOTH).eval(), torch.tensor([0.01, 0.5, 0.3, 0.1, 0.01, 0.5])
+    weights = torch.tensor([3.0, 2.0, 0.5, 1.5, 0.25])
+    images, clean = rand(6, 3, SIDE, SIDE, seed=3), rand(6, 3, SIDE, SIDE, seed=4)
+    objective = module._add_losses(weight, EPS, weights)
+    found = objective(denoiser, classifier, images, clean, strengths)
+    losses = []
+    for image, truth, eps in zip(images[:, None], clean[:, None], strengths.tolist(), strict=True):
+        parts = denoiser.parts(image)
+        mixed = parts.weight * parts.sl + (1 - parts.weight) * parts.m
+        each = weights[min(range(len(EPS)), key=lambda row: abs(EPS[row] - eps))]
+        for learned in (mixed.clamp(0, 1), parts.sl if eps < 0.1 else parts.m):
+            losses.append(weight * image_loss(learned, truth))
+            losses[-1] += each * logit_divergence(classifier, learned, truth)
+    assert found.item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
+
+
+def test_a_strength_weighs_less_the_more_it_diverges(classifier):
+    """By NumPy; the clean images, which do not diverge, and another at the limit of ten times."""
+    batches = [rand(4, 3, SIDE, SIDE, seed=0)]
+    batches += [(batches[0] + x * rand(4, 3, SIDE, SIDE, seed=1)).clamp(0, 1) for x in (1e-3, 1, 2)]
+    logs = [log_softmax(classifier(x).detach().double().numpy(), axis=1) for x in batches]
+    scales = [(np.exp(logs[0]) * (logs[0] - each)).sum(axis=1).mean() for each in logs]
+    expected = 1 / np.sqrt(np.maximum(scales, np.max(scales) / 100))
+    found = module.weigh_attacks(classifier, batches)
+    np.testing.assert_allclose(found.numpy(), expected / expected.mean(), rtol=1e-3)
 
 
 def test_checkpoints_are_the_weights_on_the_way(tmp_path, classifier, attacked):

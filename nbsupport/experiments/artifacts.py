@@ -322,6 +322,9 @@ class Experiment:
         }
         denoiser = self._seeded(lambda: RECIPES[recipe].build(**sizes), training_seed(study))
         start = self.trained(base).denoiser if base else None
+        if RECIPES[recipe].at_operating_point:
+            view: Any = self.denoiser(f"PA-Filt(L_img)_sl@{OPERATING_POINT}")
+            start = view.whole
         made_from = (self.classifier(),) if start is None else (self.classifier(), start)
 
         def make(scratch: Path) -> Tensors:

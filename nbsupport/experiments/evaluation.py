@@ -258,7 +258,8 @@ def _denoiser_failure(experiment: Experiment, method: str) -> str | None:
     while recipe:
         if reason := find_collapse(experiment.trained(recipe).report):
             return f"{recipe}: training failed. {reason}"
-        recipe = RECIPES[recipe].base
+        # a checkpoint on the way is from before a collapse
+        recipe = None if RECIPES[recipe].at_operating_point else RECIPES[recipe].base
     return None
 
 

@@ -107,6 +107,7 @@ class Recipe:
     settings: tuple[str, ...] = ("epochs", "learning_rate")  # the study's for these two, and more
     strong_only: bool = False  # learns from the attacks of STRONG_EPS only
     base: str | None = None  # the recipe whose denoiser it starts from
+    at_operating_point: bool = False  # from its base's checkpoint near the published clean PSNR
     adaptive: bool = False  # learns from PGD through itself and the classifier
     checkpoints: bool = False  # keeps its weights from `log_spaced` steps on
 
@@ -127,7 +128,10 @@ RECIPES = {
     "Multi-head-Filt(L_img)": Recipe(MultiHead, _heads),
     "Y-Net": Recipe(YNet, _branches),
     "PA-Filt(L_img)": Recipe(PAFilter, _FUSION, _FUSED, base="Y-Net"),
-    "PA-Filt(L_img+KL)": Recipe(PAFilter, _FUSION, _BOTH, base="PA-Filt(L_img)"),
+    # from the identity, it stays there
+    "PA-Filt(L_img+KL)": Recipe(
+        PAFilter, _FUSION, _BOTH, base="Y-Net_as_published", at_operating_point=True
+    ),
     "Add(L_img)_as_published": Recipe(partial(Additive, as_published=True), _IMAGE),
     "Filt(L_img)_as_published": Recipe(
         partial(Filtering, as_published=True), _IMAGE, checkpoints=True
@@ -165,9 +169,8 @@ def train(
         raise ValueError(f"{name} needs ε = {STRONG_EPS}, but the study has {study.eps}")
     objective = recipe.objective
     if "image_weight" in settings:
-        # √: strong attacks, whose logits cannot be repaired, else decide the whole gradient
-        weights = weigh_strengths("kl", denoiser, classifier, attacked).sqrt()
-        objective = _weigh_both(settings["image_weight"], attacked.eps, weights / weights.mean())
+        weights = weigh_attacks(classifier, _batches(attacked, denoiser))
+        objective = _add_losses(settings["image_weight"], attacked.eps, weights)
     elif isinstance(denoiser, PAFilter) and not recipe.adaptive:
         denoiser.ynet.requires_grad_(False)
     if "fusion" in settings:
@@ -216,21 +219,46 @@ def log_spaced(steps: int) -> tuple[int, ...]:
     return tuple(np.unique(np.maximum(steps * 2.0 ** (-np.arange(17) / 2), 1).astype(int)).tolist())
 
 
-def _weigh_both(
-    image_weight: float, eps: tuple[float, ...], weights: Float[Tensor, "strengths"]
+def _add_losses(
+    image_weight: float, strengths: tuple[float, ...], weights: Float[Tensor, "strengths"]
 ) -> Objective:
-    """Both losses together: images that stay close, and logits that stay, weighted by strength."""
-    strengths = torch.tensor(eps)
+    """Both losses of the fused image and of the part for its ε: images and logits that stay.
+
+    Without the second, sl and m learn the same, and W has nothing to choose.
+    """
 
     def objective(
-        denoiser: Any, classifier: Any, images: Tensor, clean: Tensor, each: Tensor
+        denoiser: Any, classifier: Any, images: Tensor, clean: Tensor, eps: Tensor
     ) -> Tensor:
-        denoised = denoiser(images)
-        rows = torch.searchsorted(strengths, each).to(weights.device)
-        divergence = logit_divergence(classifier, denoised, clean, weights[rows])
-        return image_weight * image_loss(denoised, clean) + divergence
+        parts = denoiser.parts(images)
+        strong = torch.isin(eps, torch.tensor(STRONG_EPS)).to(images.device)
+        part = torch.where(strong[:, None, None, None], parts.m, parts.sl)
+        learned, each = (denoiser.fuse(parts).clamp(0, 1), part), _find(weights, strengths, eps)
+        losses = (
+            image_weight * image_loss(x, clean) + logit_divergence(classifier, x, clean, each)
+            for x in learned
+        )
+        return torch.stack([*losses]).mean()
 
     return objective
+
+
+def _find(
+    weights: Float[Tensor, "strengths"], strengths: tuple[float, ...], eps: Float[Tensor, "b"]
+) -> Float[Tensor, "b"]:
+    """The weight of each image's strength."""
+    return weights[torch.searchsorted(torch.tensor(strengths), eps).to(weights.device)]
+
+
+@torch.no_grad()
+def weigh_attacks(classifier: Classifier, batches: list[Images]) -> Float[Tensor, "strengths"]:
+    """1/√ of the divergence that each strength causes, from 0; at most ten times another, mean 1.
+
+    Without √, or unweighted, strong attacks, whose logits cannot be repaired, decide the gradient.
+    """
+    scale = torch.stack([logit_divergence(classifier, x, batches[0]) for x in batches])
+    weights = scale.clamp(min=scale.max() / 100).rsqrt()
+    return weights / weights.mean()
 
 
 @torch.no_grad()
@@ -256,15 +284,13 @@ def weigh_strengths(
     return 1 / scale.clamp(min=scale.max() / 100)
 
 
-def _weigh_fusion(eps: tuple[float, ...], weights: Float[Tensor, "strengths"]) -> Objective:
+def _weigh_fusion(strengths: tuple[float, ...], weights: Float[Tensor, "strengths"]) -> Objective:
     """The fusion's loss with the weight of each image's strength."""
-    strengths = torch.tensor(eps)
 
     def objective(
-        denoiser: Any, classifier: Any, images: Tensor, clean: Tensor, each: Tensor
+        denoiser: Any, classifier: Any, images: Tensor, clean: Tensor, eps: Tensor
     ) -> Tensor:
-        rows = torch.searchsorted(strengths, each).to(weights.device)
-        return fusion_loss(classifier, denoiser(images), clean, weights[rows])
+        return fusion_loss(classifier, denoiser(images), clean, _find(weights, strengths, eps))
 
     return objective
 
