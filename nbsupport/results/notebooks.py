@@ -14,6 +14,7 @@ from nbconvert import HTMLExporter
 from nbformat import NotebookNode
 from tqdm import tqdm
 
+from ..interactive.screen import EXPORT
 from .save import REPOSITORY
 
 NOTEBOOKS = REPOSITORY / "notebooks"
@@ -68,6 +69,7 @@ def execute(path: Path, study: str, scale: str, **choices: str) -> NotebookNode:
     notebook = nbformat.read(path, as_version=4)
     chosen = {"study": study, "scale": scale, **choices}
     environment = {f"NBSUPPORT_{name.upper()}": value for name, value in chosen.items()}
+    environment[EXPORT] = "1"
     client: Any = _Watched(
         notebook,
         timeout=None,
