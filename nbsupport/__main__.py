@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _obey(arguments: list[str] | None) -> None:
     make_folders_absolute()
-    os.environ["TQDM_BAR_FORMAT"] = BAR  # which tqdm reads when it is imported
+    os.environ.setdefault("TQDM_BAR_FORMAT", BAR)  # tqdm reads it when it is imported
     parser = _parser()
     options = parser.parse_args(arguments)
     try:
