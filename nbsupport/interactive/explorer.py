@@ -39,7 +39,9 @@ STRENGTHS = tuple(sorted({*EPS, 8 / 255}))
 MOST_GIB = 4.0  # of frames in memory
 MOST_BYTES = 2**24  # of pieces that are sent unasked, and in a page
 Piece = tuple[dict[str, Any], bytes]
+Task = tuple[int, Any]  # an image, and a method to compute or a strength to attack at again
 TOP = 5  # classes
+LIMITS = {"W": (0.0, 1.0), "perturbation": (-1.0, 1.0)}
 GRID = 8  # pixels in each direction, whose kernels are sent with the pictures
 
 
@@ -113,47 +115,48 @@ class Exploration:
         batches = clean, hats, self.denoisers[method](hats)
         classes = torch.stack([self.classifier(batch).argmax(dim=1).cpu() for batch in batches])
         before, attacked, after = classes == self.labels
-        fooled, order = before & ~attacked, [*range(len(clean))]
-        for group in (fooled & ~after, fooled & after):
-            if first := group.nonzero().flatten().tolist()[:1]:
-                order.sort(key=lambda image, first=first: image not in first)
-        return order
+        fooled = before & ~attacked
+        groups = fooled & after, fooled & ~after
+        first = [image for group in groups for image in group.nonzero().flatten().tolist()[:1]]
+        return [*first, *(image for image in range(len(clean)) if image not in first)]
 
     def pack(self, image: int, method: str) -> Piece:
         """The frames of an image behind a denoiser: what is read, and what is drawn, compressed.
 
-        Bytes are those of the images, the maps and the grid's kernels, each less that one ε before.
+        Drawn are images, less the attacked ones (those less the clean one), maps and the grid's
+        kernels, less those at the ε before.
         """
         frames = [self.frames[image, strength, method] for strength in range(len(self.eps))]
         views = {k: torch.stack([each.pictures[k] for each in frames]) for k in frames[0].pictures}
-        pictures = views.pop("denoised")
+        pictures, clean, limits, scales = views.pop("denoised"), self.images[image], [], []
+        hats = [self.frames[image, s, ATTACKED].pictures["denoised"] for s in range(len(self.eps))]
+        before = torch.stack(hats)
         if method == ATTACKED:
             eps = torch.tensor(self.eps).clamp(min=1e-12).view(-1, 1, 1, 1)
-            views["perturbation"] = ((pictures - self.images[image]) / eps).mean(dim=1)
-        fixed = {"W": (0.0, 1.0), "perturbation": (-1.0, 1.0)}
-        limits = [
-            fixed.get(k) or tuple(x.item() for x in map.aminmax()) for k, map in views.items()
-        ]
-        parts = [_to_bytes(pictures.permute(0, 2, 3, 1))]
-        parts += [_to_bytes(map, *each) for map, each in zip(views.values(), limits, strict=True)]
-        scales = []
+            views["perturbation"] = ((pictures - clean) / eps).mean(dim=1, keepdim=True)
+            before = clean.expand_as(pictures)
+        parts = [_to_bytes(pictures) - _to_bytes(before)]
+        for name, map in views.items():
+            limits.append(LIMITS.get(name) or (float(map.min()), float(map.max())))
+            parts.append(_differ(_to_bytes(map, *limits[-1])))
         for name in frames[0].kernels:
             taps = torch.stack([frame.kernels[name] for frame in frames]).float()
             taps = taps[..., :: self.step, :: self.step].permute(0, 2, 3, 1)
             scales.append(float(taps.abs().max()))
             roots = taps.sign() * (taps.abs() / max(scales[-1], 1e-12)).sqrt()
-            parts.append((127 * roots).round().to(torch.int8).numpy().view(np.uint8))
-        joined = b"".join(np.diff(part, axis=0, prepend=0 * part[:1]).tobytes() for part in parts)
+            parts.append(_differ((127 * roots).round().to(torch.int8).numpy().view(np.uint8)))
         label, top = int(self.labels[image]), []
         for frame in frames:
             best = frame.probabilities.topk(min(TOP, len(frame.probabilities))).indices.tolist()
-            best += [] if label in best else [label]
+            best = best if label in best else [*best[:-1], label]
             top.append([(each, round(float(frame.probabilities[each]), 4)) for each in best])
-        read = {"psnr": [None if frame.psnr == math.inf else frame.psnr for frame in frames]}
-        read |= {"ssim": [frame.ssim for frame in frames], "limits": limits, "scales": scales}
-        return {"key": [image, method], "top": top, **read}, zlib.compress(joined)
+        psnr = [None if frame.psnr == math.inf else round(frame.psnr, 2) for frame in frames]
+        ssim = [round(frame.ssim, 4) for frame in frames]
+        read = {"key": [image, method], "top": top, "psnr": psnr, "ssim": ssim}
+        data = zlib.compress(b"".join(part.tobytes() for part in parts), level=9)
+        return read | {"limits": limits, "scales": scales}, data
 
-    def _put(self, images: Images) -> Images:
+    def _put(self, images: Tensor) -> Tensor:
         return images.to(self.classifier.mean)
 
     def _attack(self, image: int, strengths: list[int], methods: list[str]) -> None:
@@ -191,18 +194,24 @@ def _denoise(denoiser: nn.Module, hats: Images) -> tuple[dict[str, Tensor], dict
 
 
 def _to_bytes(values: Tensor, low: float = 0, high: float = 1) -> np.ndarray:
+    """Pixels, with their channels last where there are three, from 0 at `low` to 255 at `high`."""
     scaled = (values - low) / max(high - low, 1e-12)
+    scaled = scaled.movedim(-3, -1) if values.shape[-3] == 3 else scaled
     return (255 * scaled.clamp(0, 1)).round().byte().numpy()
+
+
+def _differ(bytes: np.ndarray) -> np.ndarray:
+    return np.diff(bytes, axis=0, prepend=0 * bytes[:1])
 
 
 def _look(method: str) -> dict[str, Any]:
     """How figures draw a method: colour, dashes, and its marker's corners within ±1."""
     marker = MarkerStyle(MARKERS.get(method, "o"))
-    path = marker.get_path().transformed(marker.get_transform())
-    corners = 2 * path.to_polygons(closed_only=False)[0][:: 1 + len(path) // 9]
+    corners: Any
+    (corners,) = marker.get_path().transformed(marker.get_transform()).to_polygons()
+    points = " ".join(f"{2 * x:.2f},{-2 * y:.2f}" for x, y in corners)
     dashes = " ".join(str(2 * length) for length in DASHES.get(method, ()))
-    return {"colour": COLOURS.get(method, "#888888"), "dashes": dashes,
-            "marker": " ".join(f"{x:.2f},{-y:.2f}" for x, y in corners)}  # fmt: skip
+    return {"colour": COLOURS.get(method, "#888888"), "dashes": dashes, "marker": points}
 
 
 class Explorer(Screen):
@@ -218,7 +227,7 @@ class Explorer(Screen):
     row = traitlets.Int(0).tag(sync=True)
     column = traitlets.Int(0).tag(sync=True)
     fixed = traitlets.Dict().tag(sync=True)  # names, looks and sizes
-    images = traitlets.List().tag(sync=True)  # labels and pixels, in the order of the thumbnails
+    images: Any = traitlets.List().tag(sync=True)  # labels and pixels, as the thumbnails stand
     progress = traitlets.Dict().tag(sync=True)  # of the thread, and the last error
     upload = traitlets.Instance(ipywidgets.FileUpload).tag(
         sync=True, **ipywidgets.widget_serialization
@@ -227,8 +236,8 @@ class Explorer(Screen):
     def __init__(self, exploration: Exploration, classes: Sequence[str] = ()) -> None:
         self.exploration, methods = exploration, list(exploration.denoisers)
         self.pieces: dict[tuple[int, str], Piece] = {}
-        self._waiting, self._paused = deque[tuple[int, str | int]](), list[tuple[int, str | int]]()
-        self._tokens = Queue[None]()  # one for each task that waits
+        self._waiting, self._paused = deque[Task](), list[Task]()
+        self._tokens, self._lock = Queue[None](), threading.RLock()  # a token per task
         strength, method = (len(exploration.eps) + 1) // 2, methods[:2][-1]
         order = exploration.order(strength, method)
         row, column = (side // 2 for side in exploration.images.shape[-2:])
@@ -247,7 +256,8 @@ class Explorer(Screen):
         self.upload.observe(self._load, "value")
         self.on_msg(self._answer)
         threading.Thread(target=self._work, daemon=True).start()
-        self._add(order)
+        for part in (methods[: 1 + FIRST], methods[1 + FIRST :]):
+            self._start(*product(order, part))
 
     def page_state(self) -> dict[str, Any]:
         self._tokens.join()
@@ -257,25 +267,21 @@ class Explorer(Screen):
             pieces = [piece for (number, _), piece in self.pieces.items() if number == image]
             if not kept or sum(len(data) for _, data in kept + pieces) <= MOST_BYTES:
                 kept += pieces
+        if not kept:
+            raise RuntimeError(f"explore: nothing was computed; {self.progress['error']}")
         there = {read["key"][0] for read, _ in kept}
         images = [each for each in self.images if each["number"] in there]
         return state | {"image": images[0]["number"], "images": images, "pieces": kept}
 
     def _describe(self, number: int, own: bool = False) -> dict[str, Any]:
-        pixels = _to_bytes(self.exploration.images[number].permute(1, 2, 0)).tobytes()
+        pixels = _to_bytes(self.exploration.images[number]).tobytes()
         label = int(self.exploration.labels[number])
         return {"number": number, "label": label, "pixels": pixels, "own": own}
 
     # -- in the thread -----------------------------------------------------------------------------
 
-    def _add(self, images: list[int]) -> None:
-        """Let the thread compute the first denoisers of all images, then the others."""
-        methods = list(self.exploration.denoisers)
-        for part in (methods[: 1 + FIRST], methods[1 + FIRST :]):
-            self._start(*product(images, part))
-
-    def _start(self, *tasks: tuple[int, str | int]) -> None:
-        self._waiting += tasks
+    def _start(self, *tasks: Task, now: bool = False) -> None:
+        (self._waiting.extendleft if now else self._waiting.extend)(tasks[:: -1 if now else 1])
         for _ in tasks:
             self._tokens.put(None)
         self._report()
@@ -283,16 +289,19 @@ class Explorer(Screen):
     def _work(self) -> None:
         while True:
             self._tokens.get()
+            with self._lock:
+                tasks = [self._waiting.popleft()] if self._waiting else []
             try:
-                if self._waiting:
-                    self._do(*self._waiting.popleft())
-                self._report()
+                for task in tasks:
+                    self._do(*task)
+                    self._report()
             except Exception as error:
-                self._pause(f"{type(error).__name__}: {error}")
+                with self._lock:
+                    self._paused += tasks
+                    self._pause(f"{type(error).__name__}: {error}")
             self._tokens.task_done()
 
-    def _do(self, image: int, what: str | int) -> None:
-        """Compute the piece of a method, or attack again at a strength."""
+    def _do(self, image: int, what: Any) -> None:
         again = isinstance(what, int)
         for method in self.exploration.attack_again(image, what) if again else [what]:
             self.exploration.compute(image, method)
@@ -325,27 +334,27 @@ class Explorer(Screen):
         """Do what `screen.js` asks for, and say so; JupyterLab shows no exception of a callback."""
         image, method = asked.get("image", 0), asked.get("method", ATTACKED)
         try:
-            match asked["ask"]:
-                case "hello":
-                    for key in list(self.pieces):
-                        self._ship(*key)
-                case "piece" if (image, method) in self.pieces:
-                    self._ship(image, method, asked=True)
-                case "piece" if (image, method) in self._waiting:
-                    self._waiting.remove((image, method))
-                    self._waiting.appendleft((image, method))
-                case "kernels":
-                    frame = self.exploration.frames[image, asked["strength"], method]
-                    taps = [x[:, asked["row"], asked["column"]] for x in frame.kernels.values()]
-                    self.send({"kernels": asked}, [x.float().numpy().tobytes() for x in taps])
-                case "attack":
-                    self._waiting.appendleft((image, asked["strength"]))
-                    self._tokens.put(None)
-                case "stop":
-                    self._pause()
-                case "go on":
-                    tasks, self._paused = self._paused, []
-                    self._start(*tasks)
+            with self._lock:
+                match asked["ask"]:
+                    case "hello":
+                        for key in list(self.pieces):
+                            self._ship(*key)
+                    case "piece" if (image, method) in self.pieces:
+                        self._ship(image, method, asked=True)
+                    case "piece" if (image, method) in self._waiting:
+                        self._waiting.remove((image, method))
+                        self._waiting.appendleft((image, method))
+                    case "kernels":
+                        frame = self.exploration.frames[image, asked["strength"], method]
+                        taps = [x[:, asked["row"], asked["column"]] for x in frame.kernels.values()]
+                        self.send({"kernels": asked}, [x.float().numpy().tobytes() for x in taps])
+                    case "attack":
+                        self._start((image, asked["strength"]), now=True)
+                    case "stop":
+                        self._pause()
+                    case "go on":
+                        tasks, self._paused = self._paused, []
+                        self._start(*tasks)
         except Exception as error:
             self._report(f"{type(error).__name__}: {error}")
         self.send({"heard": asked["count"]})
@@ -358,11 +367,7 @@ class Explorer(Screen):
                 reason = f"expected a picture such as PNG or JPEG, got {file['name']} ({error})"
                 return self._report(f"own image: {reason}")
             self.images = [*self.images, self._describe(number, own=True)]
-            methods = list(self.exploration.denoisers)
-            self._waiting.extendleft((number, each) for each in reversed(methods))
-            self._start()
-            for _ in methods:
-                self._tokens.put(None)
+            self._start(*product([number], self.exploration.denoisers), now=True)
             self.image = number
 
 
@@ -380,8 +385,8 @@ def explore(
     `TypeError` if images, labels or classifier are refused, the strengths do not rise from 0, or
     the frames exceed 4 GiB.
     """
-    if classifier is None:
-        classifier, denoisers, images, labels, classes = _pretrained()
+    if classifier is None or images is None or labels is None:
+        return explore(*_pretrained(), eps=eps)
     check_images(images, caller="explore")
     labels = check_labels(labels, images=images, classes=None, caller="explore")
     if not (len(eps) > 1 and eps[0] == 0 and list(eps) == sorted(set(eps)) and eps[-1] <= 1):
@@ -393,10 +398,11 @@ def explore(
 
 
 def _pretrained() -> tuple[Any, ...]:
-    pa_filter, filt, add, heads = (
+    networks: Any = (
         load_pretrained(f"cifar10-{name}(L_img)")
         for name in ("PA-Filt", "Filt", "Add", "Multi-head-Filt")
     )
+    pa_filter, filt, add, heads = networks
     denoisers = {"PA-Filt(L_img)": pa_filter, "Filt(L_img)": filt, "Add(L_img)": add}
     views = {f"PA-Filt(L_img)_{part}": View(pa_filter.ynet, part) for part in ("sl", "m")}
     views |= {f"head_{number}": View(heads, number) for number in range(1, HEADS + 1)}

@@ -29,16 +29,18 @@ const toBytes = (data) => typeof data === "string" ? Uint8Array.from(atob(data),
   : new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
 
 // What `pack` in explorer.py has packed: for each strength the image, its maps, and the grid's kernels.
-async function unpack({ read, data }, { size: [height, width], step, eps }) {
+// `before` gives the image at a strength of which it holds the difference.
+async function unpack({ read, data }, before, { size: [height, width], step, eps }) {
   const stream = new Blob([toBytes(data)]).stream().pipeThrough(new DecompressionStream("deflate"));
   const bytes = new Uint8Array(await new Response(stream).arrayBuffer());
   let start = 0;
-  const take = (length) => {
+  const take = (length, basis) => {
     const part = bytes.subarray(start, start += length * eps.length);
-    for (let i = length; i < part.length; i++) part[i] += part[i - length];
+    if (basis) eps.forEach((_, strength) => basis(strength).forEach((byte, i) => { part[strength * length + i] += byte; }));
+    else for (let i = length; i < part.length; i++) part[i] += part[i - length];
     return (strength) => part.subarray(strength * length, (strength + 1) * length);
   };
-  const image = take(3 * height * width), maps = read.limits.map(() => take(height * width));
+  const image = take(3 * height * width, before), maps = read.limits.map(() => take(height * width));
   const columns = Math.ceil(width / step), places = Math.ceil(height / step) * columns;
   const taps = (bytes.length - start) / (eps.length * places * read.scales.length);
   const filters = read.scales.map((scale) => {
@@ -86,6 +88,8 @@ function explore(model, el) {
   }
   function hear(message, buffers = []) {
     if (message.piece) {
+      const [image, name] = message.piece.key; // after another attack, all that depends on it is sent again
+      if (name === ATTACKED) for (const key of [...pieces.keys()]) if (key.startsWith(`${image}/`)) pieces.delete(key);
       pieces.set(message.piece.key.join("/"), { read: message.piece, data: buffers[0] });
       answers.clear();
       draw();
@@ -99,18 +103,21 @@ function explore(model, el) {
     } else if (message.attacked) attacking = false;
     state();
   }
-  function piece(image, method) {
-    const key = `${image}/${method}`, found = pieces.get(key);
+  function piece(image, name) {
+    const key = `${image}/${name}`, found = pieces.get(key);
     if (found?.views) return found;
-    if (found?.data) found.unpacking ??= unpack(found, fixed).then((views) => {
-      found.views = views;
-      const unpacked = [...pieces.values()].filter((each) => each.views && each !== found);
-      if (unpacked.length >= MOST) unpacked[0].views = unpacked[0].unpacking = undefined;
-      draw();
-    });
+    if (found?.data) {
+      const base = name === ATTACKED ? { views: { image: () => toBytes(shownImage(image).pixels) } } : piece(image, ATTACKED);
+      if (base) found.unpacking ??= unpack(found, base.views.image, fixed).then((views) => {
+        found.views = views;
+        const unpacked = [...pieces.values()].filter((each) => each.views && each !== found);
+        if (unpacked.length >= MOST) unpacked[0].views = unpacked[0].unpacking = undefined;
+        draw();
+      });
+    }
     else if (!found?.asked) {
       pieces.set(key, { ...found, asked: true });
-      ask("piece", { image, method });
+      ask("piece", { image, method: name });
     }
   }
   function kernelsAt(found, { image, strength, method, row, column }) {
@@ -156,13 +163,13 @@ function explore(model, el) {
   const slots = {}, pictures = make("div", { class: "nbs-pictures" });
   const most = Math.max(...Object.values(fixed.methods).map(({ maps }) => maps.length));
   for (const name of ["clean", "attacked", "perturbation", "denoised", ...Array.from({ length: most }, (_, i) => `map ${i}`)]) {
-    const canvas = make("canvas"), mark = make("i", { class: "nbs-mark" }), caption = make("span"), scale = make("div", { class: "nbs-scale" });
+    const canvas = make("canvas"), mark = make("i", { class: "nbs-mark" }), caption = make("span"), scale = make("div", { class: "nbs-scale" }), value = make("output");
     const pad = make("div", { class: "nbs-pad", tabindex: 0, role: "application", click: pick, keydown: walk, dblclick: () => enlarge(name),
-      pointermove: (event) => hover(name, event), pointerleave: () => hover() }, canvas, mark);
+      pointermove: (event) => hover(under(event)), pointerleave: () => hover() }, canvas, mark);
     const wide = make("button", { type: "button", title: "enlarge", click: () => enlarge(name) }, "⤢");
-    const figure = make("figure", {}, pad, make("figcaption", {}, caption, wide), scale);
+    const figure = make("figure", {}, pad, make("figcaption", {}, caption, wide), value, scale);
     pictures.append(figure);
-    slots[name] = { figure, pad, canvas, mark, caption, scale, wide };
+    slots[name] = { figure, pad, canvas, mark, caption, scale, wide, value };
   }
   function under(event) {
     const box = event.currentTarget.getBoundingClientRect();
@@ -187,13 +194,12 @@ function explore(model, el) {
   const values = make("output", { class: "nbs-values" });
   function valueAt({ bytes, channels, low, high, unit }, row, column) {
     const i = row * width + column;
-    if (channels === 3) return ["R", "G", "B"].map((name, c) => `${name} ${(bytes[3 * i + c] / 255).toFixed(2)}`).join(" ");
+    if (channels === 3) return [0, 1, 2].map((c) => (bytes[3 * i + c] / 255).toFixed(2).replace(/^0/, "")).join(" ");
     return number(low + ((high - low) * bytes[i]) / 255) + unit;
   }
-  function hover(name, event) {
-    const [row, column] = event ? under(event) : [model.get("row"), model.get("column")];
-    const there = Object.values(slots).filter(({ drawn }) => drawn).filter((slot) => !name || slot === slots[name]);
-    values.textContent = there.length ? `(${row}, ${column})  ${there.map(({ drawn }) => `${drawn.name} ${valueAt(drawn, row, column)}`).join(" · ")}` : "";
+  function hover([row, column] = [model.get("row"), model.get("column")]) {
+    values.textContent = `values of pixel (${row}, ${column})`;
+    for (const { value, drawn } of Object.values(slots)) value.textContent = drawn ? valueAt(drawn, row, column) : "";
   }
 
   // -- words, kernels, curves --------------------------------------------------------------------
@@ -263,7 +269,7 @@ function explore(model, el) {
   function plot() {
     const wide = Math.max(200, curves.clientWidth || 300), tall = 150, last = fixed.eps.length - 1, now = model.get("strength");
     const x = (at) => 34 + ((wide - 46) * at) / last, y = (value) => 126 - 116 * value;
-    const [part, chosen] = [[], model.get("method")];
+    const part = [], chosen = model.get("method");
     frame = { x, y };
     lines = accuracies();
     for (const value of [0, 0.5, 1]) part.push(make("line", { class: "axis", x1: x(0), x2: x(last), y1: y(value), y2: y(value) }),
@@ -423,7 +429,7 @@ function explore(model, el) {
   const root = make("div", { class: "nbs", "data-lm-suppress-shortcuts": "true", keydown: (event) => event.stopPropagation() }, make("div", { class: "nbs-in" }, strip,
     make("div", { class: "nbs-controls" }, make("label", {}, "ε", slider, strength), play, make("label", {}, "method", method), again, upload),
     verdict, pictures, values,
-    make("div", { class: "nbs-below" }, ...words.map(({ box }) => box), make("div", {}, pixel, kernels, make("div", { class: "nbs-row" }, kernelScale, owned)),
+    make("div", { class: "nbs-below" }, ...words.map(({ box }) => box), make("div", {}, pixel, kernels, kernelScale, owned),
       make("div", { class: "nbs-plot" }, count, curves, point, legend)),
     make("div", { class: "nbs-line" }, message, status, go)), dialog);
   el.append(root);

@@ -35,7 +35,8 @@ class Screen(anywidget.AnyWidget):
         if os.environ.get(EXPORT):
             display({"text/html": embed(self)}, raw=True)
         else:
-            display(self._repr_mimebundle_(), raw=True)
+            view, about = self._repr_mimebundle_() or ({}, {})
+            display(view, metadata=about, raw=True)
             display({"text/html": _AGAIN, "text/plain": "run this cell"}, raw=True)
 
 

@@ -24,10 +24,10 @@ class Browser(Screen):
     `choices` maps each argument's labels to its values. Raises `ValueError` if a slider has none.
     """
 
-    sliders = traitlets.List().tag(sync=True)  # each one's name and labels
-    places = traitlets.List().tag(sync=True)  # where each stands
-    frames = traitlets.List().tag(sync=True)  # PNG, the last slider moving first
-    texts = traitlets.List().tag(sync=True)  # the titles in each
+    sliders: Any = traitlets.List().tag(sync=True)  # each one's name and labels
+    places: Any = traitlets.List().tag(sync=True)  # where each stands
+    frames: Any = traitlets.List().tag(sync=True)  # PNG, the last slider moving first
+    texts: Any = traitlets.List().tag(sync=True)  # the titles in each
 
     def __init__(self, draw: Callable[..., Figure], **choices: Mapping[str, Any]) -> None:
         if empty := [name for name, values in choices.items() if not values]:
