@@ -148,8 +148,8 @@ def test_in_a_folder_of_pages_it_leads_to_them_and_has_the_explorer(figures, tmp
 def test_every_result_has_its_caption_and_provenance(path, page):
     record, shown = json.loads(path.read_text(encoding="utf-8")), words(section(page, path))
     torch, images = f"torch {record['versions']['torch']}", f"{record['images']} test image"
-    parts = (record[name] for name in ("commit", "made", "device", "notebook"))
-    assert all(part in shown for part in (*parts, torch, images))
+    parts = (record[name] for name in ("made", "device", "notebook"))
+    assert all(part in shown for part in (*parts, record["commit"][:12], torch, images))
     caption = tables.without_marks(record["caption"])
     assert "".join(caption.split()) in "".join(shown.split())
     assert all(" ".join(failure.split()) in shown for failure in record.get("failures", []))
