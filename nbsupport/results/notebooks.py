@@ -68,9 +68,9 @@ class _Watched(NotebookClient):
         text = unescape(str(data.get("state", {}).get("value", "")))
         text = text.replace("\u2007", " ").strip()  # the spaces of tqdm
         if text.endswith("%"):
-            self.label, _, self.percentage = text.rpartition(":")
+            self.label, _, self.percentage = text.rpartition(": ")
         elif "/" in text and text.endswith("]"):  # finished steps and the remaining time
-            steps = f"{self.percentage} {text.partition(',')[0]}]"
+            steps = f"{self.percentage.strip()} {text.partition(',')[0]}]"
             self.bar.set_postfix_str(f"{steps} {self.label}")
         return super().process_message(msg, cell, cell_index)
 
@@ -95,7 +95,7 @@ def execute(path: Path, study: str, scale: str, **choices: str) -> NotebookNode:
     )
     # without folders of kernels, "python3" is this Python and no other that is installed
     client.create_kernel_manager().kernel_spec_manager = KernelSpecManager(kernel_dirs=[])
-    with tqdm(notebook.cells, desc=path.stem, unit="cell", leave=False) as client.bar:
+    with tqdm(notebook.cells, desc=path.stem[:2], unit="cell", leave=False) as client.bar:
         try:
             # client.execute() takes over SIGINT: an interruption would look like a dead kernel
             with client.setup_kernel(env=os.environ | environment):
