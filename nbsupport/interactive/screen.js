@@ -76,7 +76,7 @@ function explore(model, el) {
   const choice = () => Object.fromEntries(["image", "strength", "method", "row", "column"].map((name) => [name, model.get(name)]));
   const shownImage = (image) => model.get("images").find((each) => each.number === image);
   const pieces = new Map(), answers = new Map(), open = new Set();
-  let asks = 0, attacking = false, ended = false, own = true, sweep = 0, enlarged = "";
+  let asks = 0, attacking = false, ended = false, own = true, sweep = 0, enlarged = "", failure = "";
 
   // -- the kernel: asked for what no piece holds -------------------------------------------------
 
@@ -326,6 +326,17 @@ function explore(model, el) {
   // -- everything together -----------------------------------------------------------------------
 
   function draw() {
+    try {
+      failure = "";
+      show();
+    } catch (error) { // no half of a screen
+      failure = `${error}: choose something else, or run this cell again`;
+      verdict.textContent = "…";
+      for (const { figure, canvas } of Object.values(slots)) { figure.classList.add("empty"); canvas.width = 1; }
+    }
+    state();
+  }
+  function show() {
     const chosen = choice(), { image, strength: at, method: name, row, column } = chosen;
     const shown = shownImage(image), base = piece(image, ATTACKED), found = piece(image, name);
     const ready = base && found, drawn = {}, { maps } = fixed.methods[name];
@@ -337,7 +348,7 @@ function explore(model, el) {
       drawn.attacked = picture("attacked", base.views.image(at));
       drawn.perturbation = map("perturbation", base.views.maps[0](at), [-1, 1], [-1, 1], "RdBu_r", " ε");
       drawn.denoised = picture("denoised", found.views.image(at));
-      const every = [...pieces.values()].flatMap(({ read }) => (read?.key[1] === name ? read.limits.filter((_, i) => maps[i][0] === "U") : []));
+      const every = [...pieces.values()].flatMap(({ read }) => (read?.key[1] === name ? read.limits.filter((_, i) => maps[i]?.[0] === "U") : []));
       const common = [Math.min(...every.map(([low]) => low)), Math.max(...every.map(([, high]) => high))]; // all of a method's U
       if (name !== ATTACKED) maps.forEach((label, i) => {
         const limits = found.read.limits[i], isU = label[0] === "U";
@@ -381,7 +392,6 @@ function explore(model, el) {
     hover();
     plot();
     controls();
-    state();
   }
   function controls() {
     const { image, strength: at, method: name } = choice();
@@ -413,7 +423,7 @@ function explore(model, el) {
     const waits = open.size && Date.now() - open.waits > PATIENCE, all = model.get("images").length;
     const { image, method: name } = choice(), missing = ![ATTACKED, name].every((each) => pieces.get(`${image}/${each}`)?.data);
     if (error) attacking = false;
-    message.textContent = ended || !error ? "" : `${error}${paused ? "; what is missing was not computed" : ""}`;
+    message.textContent = failure || ended || !error ? failure : `${error}${paused ? "; what is missing was not computed" : ""}`;
     status.textContent = !live ? `Computed in advance: every picture, and the kernels of every ${fixed.step === 1 ? "" : `${fixed.step}th `}pixel.`
       : ended ? `The kernel has ended or restarted: run this cell again${missing ? " to see this image." : " for other pixels, attacks and images. What was computed stays here."}`
       : waits ? "waiting for the kernel, which is busy …"
