@@ -125,6 +125,15 @@ def test_the_claims_that_differ_are_those_that_no_published_network_decides_so(p
     assert {words(row.th) for row in rows} == differing
 
 
+def test_a_claim_without_published_numbers_holds_in_words():
+    published = {"predicate": "…", "A on B": ["holds / fails", "fails", "", ""], "A on C": ""}
+    judged = pd.DataFrame(
+        published | {"here": ["fails (plain)", "fails", "holds", "fails / holds"]}
+    )
+    found = report.differing(judged, ["here"])
+    assert found["published"].to_dict() == {0: "holds in 1", 3: "holds in words"}
+
+
 def test_rows_without_a_measurement_are_left_out():
     empty = pd.DataFrame({"clean": [0.5, float("nan")]}, index=["measured one", "failed one"])
     shown = report.html(empty, "one")
