@@ -12,13 +12,14 @@ CHROMIUM ?= $(firstword $(foreach name,chromium chromium-browser google-chrome,$
 NO_CHROMIUM := The notebooks were NOT tested in a browser: install Chromium (Debian: apt install chromium), or name one: make browser CHROMIUM=/path/to/chromium
 NBSUPPORT := $(BIN)/python -m nbsupport
 
-.PHONY: help install study robust seeds lab test test-all browser bench report figures doctor links clean
+.PHONY: help install study robust seeds lab test test-all browser bench report pages figures doctor links clean
 help:
 	@echo "make lab      open JupyterLab on notebooks/00_start_here.ipynb"
 	@echo "make study    the core of the study on this machine: Tables 1-4, Figures 1-4 (notebooks 00-08)"
 	@echo "make robust   the second half: robust classifiers, adaptive attacks, another fusion (09-13, hours)"
 	@echo "make seeds    the headline comparisons over three trainings of every denoiser (15, hours)"
 	@echo "make report   all results on one web page that needs no network: build/report.html"
+	@echo "make pages    linked web pages: the report, the explorer and all notebooks (NOTEBOOKS='00 07': these)"
 	@echo "make doctor   what is installed, what is there, what is missing"
 	@echo "make test     check everything: style, types, unit tests, every notebook, and each in a browser"
 	@echo "make test-all the same with the larger matrices (widths, themes, killed processes)"
@@ -52,6 +53,9 @@ seeds: $(READY)
 
 report: $(READY)
 	@$(NBSUPPORT) report --html
+
+pages: $(READY)
+	@$(NBSUPPORT) run $(NOTEBOOKS)
 
 figures: $(READY)
 	NBSUPPORT_FIGURES="$(CURDIR)/figures" $(NBSUPPORT) run

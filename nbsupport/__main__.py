@@ -22,6 +22,9 @@ CLONE = (Path(__file__).parents[1] / "constraints.txt").is_file()  # or else ins
 INSTALL = "python -m pip install "
 INSTALL += "-e '.[lab]' -c constraints.txt" if CLONE else "'nbsupport[lab]'"
 NUMBERS = [1, 2, 3, 4, 5, 6, 7]
+WORKERS = 2  # of `make study`
+BAR = "{percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}] {desc}{postfix}"
+"""The progress of what takes long; a terminal cuts a line at its right end."""
 OPTIONS: dict[str, dict[str, Any]] = {
     "study": {"default": "photographs", "help": ", ".join(STUDIES)},
     "scale": {"default": "quick", "help": ", ".join(STUDIES["photographs"])},
@@ -63,6 +66,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _obey(arguments: list[str] | None) -> None:
     make_folders_absolute()
+    os.environ.setdefault("TQDM_BAR_FORMAT", BAR)  # tqdm reads it when it is imported
     parser = _parser()
     options = parser.parse_args(arguments)
     try:
@@ -329,6 +333,13 @@ def _describe(study: Study) -> None:
         accuracy = (logits.argmax(dim=1) == test.labels).float().mean()
         label = f"{'classifier' if kind == 'standard' else kind:16} {experiment.architecture(kind)}"
         print(f"{label}: {logits.shape[1]} logits, clean accuracy {accuracy:.3f}")
+    from .experiments.cluster import estimate
+
+    torch.set_num_threads(1)  # as each worker has
+    minutes = estimate(experiment, _methods(NUMBERS[:4])) / WORKERS / 60
+    print(
+        f"Tables 1 to 4    about {minutes:.0f} min with --workers {WORKERS}, at the present speed"
+    )
 
 
 if __name__ == "__main__":

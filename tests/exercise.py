@@ -1,22 +1,24 @@
-"""Move every slider and explorer of a session; the notebooks' tests run it in the kernel."""
+"""Look at all that every slider and explorer of a session shows; the notebooks' tests run it in the kernel."""
+
+import math
 
 import ipywidgets
+import torch
 
-from nbsupport.interactive.explorer import Explorer
+from nbsupport.interactive.explorer import ATTACKED, Explorer
 from nbsupport.interactive.widgets import Browser
 
 
 def exercise() -> int:
-    """Move every slider and every explorer's choice to its ends and back; return their number.
+    """Return the number of sliders and explorers.
 
-    Raises `RuntimeError` if a callback failed, or a picture does not change or come back.
+    Raises `RuntimeError` if one lacks a picture or always shows the same, or a widget hides an error.
     """
     widgets = list(ipywidgets.widgets.widget._instances.values())
     browsers = [widget for widget in widgets if isinstance(widget, Browser)]
     explorers = [widget for widget in widgets if isinstance(widget, Explorer)]
     for browser in browsers:
-        for slider in browser.sliders:
-            _move(browser, slider)
+        _leaf(browser)
     for widget in widgets:
         for output in widget.outputs if isinstance(widget, ipywidgets.Output) else ():
             if output["output_type"] == "error":
@@ -26,32 +28,30 @@ def exercise() -> int:
     return sum(len(browser.sliders) for browser in browsers) + len(explorers)
 
 
-def _move(browser: Browser, slider: ipywidgets.SelectionSlider) -> None:
-    start, first, what = slider.index, browser.picture.value, f"slider {slider.description!r}"
-    seen = set()
-    for place in (len(slider.options) - 1, 0, start):
-        slider.index = place
-        seen.add(browser.picture.value)
-        if browser.message.value:
-            raise RuntimeError(f"{what}: {browser.message.value}")
-    if browser.picture.value != first:
-        raise RuntimeError(f"{what}: the picture does not come back")
-    if len(seen) < 2 and len(slider.options) > 1:
-        raise RuntimeError(f"{what}: the picture does not change")
+def _leaf(browser: Browser) -> None:
+    numbers = [len(labels) for _, labels in browser.sliders]
+    if len(browser.frames) != math.prod(numbers):
+        raise RuntimeError(f"sliders: {len(browser.frames)} pictures for {numbers} places")
+    for place, (name, labels) in enumerate(browser.sliders):
+        step = math.prod(numbers[place + 1 :])
+        seen = {browser.frames[number * step] for number in range(len(labels))}
+        if len(seen) < 2 and len(labels) > 1:
+            raise RuntimeError(f"slider {name!r}: the picture does not change")
 
 
 def _walk(explorer: Explorer) -> None:
-    first, methods = explorer.shown, list(explorer.fixed["colours"])
-    ends = {"image": len(explorer.fixed["labels"]) - 1, "strength": 0, "method": methods[0]}
-    ends["row"] = 0
-    start = {name: getattr(explorer, name) for name in ends}
-    for name, end in ends.items():
-        setattr(explorer, name, end)
-        if explorer.message:
-            raise RuntimeError(f"explorer: {explorer.message}")
-    if explorer.shown == first:
-        raise RuntimeError("explorer: the screen does not change")
-    for name, value in start.items():
-        setattr(explorer, name, value)
-    if explorer.shown != first:
-        raise RuntimeError("explorer: the screen does not come back")
+    state, exploration = explorer.page_state(), explorer.exploration
+    if error := state["progress"]["error"]:
+        raise RuntimeError(f"explorer: {error}")
+    wanted = {
+        (image, name)
+        for image in range(len(exploration.images))
+        for name in state["fixed"]["methods"]
+    }
+    if missing := wanted - set(explorer.pieces):
+        raise RuntimeError(f"explorer: {len(missing)} pieces are missing")
+    for image in range(len(exploration.images)):
+        ends = (exploration.frames[image, at, ATTACKED] for at in (0, len(exploration.eps) - 1))
+        first, last = (frame.pictures["denoised"] for frame in ends)
+        if torch.equal(first, last):
+            raise RuntimeError(f"explorer: image {image} is not attacked")

@@ -1,11 +1,16 @@
 """``python -m nbsupport``: what it prints, and that every mistake ends in a line that helps."""
 
+import contextlib
+import fcntl
 import importlib.metadata
 import json
 import os
+import pty
 import re
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -98,7 +103,8 @@ def test_report_prints_the_chosen_tables_and_their_claims(numbers, finished, cap
     assert max(map(len, tables.splitlines())) <= 100
 
 
-def test_the_page_is_written_where_it_is_wanted(tmp_path, capsys):
+def test_the_page_is_written_where_it_is_wanted(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("nbsupport.interactive.page.write_page", lambda path: path.touch())
     main(["report", "--html", str(tmp_path / "new" / "page.html")])
     assert str(tmp_path / "new" / "page.html") in capsys.readouterr().out
     assert "</html>" in (tmp_path / "new" / "page.html").read_text(encoding="utf-8")
@@ -120,6 +126,7 @@ def complete(tmp_path, monkeypatch):
     extension.mkdir(parents=True)
     monkeypatch.setattr(sys, "prefix", str(tmp_path / "prefix"))
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "1.0")
+    monkeypatch.setattr("nbsupport.experiments.cluster._time", lambda run: (run(), 60)[1])
     return extension
 
 
@@ -129,6 +136,7 @@ def test_doctor_says_what_the_store_holds(complete, finished, capsys):
     held = re.search(rf"{home} \(there, .* GB free\): (.*); (.*) GB", printed)
     counts = {kind.name: len(list(kind.glob("*/artifact.json"))) for kind in home.iterdir()}
     assert held[1] == ", ".join(f"{kind} {counts[kind]} (0.0 h)" for kind in sorted(counts))
+    assert re.search(r"Tables 1 to 4 +about [1-9]\d* min", printed)
     used = subprocess.run(["du", "-sb", home], capture_output=True, text=True, check=True).stdout
     assert float(held[2]) == pytest.approx(int(used.split()[0]) / 1e9, abs=0.02)
 
@@ -211,6 +219,25 @@ def test_an_interruption_ends_with_130_and_in_one_line(monkeypatch, capsys):
     monkeypatch.setattr("nbsupport.__main__._compute", interrupted)
     assert exit_of("compute", "--scale", "smoke") == 130
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_progress_fits_80_columns_and_an_interruption_ends_with_130(tmp_path):
+    """In a terminal, with a key that is pressed once the first bar moves."""
+    process, terminal = pty.fork()
+    if not process:
+        os.execv(sys.executable, [sys.executable, "-m", "nbsupport", "compute", "--tables", "4"])
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    printed = b""
+    with contextlib.suppress(OSError):  # Linux's sign that the other end is closed
+        while read := os.read(terminal, 4096):
+            printed += read
+            if b" 1%|" in printed and b"\3" not in printed:
+                os.write(terminal, b"\3")
+                printed += b"\3"
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 130
+    *bars, last = re.split(r"[\r\n]+", printed.decode().strip())
+    assert all(len(bar) <= 80 for bar in bars) and "the same command continues" in last
+    assert any(re.search(r" 1%\|.*\[\d\d:\d\d<\d\d:\d\d\] training", bar) for bar in bars)
 
 
 @pytest.mark.parametrize("home", ["file", "file/store", "readonly", "/proc/store"])

@@ -1,40 +1,38 @@
-"""The explorer's frames against networks called one by one, its refusals, and its screen."""
+"""The explorer's frames against networks called one by one, its refusals, and what it sends."""
 
-import copy
+import io
 import math
-import time
-from contextlib import nullcontext
-from unittest.mock import Mock
+import zlib
+from datetime import UTC, datetime
 
 import ipywidgets
-import matplotlib
 import numpy as np
 import pytest
 import torch
 from exercise import exercise
+from PIL import Image
 from small import CLASSES, SIDE, linear, pictures
 from torch import nn
 from torchvision.transforms import Normalize
 
 from nbsupport.attacks.pgd import pgd
 from nbsupport.denoisers.filtering import filter_pixels, uncertainty_map
-from nbsupport.denoisers.models import Additive, Filtering, PAFilter
+from nbsupport.denoisers.models import Additive, Denoiser, Filtering, PAFilter
 from nbsupport.interactive import explorer as module
 from nbsupport.interactive.explorer import Exploration, Explorer, explore
-from nbsupport.study import eps_label
+from nbsupport.interactive.screen import embed
 
 EPS, NUMBER = (0.0, 0.02, 0.1), 3
-KINDS = {"Add(L_img)": Additive, "Filt(L_img)": Filtering, "PA-Filt(L_img)": PAFilter}
+KINDS = {"PA-Filt(L_img)": PAFilter, "Filt(L_img)": Filtering, "Add(L_img)": Additive}
 METHODS = ["attacked", *KINDS]
-MAPS = {
-    "PA-Filt(L_img)": ["W", "uncertainty, sl", "uncertainty, m"],
-    "Filt(L_img)": ["uncertainty"],
-}
 
 
 @pytest.fixture(autouse=True)
 def _no_widgets_left():
     yield
+    for widget in list(ipywidgets.widgets.widget._instances.values()):
+        if isinstance(widget, Explorer):
+            widget._tokens.join()  # whose thread would go on in the next test
     ipywidgets.Widget.close_all()
 
 
@@ -53,18 +51,31 @@ def explored(number=NUMBER, eps=EPS, classes=("one", "two"), classifier=None, **
     return explore(classifier or linear(), denoisers, pictures(number), labels, classes, eps=eps)
 
 
-@pytest.fixture(scope="module")
-def exploration():
-    return explored(**{name: trained(kind) for name, kind in KINDS.items()}).exploration
+@pytest.fixture
+def sent(monkeypatch):
+    """All messages to the browser."""
+    messages = []
+    monkeypatch.setattr(
+        Explorer, "send", lambda _, content, buffers=None: messages.append((content, buffers))
+    )
+    return messages
 
 
 @pytest.fixture
-def explorer(exploration):
-    return Explorer(copy.deepcopy(exploration), ("one", "two"))
+def explorer(sent):
+    explorer = explored(**{name: trained(kind) for name, kind in KINDS.items()})
+    explorer.page_state()  # waits for all pieces
+    return explorer
 
 
-def pixels(picture):
-    return np.frombuffer(picture["rgba"], np.uint8).reshape(picture["height"], picture["width"], 4)
+@pytest.fixture
+def exploration(explorer):
+    return explorer.exploration
+
+
+def ask(explorer, what, **options):
+    explorer._answer(explorer, {"ask": what, "count": 7, **options})
+    explorer._tokens.join()
 
 
 # -- frames --------------------------------------------------------------------------------------
@@ -81,14 +92,13 @@ def test_a_frame_agrees_with_networks_called_one_by_one(exploration, number, str
         probabilities = linear()(denoised)[0].softmax(0)
         assert torch.allclose(frame.pictures["denoised"], denoised[0], atol=1e-6)
         assert torch.allclose(frame.probabilities, probabilities, atol=1e-5)
-        assert frame.correct == (probabilities.argmax() == number % CLASSES)
         error = float(((denoised - clean) ** 2).mean())
         psnr = -10 * math.log10(error) if error else math.inf
         assert frame.psnr == pytest.approx(psnr, abs=0.01)
     kernels = exploration.denoisers["Filt(L_img)"].kernels(hat)
     frame = exploration.frames[number, strength, "Filt(L_img)"]
     assert torch.allclose(frame.kernels[""].float(), kernels[0], atol=1e-3)
-    assert torch.allclose(frame.pictures["uncertainty"], uncertainty_map(kernels)[0], atol=1e-6)
+    assert torch.allclose(frame.pictures["U"], uncertainty_map(kernels)[0], atol=1e-6)
 
 
 def test_w_and_both_kernels_of_pa_filt_make_its_image(exploration):
@@ -97,27 +107,6 @@ def test_w_and_both_kernels_of_pa_filt_make_its_image(exploration):
     kernels, weight = frame.kernels, frame.pictures["W"]
     sl, m = (filter_pixels(hat, kernels[name].float()[None]).clamp(0, 1)[0] for name in ("sl", "m"))
     assert torch.allclose(weight * sl + (1 - weight) * m, frame.pictures["denoised"], atol=2e-3)
-
-
-def test_accuracy_and_limits_are_those_of_all_frames_of_a_method(exploration):
-    assert set(exploration.accuracy()) == set(METHODS)
-    for method, curve in exploration.accuracy().items():
-        for strength, share in enumerate(curve):
-            frames = [exploration.frames[i, strength, method] for i in range(NUMBER)]
-            assert share == pytest.approx(sum(frame.correct for frame in frames) / NUMBER)
-    frames = [frame for key, frame in exploration.frames.items() if key[2] == "Filt(L_img)"]
-    maps = torch.stack([frame.pictures["uncertainty"] for frame in frames])
-    assert exploration.limits("Filt(L_img)") == (float(maps.min()), float(maps.max()))
-
-
-@pytest.mark.parametrize("done", [0, 2])
-def test_an_interruption_keeps_the_images_that_are_done(done, monkeypatch):
-    attacks = iter([*[pgd] * done, Mock(side_effect=KeyboardInterrupt)])
-    monkeypatch.setattr(module, "pgd", lambda *given, seed: next(attacks)(*given, seed=seed))
-    with nullcontext() if done else pytest.raises(KeyboardInterrupt):
-        explorer = explored()
-        assert len(explorer.fixed["thumbnails"]) == len(explorer.fixed["labels"]) == done
-        assert {key[0] for key in explorer.exploration.frames} == set(range(done))
 
 
 # -- refusals ------------------------------------------------------------------------------------
@@ -145,102 +134,260 @@ def test_a_custom_classifier_is_checked_and_wrapped():
     plain = nn.Sequential(Normalize((0.5,) * 3, (0.5,) * 3), linear().network).eval()
     with pytest.raises(ValueError, match="probabilities"):
         explored(CLASSES, classifier=nn.Sequential(plain, nn.Softmax(dim=1)).eval())
-    frames = explored(CLASSES, classifier=plain).exploration.frames
+    (explorer := explored(CLASSES, classifier=plain)).page_state()
+    frames = explorer.exploration.frames
     same = linear()(pictures(CLASSES)).softmax(dim=1)
     assert torch.allclose(frames[1, 0, "attacked"].probabilities, same[1], atol=1e-5)
 
 
-# -- the screen ----------------------------------------------------------------------------------
+# -- pieces --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("method", "strength"), [*zip(METHODS, (0, 1, 2, 1), strict=True)])
-def test_the_screen_is_that_of_the_choice(explorer, strength, method):
-    explorer.image, explorer.strength, explorer.method = 2, strength, method
-    exploration, shown = explorer.exploration, explorer.shown["pictures"]
-    hat, frame = (exploration.frames[2, strength, name] for name in ("attacked", method))
-    clean, attacked = exploration.images[2], hat.pictures["denoised"]
-    change = ((attacked - clean) / (EPS[strength] or 1) + 1) / 2
-    wanted = {"clean": clean, "attacked": attacked, "perturbation": change}
-    wanted["denoised"] = frame.pictures["denoised"]
-    for name, tensor in wanted.items():
-        values = pixels(shown[name])
-        assert np.allclose(values[..., :3] / 255, tensor.permute(1, 2, 0), rtol=0, atol=0.501 / 255)
-        assert (values[..., 3] == 255).all()
-    assert list(shown) == ["clean", "attacked", "perturbation", "denoised", *MAPS.get(method, [])]
-    low, high = exploration.limits(method)
-    for name in MAPS.get(method, []):
-        map = frame.pictures[name][0].numpy()
-        colours = matplotlib.colormaps["cividis" if name == "W" else "viridis"]
-        scaled = map if name == "W" else (map - low) / (high - low)
-        assert np.array_equal(pixels(shown[name]), colours(scaled, bytes=True))
-    assert explorer.shown["label"] == 2
-    assert explorer.shown["probabilities"][1] == frame.probabilities.tolist()
-    assert explorer.shown["quality"][1] == f"{frame.psnr:.1f} dB, SSIM {frame.ssim:.3f}"
+def unpack(explorer, image, method):
+    """Images, maps and the grid's kernels at all strengths, as floats, and what is read."""
+    read, data = explorer.pieces[image, method]
+    parts, number = np.frombuffer(zlib.decompress(data), np.uint8), len(EPS)
+    sizes = [3 * SIDE**2, *[SIDE**2] * len(read["limits"]), *[27 * SIDE**2] * len(read["scales"])]
+    arrays = np.split(parts, np.cumsum(np.multiply(number, sizes))[:-1])
+    images, *others = (array.reshape(number, -1) for array in arrays)
+    (clean,) = [each["pixels"] for each in explorer.images if each["number"] == image]
+    clean = np.frombuffer(clean, np.uint8)
+    before = (
+        clean
+        if method == "attacked"
+        else 255 * unpack(explorer, image, "attacked")[0].reshape(number, -1)
+    )
+    images = (images + before.round().astype(np.uint8)).astype(np.uint8) / 255
+    others = [np.cumsum(other, axis=0, dtype=np.uint8) for other in others]
+    maps, kernels = others[: len(read["limits"])], others[len(read["limits"]) :]
+    maps = [
+        low + (high - low) * map / 255
+        for map, (low, high) in zip(maps, read["limits"], strict=True)
+    ]
+    kernels = [kernel.view(np.int8) / 127 for kernel in kernels]
+    kernels = [np.sign(x) * x**2 * scale for x, scale in zip(kernels, read["scales"], strict=True)]
+    return images.reshape(number, SIDE, SIDE, 3), maps, kernels, read
 
 
-def test_the_kernels_are_those_of_the_pixel(explorer):
-    explorer.row, explorer.column = 2, 5
-    frame = explorer.exploration.frames[0, 2, "PA-Filt(L_img)"]
-    taps = frame.kernels["m"][:, 2, 5].float().view(3, 3, 3)
-    shown = explorer.shown["kernels"][1]
-    assert shown["name"] == "m"
-    for kernel, picture, total in zip(taps, shown["kernels"], shown["sums"], strict=True):
-        coloured = matplotlib.colormaps["RdBu_r"]((kernel.numpy() + 1.2) / 2.4, bytes=True)
-        assert np.array_equal(pixels(picture), coloured)
-        assert float(total) == pytest.approx(float(kernel.sum()), abs=0.006)
-    explorer.method = "Add(L_img)"
-    assert explorer.shown["kernels"] == []
+@pytest.mark.parametrize("method", METHODS)
+def test_a_piece_holds_the_frames_of_an_image_behind_a_denoiser(explorer, method):
+    images, maps, kernels, read = unpack(explorer, 2, method)
+    clean = explorer.exploration.images[2]
+    for strength, eps in enumerate(EPS):
+        frame = explorer.exploration.frames[2, strength, method]
+        wanted = frame.pictures["denoised"].permute(1, 2, 0)
+        assert np.allclose(images[strength], wanted, rtol=0, atol=0.501 / 255)
+        views = {name: map for name, map in frame.pictures.items() if name != "denoised"}
+        if method == "attacked":
+            views["perturbation"] = (frame.pictures["denoised"] - clean).mean(0) / (eps or 1)
+        assert len(maps) == len(views)
+        for map, (name, wanted) in zip(maps, views.items(), strict=True):
+            step = 1 / 255 if name == "W" else 2 / 255
+            assert np.allclose(map[strength], wanted.flatten(), rtol=0, atol=step)
+        for kernel, taps in zip(kernels, frame.kernels.values(), strict=True):
+            wanted = taps.float().permute(1, 2, 0).flatten()  # the grid has all pixels of 8x8
+            step = 2 * (wanted.abs() * max(read["scales"])).sqrt() / 254 + 1e-3  # of roots
+            assert (abs(kernel[strength] - wanted.numpy()) <= step.numpy()).all()
+        (first, *_), labels = read["top"][strength], [label for label, _ in read["top"][strength]]
+        assert first[0] == frame.probabilities.argmax() and 2 in labels
+        for label, probability in read["top"][strength]:
+            assert probability == pytest.approx(float(frame.probabilities[label]), abs=1e-4)
+        assert read["ssim"][strength] == pytest.approx(frame.ssim, abs=1e-4)
 
 
-def test_moving_computes_nothing(explorer, monkeypatch):
-    monkeypatch.setattr(nn.Module, "__call__", lambda *arguments: pytest.fail("computed"))
-    explorer.image, explorer.strength, explorer.method, explorer.row = 2, 1, "Filt(L_img)", 0
-    assert explorer.message == ""
+def test_the_true_class_is_always_read():
+    explorer = explore(
+        linear(classes=30), {}, pictures(1), torch.tensor([17]), eps=(0.0, 0.5)
+    )  # fmt: skip
+    explorer.page_state()
+    read, _ = explorer.pieces[0, "attacked"]
+    for strength in (0, 1):
+        probabilities = explorer.exploration.frames[0, strength, "attacked"].probabilities
+        best = probabilities.topk(5).indices.tolist()
+        wanted = best if 17 in best else [*best[:4], 17]
+        assert [label for label, _ in read["top"][strength]] == wanted
+    assert 17 not in best
 
 
-@pytest.mark.parametrize("choice", [{"row": 0}, {"image": 99}, {"again": 1}], ids=str)
-def test_every_choice_is_answered(explorer, choice):
-    explorer.method = "Add(L_img)"
-    before = explorer.answers
-    explorer.set_trait(*choice.popitem())
-    assert explorer.answers > before
+class Healing(Denoiser):
+    """Replaces what it is given by clean images where `healed` says so."""
+
+    def __init__(self, images, healed):
+        super().__init__()
+        self.images, self.healed = images, healed
+
+    def denoise(self, images):
+        nearest = torch.cdist(images.flatten(1), self.images.flatten(1)).argmin(dim=1)
+        clean = self.images[nearest]
+        healed = torch.tensor([bool(self.healed[number]) for number in nearest])
+        return torch.where(healed.view(-1, 1, 1, 1), clean, images)
 
 
-def test_attacking_again_runs_in_a_thread_and_changes_its_frames_alone(explorer):
-    before, frames = explorer.shown, dict(explorer.exploration.frames)
-    explorer.again += 1
-    deadline = time.monotonic() + 60
-    while explorer.busy and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not explorer.busy
-    assert explorer.message == ""
-    assert explorer.shown["pictures"]["attacked"] != before["pictures"]["attacked"]
+def test_it_opens_on_the_first_image_that_is_repaired_beside_the_first_that_is_not():
+    images, labels, classifier = pictures(8), torch.arange(8) % CLASSES, linear()
+    labels[0] = 1  # wrong from the beginning
+    right = classifier(images).argmax(dim=1) == labels
+    hats = torch.cat(
+        [pgd(classifier, x[None], y[None], 0.03) for x, y in zip(images, labels, strict=True)]
+    )
+    fooled = right & (classifier(hats).argmax(dim=1) != labels)
+    first, second, third = fooled.nonzero().flatten().tolist()[:3]
+    healed = torch.zeros(8)
+    healed[second], healed[third] = 1, 1
+    explorer = explore(
+        classifier, {"healing": Healing(images, healed)}, images, labels, eps=(0.0, 0.03)
+    )
+    order = [shown["number"] for shown in explorer.images]
+    assert order == [second, first, *(n for n in range(8) if n not in (first, second))]
+    assert (explorer.image, explorer.strength, explorer.method) == (second, 1, "healing")
+
+
+def test_the_first_three_denoisers_come_first(sent):
+    explorer = explored(2, **{f"{number}": nn.Identity() for number in range(5)})
+    explorer.page_state()
+    first, others = ["attacked", "0", "1", "2"], ["3", "4"]
+    order = [shown["number"] for shown in explorer.images]
+    wanted = [[n, name] for part in (first, others) for n in order for name in part]
+    assert [content["piece"]["key"] for content, _ in sent if "piece" in content] == wanted
+
+
+# -- the thread ----------------------------------------------------------------------------------
+
+
+def interrupted(monkeypatch, stop):
+    """An explorer of 20 images whose thread calls `stop` before the fifth."""
+    attack, count = Exploration._attack, iter(range(30))
+    monkeypatch.setattr(
+        Exploration, "_attack", lambda *given: (next(count) == 4 and stop(given[0]), attack(*given))
+    )
+    explorer = explored(20)
+    explorer._tokens.join()
+    return explorer
+
+
+def test_what_is_computed_stays_after_an_error_and_can_be_completed(monkeypatch, sent):
+    explorer = interrupted(monkeypatch, lambda _: 1 / 0)
+    progress = explorer.progress
+    assert (progress["images"], progress["done"], progress["paused"]) == (4, 4, 16)
+    assert progress["error"].startswith("ZeroDivisionError")
+    assert len(explorer.page_state()["images"]) == 4
+    ask(explorer, "go on")
+    assert len(explorer.pieces) == 20
+    assert explorer.progress == {"done": 20, "waiting": 0, "paused": 0, "images": 20, "error": ""}
+
+
+def test_it_stops_when_it_is_asked_and_goes_on(sent):
+    explorer = explored(20)
+    ask(explorer, "stop")
+    done = len(explorer.pieces)
+    assert explorer.progress["paused"] == 20 - done
+    assert explorer.progress["waiting"] == 0
+    ask(explorer, "go on")
+    assert len(explorer.pieces) == 20 and explorer.progress["paused"] == 0
+
+
+def test_a_page_of_nothing_is_an_error(monkeypatch):
+    monkeypatch.setattr(Exploration, "compute", lambda *given: 1 / 0)
+    with pytest.raises(RuntimeError, match="nothing was computed; ZeroDivisionError"):
+        embed(explored())
+
+
+# -- what the browser asks for -------------------------------------------------------------------
+
+
+def test_a_pixel_asks_for_its_kernels_alone(explorer, sent):
+    del sent[:]
+    asked = {"image": 1, "strength": 2, "method": "PA-Filt(L_img)", "row": 2, "column": 5}
+    ask(explorer, "kernels", **asked)
+    (content, buffers), (heard, _) = sent
+    assert content["kernels"].items() >= asked.items() and heard == {"heard": 7}
+    kernels = explorer.exploration.frames[1, 2, "PA-Filt(L_img)"].kernels
+    for buffer, taps in zip(buffers, kernels.values(), strict=True):
+        assert np.array_equal(np.frombuffer(buffer, np.float32), taps[:, 2, 5].float())
+    assert sum(map(len, buffers)) < 20_000
+
+
+def test_another_attack_changes_its_frames_alone_and_is_sent_before_what_depends_on_it(
+    explorer, sent
+):
+    frames, before = dict(explorer.exploration.frames), unpack(explorer, 1, "attacked")[0]
+    del sent[:]
+    ask(explorer, "attack", image=1, strength=2)
     again = explorer.exploration.frames
     changed = {key for key in frames if again[key] is not frames[key]}
-    assert changed == {(0, 2, method) for method in METHODS}
+    assert changed == {(1, 2, method) for method in METHODS}
+    keys = [content["piece"]["key"] for content, _ in sent if "piece" in content]
+    assert keys == [[1, method] for method in METHODS]
+    after = unpack(explorer, 1, "attacked")[0]
+    assert np.array_equal(after[:2], before[:2]) and not np.array_equal(after[2], before[2])
 
 
-def test_an_error_is_shown_and_the_screen_goes_on(explorer, monkeypatch):
-    explorer.image = 99
-    assert explorer.message.startswith("KeyError")
-    explorer.image = 1
-    assert explorer.message == ""
-    assert explorer.shown["label"] == 1
-    monkeypatch.setattr(Exploration, "attack_again", lambda *arguments: 1 / 0)
-    explorer._attack(0, 1)
-    assert explorer.message.startswith("ZeroDivisionError")
-    assert not explorer.busy
+def test_an_error_is_shown_and_the_next_question_is_answered(explorer, sent):
+    ask(explorer, "kernels", image=99, strength=0, row=0, column=0)
+    assert explorer.progress["error"] and sent[-1][0] == {"heard": 7}
+    ask(explorer, "attack", image=0, strength=1)
+    assert explorer.progress["error"] == ""
 
 
-@pytest.mark.parametrize("broken", ["deaf", "failing"])
-def test_exercise_moves_it_and_finds_a_broken_one(explorer, broken):
+def upload(explorer, name, content):
+    explorer.upload.value = (
+        {
+            "name": name,
+            "type": "",
+            "size": 1,
+            "content": content,
+            "last_modified": datetime.now(UTC),
+        },
+    )
+    explorer._tokens.join()
+
+
+def test_an_own_image_is_cut_classified_attacked_and_filtered(explorer):
+    colours = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 0]]], np.uint8)
+    wide = np.pad(np.kron(colours, np.ones((40, 40, 1), np.uint8)), ((0, 0), (16, 16), (0, 0)))
+    Image.fromarray(wide).save(file := io.BytesIO(), format="PNG")
+    upload(explorer, "own.png", file.getvalue())
+    assert explorer.image == NUMBER and explorer.images[-1]["own"]
+    image = explorer.exploration.images[NUMBER]
+    corners = image[:, [[0, 0], [7, 7]], [[0, 7], [0, 7]]].permute(1, 2, 0)
+    assert np.allclose(corners, colours / 255, atol=0.1)
+    assert explorer.images[-1]["label"] == linear()(image[None]).argmax()
+    assert {(NUMBER, method) for method in METHODS} <= set(explorer.pieces)
+
+
+def test_what_is_no_picture_is_refused(explorer):
+    upload(explorer, "notes.txt", b"hello")
+    assert "expected a picture" in explorer.progress["error"]
+    assert len(explorer.images) == NUMBER
+
+
+def test_beyond_the_limit_pieces_are_sent_when_asked_for_and_a_page_has_fewer_images(
+    explorer, sent, monkeypatch
+):
+    size = {
+        image: sum(len(data) for (n, _), (_, data) in explorer.pieces.items() if n == image)
+        for image in range(NUMBER)
+    }
+    order = [shown["number"] for shown in explorer.images]
+    monkeypatch.setattr(module, "MOST_BYTES", size[order[0]] + size[order[1]])
+    del sent[:]
+    ask(explorer, "hello")
+    assert [buffers for content, buffers in sent if "piece" in content] == [None] * 3 * len(METHODS)
+    ask(explorer, "piece", image=2, method="Filt(L_img)")
+    assert sent[-2][1] == [explorer.pieces[2, "Filt(L_img)"][1]]
+    state = explorer.page_state()
+    assert [shown["number"] for shown in state["images"]] == order[:2]
+    assert {read["key"][0] for read, _ in state["pieces"]} == set(order[:2])
+
+
+# -- the tests' own harness ----------------------------------------------------------------------
+
+
+def test_exercise_finds_a_missing_piece_and_an_error(explorer):
     assert exercise() == 1
-    assert (explorer.image, explorer.strength, explorer.method) == (0, 2, "PA-Filt(L_img)")
-    assert (explorer.row, explorer.column) == (SIDE // 2, SIDE // 2)
-    assert explorer.fixed["eps"] == [eps_label(eps) for eps in EPS]
-    if broken == "deaf":
-        explorer.unobserve_all()
-    else:
-        explorer.exploration.frames.clear()
-    with pytest.raises(RuntimeError, match="explorer: "):
+    explorer.pieces.pop((0, "Filt(L_img)"))
+    with pytest.raises(RuntimeError, match="1 pieces are missing"):
+        exercise()
+    explorer._report("ValueError: x")
+    with pytest.raises(RuntimeError, match="ValueError"):
         exercise()

@@ -1,14 +1,20 @@
-"""Sliders: drawn once, then only looked up; an error in a callback is shown."""
+"""Sliders: every combination is drawn once and stands at its place, in JupyterLab and in a page."""
 
+import base64
 import io
+import json
+from html.parser import HTMLParser
 from itertools import product
 from unittest.mock import Mock
 
 import ipywidgets
+import numpy as np
 import pytest
 from exercise import exercise
 from matplotlib.figure import Figure
+from PIL import Image
 
+from nbsupport.interactive.screen import EXPORT, embed
 from nbsupport.interactive.widgets import Browser, eps_choices
 from nbsupport.study import eps_label
 
@@ -17,13 +23,13 @@ LETTERS, NUMBERS = {"first": "a", "second": "b", "third": "c"}, {"one": 1, "two"
 
 @pytest.fixture(autouse=True)
 def _no_widgets_left():
-    yield  # `exercise` moves all sliders there are, so none may stay from one test to the next
+    yield  # `exercise` looks at all sliders there are, so none may stay from one test to the next
     ipywidgets.Widget.close_all()
 
 
 def picture(**arguments):
     figure = Figure(figsize=(1, 1))
-    figure.text(0, 0.5, " ".join(map(str, arguments.values())))
+    figure.add_axes((0, 0, 1, 0.5), title=" ".join(map(str, arguments.values())))
     return figure
 
 
@@ -32,27 +38,24 @@ def browser():
     return Browser(picture, letter=LETTERS, number=NUMBERS)
 
 
-def move(browser, *labels):
-    for slider, label in zip(browser.sliders, labels, strict=True):
-        slider.value = label
+def pixels(png):
+    return np.asarray(Image.open(io.BytesIO(png)))
 
 
-def test_every_combination_is_drawn_once_and_shown_at_its_place():
+def test_every_combination_is_drawn_once_and_stands_at_its_place():
     draw = Mock(side_effect=picture)
     browser = Browser(draw, letter=LETTERS, number=NUMBERS)
-    for letter, number in product(LETTERS, NUMBERS):
-        move(browser, letter, number)
-        figure = picture(letter=LETTERS[letter], number=NUMBERS[number])
-        figure.savefig(buffer := io.BytesIO(), format="png", dpi=100)
-        assert browser.picture.value == buffer.getvalue()
-    assert draw.call_count == 6
+    assert browser.sliders == [["letter", [*LETTERS]], ["number", [*NUMBERS]]]
+    for place, (letter, number) in enumerate(product(LETTERS.values(), NUMBERS.values())):
+        picture(letter=letter, number=number).savefig(buffer := io.BytesIO(), format="png")
+        assert np.array_equal(pixels(browser.frames[place]), pixels(buffer.getvalue()))
+        assert browser.texts[place] == f"{letter} {number}"
+    assert draw.call_count == len(browser.frames) == 6
 
 
-def test_there_is_a_slider_for_each_argument(browser):
-    assert [slider.description for slider in browser.sliders] == ["letter", "number"]
-    assert [slider.options for slider in browser.sliders] == [tuple(LETTERS), tuple(NUMBERS)]
-    (slider,) = Browser(picture, eps=eps_choices([0.0, 0.1])).sliders
-    assert (slider.description, slider.options) == ("ε", (eps_label(0.0), eps_label(0.1)))
+def test_eps_has_its_sign_and_its_labels():
+    ((name, labels),) = Browser(picture, eps=eps_choices([0.0, 0.1])).sliders
+    assert (name, labels) == ("ε", [eps_label(0.0), eps_label(0.1)])
 
 
 def test_a_slider_without_choices_is_refused():
@@ -60,33 +63,69 @@ def test_a_slider_without_choices_is_refused():
         Browser(lambda **_: pytest.fail("drawn"), letter=LETTERS, number={})
 
 
-def test_an_error_in_a_callback_is_shown_and_the_page_stays_usable(browser):
-    browser.frames.pop(("third", "one"))
-    move(browser, "third", "one")
-    assert "KeyError" in browser.message.value
-    move(browser, "second", "two")
-    assert browser.message.value == ""
-    assert browser.picture.value == browser.frames["second", "two"]
+class Scripts(HTMLParser):
+    """The scripts of a page by their type, and all addresses that it loads."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.scripts, self.loaded, self.kind = {}, [], None
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        given = dict(attributes)
+        self.kind = given.get("type") if tag == "script" else None
+        self.loaded += [given[name] for name in ("src", "href") if name in given]
+
+    def handle_data(self, data):
+        if self.kind:
+            self.scripts[self.kind] = self.scripts.get(self.kind, "") + data
+
+    def handle_endtag(self, tag):
+        self.kind = None
+
+
+def test_a_page_holds_all_that_it_shows_whatever_the_labels_are():
+    labels = {"</script><b>": 1, "<!--<script>": 2}
+    browser = Browser(picture, number=labels)
+    page = Scripts(embed(browser) + embed(Browser(picture, letter=LETTERS)).partition("\n")[0])
+    state = json.loads(page.scripts["application/json"])
+    assert state["sliders"] == [["number", [*labels]]]
+    assert [base64.b64decode(frame) for frame in state["frames"]] == browser.frames
+    assert page.loaded == []
+
+
+@pytest.mark.parametrize("export", [True, False])
+def test_what_is_displayed_where(browser, export, monkeypatch):
+    shown = []
+    monkeypatch.setattr(
+        "nbsupport.interactive.screen.display", lambda data, **_: shown.append(data)
+    )
+    if export:
+        monkeypatch.setenv(EXPORT, "1")
+    browser._ipython_display_()
+    page = "text/html" in shown[0] and "openPage" in shown[0]["text/html"]
+    assert page == export
+    if not export:
+        view = "application/vnd.jupyter.widget-view+json"
+        assert shown[0][view]["model_id"] == browser.model_id
+        assert "Run this cell" in shown[1]["text/html"]
 
 
 # -- the tests' own harness ----------------------------------------------------------------------
 
 
-def test_exercise_moves_all_sliders_and_brings_them_back(browser):
+def test_exercise_counts_all_sliders(browser):
     Browser(picture, letter=LETTERS, number={"one": 1})
-    move(browser, "second", "two")
-    before = browser.picture.value
     assert exercise() == 4
-    assert [slider.value for slider in browser.sliders] == ["second", "two"]
-    assert browser.picture.value == before
 
 
-def test_exercise_finds_a_still_picture_a_broken_frame_and_an_error_in_an_output(browser):
-    browser.frames["first", "two"] = browser.frames["first", "one"]
+def test_exercise_finds_a_still_picture_a_missing_one_and_an_error_in_an_output(browser):
+    frames = browser.frames
+    browser.frames = [frames[0]] * len(frames)
     with pytest.raises(RuntimeError, match="does not change"):
         exercise()
-    browser.frames.pop(("first", "two"))
-    with pytest.raises(RuntimeError, match="KeyError"):
+    browser.frames = frames[:-1]
+    with pytest.raises(RuntimeError, match="5 pictures"):
         exercise()
     ipywidgets.Widget.close_all()
     error = {"output_type": "error", "ename": "ValueError", "evalue": "x", "traceback": []}

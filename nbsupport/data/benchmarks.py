@@ -32,7 +32,6 @@ CLASSES = {"cifar10": OBJECTS, "svhn": tuple("0123456789")}
 OPEN = {"cifar10": lambda root, split, **o: CIFAR10(root, split == "train", **o), "svhn": SVHN}
 FILES = {"cifar10": (CIFAR10.base_folder,), "svhn": ("train_32x32.mat", "test_32x32.mat")}
 MEGABYTES = {"cifar10": 170, "svhn": 250}
-COST = "Tables 1 to 4 take about 80 minutes and 260 MB at quick on 2 CPU cores"
 
 
 def load(study: Study, split: str, number: int | None = None, skip: int = 0) -> Split:
@@ -78,17 +77,16 @@ def locate(study: Study) -> tuple[bool, str]:
     """Whether a study's images are there, and where, or how to get them; downloads nothing."""
     name, place = study.name, _place(study)
     if name == "photographs":
-        cost = "10 minutes and 60 MB at quick on 2 CPU cores"
-        return True, f"its images come with scikit-image and scikit-learn; {cost}"
+        return True, "its images come with scikit-image and scikit-learn"
     try:
         if _find(name, place):
             return True, f"its images are in {place if name == 'folder' else Path(place, name)}"
     except (ValueError, OSError) as error:
         return False, str(error)
     if all(Path(place, file).exists() for file in FILES[name]):
-        return True, f"torchvision's files are in {place}; {COST}"
+        return True, f"torchvision's files are in {place}"
     get = f"compute and run download about {MEGABYTES[name]} MB to {place}"
-    return False, f"{get}; --data DIR names another place; {COST}"
+    return False, f"{get}; --data DIR names another place"
 
 
 def _place(study: Study) -> str:

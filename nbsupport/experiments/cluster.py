@@ -19,12 +19,16 @@ import torch
 from tqdm.auto import tqdm
 
 from .. import setup
+from ..attacks.pgd import AttackedSet, pgd
+from ..denoisers.models import Filtering
 from ..study import Study
-from ..training.denoisers import RECIPES
+from ..training.classifiers import KINDS
+from ..training.denoisers import RECIPES, semantic_loss, specify_training
+from ..training.loop import choose_precision
 from .adaptive_evaluation import BLOCK, attack_block, minimal_specification
 from .artifacts import Experiment
 from .audit import audit, audit_specification
-from .evaluation import measure, measurement_specification
+from .evaluation import measure, measure_images, measurement_specification
 from .methods import AUDITED, find_recipe, split_method
 from .store import Store, key
 
@@ -98,6 +102,50 @@ def list_tasks(
         parts += [("audit", method)] * (method in AUDITED)
         tasks |= dict.fromkeys(parts, before)
     return tasks
+
+
+def estimate(experiment: Experiment, methods: Sequence[str]) -> float:
+    """Seconds that one process, at its speed now, would take to measure methods from nothing.
+
+    Times PGD, a training and a measurement on some test images, with an untrained filter.
+    """
+    study, device, split = experiment.study, experiment.device, experiment.images("test")
+    block, trained = experiment.blocks("test")[0], "standard" not in experiment.custom
+    images, labels = split.images[block].to(device), split.labels[block].to(device)
+    size = study.classifier, len(split.classes), study.image_size
+    classifier = KINDS["standard"].build(*size) if trained else experiment.classifier()
+    classifier.to(device).eval().requires_grad_(False)
+    denoiser = Filtering(study.width, study.kernel_size).to(device).eval()
+    nothing = torch.zeros(1, *images.shape, dtype=torch.float16)
+    attacked = AttackedSet(images.cpu(), labels.cpu(), nothing, (0.0, study.eps[-1]))
+    low = choose_precision(study.precision, device) == "bfloat16"
+
+    def learn() -> None:
+        for batch in images.split(study.batch_size):
+            with torch.autocast(device.type, torch.bfloat16, enabled=low):
+                loss = semantic_loss(classifier, denoiser(batch), batch)
+            loss.backward()
+
+    gradient = _time(lambda: pgd(classifier, images, labels, study.eps[-1], steps=2)) / 2
+    training = _time(learn)
+    measuring = _time(lambda: measure_images(classifier, denoiser, attacked)) / 2
+    pairs = len(experiment.images("train")) * len(study.attacked_eps)
+    tests = len(split) * len(study.evaluated_eps)
+    recipes = [task[1] for task in list_tasks(experiment, methods) if task[0] == "denoiser"]
+    epochs = sum(specify_training(recipe, study)["epochs"] for recipe in recipes)
+    learned = trained * study.classifier_epochs * len(experiment.images("classifier"))
+    seconds = gradient * (study.steps * (pairs + tests) + learned)
+    return (seconds + training * epochs * pairs + measuring * len(methods) * tests) / len(images)
+
+
+def _time(run: Callable[[], Any]) -> float:
+    """Seconds of a call: the mean over one second, after a first call."""
+    run()
+    start, calls = time.monotonic(), 0
+    while (passed := time.monotonic() - start) < 1:
+        run()
+        calls += 1
+    return passed / calls
 
 
 DO: dict[str, Callable[..., Any]] = {

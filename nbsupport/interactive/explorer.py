@@ -1,33 +1,48 @@
-"""Attacks, denoised images and kernels, computed first and then explored on one screen."""
+"""Attacks, denoised images and kernels on one screen, computed while one looks at it."""
 
+import io
 import math
 import threading
+import zlib
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
+from itertools import product
+from queue import Queue
 from typing import Any, NamedTuple
 
-import anywidget
+import ipywidgets
 import matplotlib
 import numpy as np
-import pandas as pd
 import torch
 import traitlets
+from matplotlib.markers import MarkerStyle
+from PIL import Image, ImageOps
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from ..attacks.pgd import pgd
 from ..classifiers.custom import wrap
 from ..classifiers.models import Classifier
 from ..data.images import AnyLabels, Images, Labels, check_images, check_labels
+from ..denoisers.baselines import BASELINES, Baseline
 from ..denoisers.filtering import uncertainty_map
-from ..denoisers.models import KernelDenoiser, PAFilter
+from ..denoisers.models import HEADS, KernelDenoiser, PAFilter, View
+from ..denoisers.pretrained import load_pretrained, samples
 from ..experiments.evaluation import quality
-from ..experiments.methods import COLOURS
+from ..experiments.methods import COLOURS, DASHES, MARKERS
 from ..study import EPS, eps_label
+from .screen import Screen
 
 ATTACKED = "attacked"  # the method without a denoiser
-MOST_GIB = 4.0
+FIRST = 3  # denoisers that are computed first
+STRENGTHS = tuple(sorted({*EPS, 8 / 255}))
+MOST_GIB = 4.0  # of frames in memory
+MOST_BYTES = 2**24  # of pieces that are sent unasked, and in a page
+Piece = tuple[dict[str, Any], bytes]
+Task = tuple[int, Any]  # an image, and a method to compute or a strength to attack at again
+TOP = 5  # classes
+LIMITS = {"W": (0.0, 1.0), "perturbation": (-1.0, 1.0)}
+GRID = 8  # pixels in each direction, whose kernels are sent with the pictures
 
 
 class Frame(NamedTuple):
@@ -36,14 +51,13 @@ class Frame(NamedTuple):
     pictures: dict[str, Tensor]  # Ĩ, and the maps that the denoiser has
     kernels: dict[str, Tensor]  # (3·K·K, h, w) for each filter, in half precision
     probabilities: Tensor
-    correct: float
     psnr: float
     ssim: float
 
 
 @dataclass
 class Exploration:
-    """A `Frame` of every image at every strength behind every denoiser, computed at the start."""
+    """A `Frame` of every image at every strength behind every denoiser, made piece by piece."""
 
     classifier: Classifier
     denoisers: dict[str, nn.Module]
@@ -54,59 +68,115 @@ class Exploration:
     frames: dict[tuple[int, int, str], Frame] = field(default_factory=dict)  # image, ε, method
 
     def __post_init__(self) -> None:
-        self._check_memory()
-        try:
-            for number in tqdm(range(len(self.images)), "attacking", leave=False, unit="image"):
-                self._attack(number, list(range(len(self.eps))))
-        except KeyboardInterrupt:  # keeps the images that are done
-            if not self.frames:
-                raise
-        done = len(self.frames) // (len(self.eps) * len(self.denoisers))
-        self.images, self.labels = self.images[:done], self.labels[:done]
-
-    def attack_again(self, image: int, strength: int) -> None:
-        """Attack and denoise one image at one strength from another random start."""
-        self.seed += 1
-        self._attack(image, [strength])
-
-    def accuracy(self) -> dict[str, list[float]]:
-        """The accuracy of each method on these images at every strength."""
-        correct: Any = pd.Series({key: frame.correct for key, frame in self.frames.items()})
-        return correct.groupby(level=[1, 2]).mean().unstack().to_dict("list")
-
-    def limits(self, method: str) -> tuple[float, float]:
-        """The range of a method's uncertainty maps, so that all share one scale."""
-        views = [frame.pictures for key, frame in self.frames.items() if key[2] == method]
-        maps = [map for view in views for name, map in view.items() if name[0] == "u"]
-        low, high = torch.stack(maps or [torch.tensor([0.0, 1.0])]).aminmax()
-        return float(low), float(high)
-
-    @torch.no_grad()
-    def _attack(self, number: int, strengths: list[int]) -> None:
-        clean = self.images[number].to(self.classifier.mean).expand(len(strengths), -1, -1, -1)
-        labels = self.labels[number].to(clean.device).expand(len(strengths))
-        eps = torch.tensor(self.eps)[strengths].to(clean)
-        hats = pgd(self.classifier, clean, labels, eps, seed=self.seed)
-        frames = {}
-        for name, denoiser in self.denoisers.items():
-            pictures, kernels = batches = _denoise(denoiser, hats)
-            probabilities = self.classifier(pictures["denoised"]).softmax(dim=1)
-            correct = (probabilities.argmax(dim=1) == labels).float()
-            numbers = torch.stack([correct, *quality(pictures["denoised"], clean)], dim=1).tolist()
-            for i, strength in enumerate(strengths):
-                views, taps = ({k: each[i].cpu() for k, each in part.items()} for part in batches)
-                frame = Frame(views, taps, probabilities[i].cpu(), *numbers[i])
-                frames[number, strength, name] = frame
-        self.frames |= frames
-
-    @torch.no_grad()
-    def _check_memory(self) -> None:
-        example = self.images[:1].to(self.classifier.mean)
-        views = [view for each in self.denoisers.values() for view in _denoise(each, example)]
-        one = sum(tensor.nbytes for view in views for tensor in view.values())
+        example = self._put(self.images[:1])
+        with torch.no_grad():
+            views = {name: _denoise(each, example) for name, each in self.denoisers.items()}
+        parts = [part for view in views.values() for part in view]
+        one = sum(tensor.nbytes for part in parts for tensor in part.values())
         if (gib := one * len(self.eps) * len(self.images) / 2**30) > MOST_GIB:
             limit = f"expected frames of at most {MOST_GIB:g} GiB, got {gib:.1f}"
             raise ValueError(f"explore: {limit}; pass fewer or smaller images")
+        self.maps = {name: [*pictures][1:] for name, (pictures, _) in views.items()}
+        self.filters = {name: [*kernels] for name, (_, kernels) in views.items()}
+        self.step = math.ceil(max(self.images.shape[-2:]) / GRID)  # between the grid's pixels
+
+    def compute(self, image: int, method: str) -> None:
+        """Attack an image, and denoise it at all strengths, unless that is done."""
+        strengths = list(range(len(self.eps)))
+        if (image, 0, ATTACKED) not in self.frames:
+            self._attack(image, strengths, [ATTACKED])
+        if (image, 0, method) not in self.frames:
+            frames = [self.frames[image, strength, ATTACKED] for strength in strengths]
+            hats = torch.stack([frame.pictures["denoised"] for frame in frames])
+            self._add(image, strengths, method, self._put(hats))
+
+    def attack_again(self, image: int, strength: int) -> list[str]:
+        """Attack an image at one strength from another random start; return the methods there."""
+        methods = [name for name in self.denoisers if (image, strength, name) in self.frames]
+        self.seed += 1
+        self._attack(image, [strength], methods)
+        return methods
+
+    @torch.no_grad()
+    def add(self, picture: Image.Image) -> int:
+        """Append an own picture, cut and resized, under the class that it is given now."""
+        height, width = self.images.shape[-2:]
+        array = np.asarray(ImageOps.fit(picture.convert("RGB"), (width, height)))
+        image = torch.tensor(array).permute(2, 0, 1)[None] / 255
+        label = self.classifier(self._put(image)).argmax(dim=1).cpu()
+        self.images, self.labels = torch.cat([self.images, image]), torch.cat([self.labels, label])
+        return len(self.images) - 1
+
+    @torch.no_grad()
+    def order(self, strength: int, method: str) -> list[int]:
+        """All images, first the first that is fooled and repaired, then the first that is not."""
+        clean, eps = self._put(self.images), self.eps[strength]
+        hats = pgd(self.classifier, clean, self.labels.to(clean.device), eps, seed=self.seed)
+        batches = clean, hats, self.denoisers[method](hats)
+        classes = torch.stack([self.classifier(batch).argmax(dim=1).cpu() for batch in batches])
+        before, attacked, after = classes == self.labels
+        fooled = before & ~attacked
+        groups = fooled & after, fooled & ~after
+        first = [image for group in groups for image in group.nonzero().flatten().tolist()[:1]]
+        return [*first, *(image for image in range(len(clean)) if image not in first)]
+
+    def pack(self, image: int, method: str) -> Piece:
+        """The frames of an image behind a denoiser: what is read, and what is drawn, compressed.
+
+        Drawn are images, less the attacked ones (those less the clean one), maps and the grid's
+        kernels, less those at the ε before.
+        """
+        frames = [self.frames[image, strength, method] for strength in range(len(self.eps))]
+        views = {k: torch.stack([each.pictures[k] for each in frames]) for k in frames[0].pictures}
+        pictures, clean, limits, scales = views.pop("denoised"), self.images[image], [], []
+        hats = [self.frames[image, s, ATTACKED].pictures["denoised"] for s in range(len(self.eps))]
+        before = torch.stack(hats)
+        if method == ATTACKED:
+            eps = torch.tensor(self.eps).clamp(min=1e-12).view(-1, 1, 1, 1)
+            views["perturbation"] = ((pictures - clean) / eps).mean(dim=1, keepdim=True)
+            before = clean.expand_as(pictures)
+        parts = [_to_bytes(pictures) - _to_bytes(before)]
+        for name, map in views.items():
+            limits.append(LIMITS.get(name) or (float(map.min()), float(map.max())))
+            parts.append(_differ(_to_bytes(map, *limits[-1])))
+        for name in frames[0].kernels:
+            taps = torch.stack([frame.kernels[name] for frame in frames]).float()
+            taps = taps[..., :: self.step, :: self.step].permute(0, 2, 3, 1)
+            scales.append(float(taps.abs().max()))
+            roots = taps.sign() * (taps.abs() / max(scales[-1], 1e-12)).sqrt()
+            parts.append(_differ((127 * roots).round().to(torch.int8).numpy().view(np.uint8)))
+        label, top = int(self.labels[image]), []
+        for frame in frames:
+            best = frame.probabilities.topk(min(TOP, len(frame.probabilities))).indices.tolist()
+            best = best if label in best else [*best[:-1], label]
+            top.append([(each, round(float(frame.probabilities[each]), 4)) for each in best])
+        psnr = [None if frame.psnr == math.inf else round(frame.psnr, 2) for frame in frames]
+        ssim = [round(frame.ssim, 4) for frame in frames]
+        read = {"key": [image, method], "top": top, "psnr": psnr, "ssim": ssim}
+        data = zlib.compress(b"".join(part.tobytes() for part in parts), level=9)
+        return read | {"limits": limits, "scales": scales}, data
+
+    def _put(self, images: Tensor) -> Tensor:
+        return images.to(self.classifier.mean)
+
+    def _attack(self, image: int, strengths: list[int], methods: list[str]) -> None:
+        clean = self._put(self.images[image]).expand(len(strengths), -1, -1, -1)
+        labels = self.labels[image].to(clean.device).expand(len(strengths))
+        eps = torch.tensor(self.eps)[strengths].to(clean)
+        hats = pgd(self.classifier, clean, labels, eps, seed=self.seed)
+        for method in methods:
+            self._add(image, strengths, method, hats)
+
+    @torch.no_grad()
+    def _add(self, image: int, strengths: list[int], method: str, hats: Images) -> None:
+        pictures, kernels = batches = _denoise(self.denoisers[method], hats)
+        probabilities = self.classifier(pictures["denoised"]).softmax(dim=1)
+        clean = self._put(self.images[image]).expand_as(hats)
+        numbers = torch.stack(quality(pictures["denoised"], clean), dim=1).tolist()
+        for i, strength in enumerate(strengths):
+            views, taps = ({k: each[i].cpu() for k, each in part.items()} for part in batches)
+            frame = Frame(views, taps, probabilities[i].cpu(), *numbers[i])
+            self.frames[image, strength, method] = frame
 
 
 def _denoise(denoiser: nn.Module, hats: Images) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -119,126 +189,225 @@ def _denoise(denoiser: nn.Module, hats: Images) -> tuple[dict[str, Tensor], dict
     elif isinstance(denoiser, KernelDenoiser):
         kernels = {"": denoiser.kernels(hats)}
     for name, taps in kernels.items():
-        pictures[f"uncertainty, {name}" if name else "uncertainty"] = uncertainty_map(taps)
+        pictures[f"U, {name}" if name else "U"] = uncertainty_map(taps)
     return pictures, {name: taps.half() for name, taps in kernels.items()}
 
 
-def _encode(values: Tensor, low: float = 0, high: float = 1, colours: str = "") -> dict[str, Any]:
-    """An RGB image, or a map in colours, as a browser draws it: RGBA, row by row."""
-    scaled = (values.permute(1, 2, 0).numpy() - low) / max(high - low, 1e-12)
-    if colours:
-        pixels = matplotlib.colormaps[colours](scaled[..., 0], bytes=True)
-    else:
-        rgb = (255 * scaled.clip(0, 1)).round().astype(np.uint8)
-        pixels = np.pad(rgb, ((0, 0), (0, 0), (0, 1)), constant_values=255)
-    return {"height": len(pixels), "width": len(pixels[0]), "rgba": pixels.tobytes()}
+def _to_bytes(values: Tensor, low: float = 0, high: float = 1) -> np.ndarray:
+    """Pixels, with their channels last where there are three, from 0 at `low` to 255 at `high`."""
+    scaled = (values - low) / max(high - low, 1e-12)
+    scaled = scaled.movedim(-3, -1) if values.shape[-3] == 3 else scaled
+    return (255 * scaled.clamp(0, 1)).round().byte().numpy()
 
 
-class Explorer(anywidget.AnyWidget):
-    """The screen of an `Exploration`: looks up and colours a choice, which `explorer.js` draws."""
+def _differ(bytes: np.ndarray) -> np.ndarray:
+    return np.diff(bytes, axis=0, prepend=0 * bytes[:1])
 
-    _esm = files(__package__).joinpath("explorer.js").read_text(encoding="utf-8")
-    _css = files(__package__).joinpath("explorer.css").read_text(encoding="utf-8")
+
+def _look(method: str) -> dict[str, Any]:
+    """How figures draw a method: colour, dashes, and its marker's corners within ±1."""
+    marker = MarkerStyle(MARKERS.get(method, "o"))
+    corners: Any
+    (corners,) = marker.get_path().transformed(marker.get_transform()).to_polygons()
+    points = " ".join(f"{2 * x:.2f},{-2 * y:.2f}" for x, y in corners)
+    dashes = " ".join(str(2 * length) for length in DASHES.get(method, ()))
+    return {"colour": COLOURS.get(method, "#888888"), "dashes": dashes, "marker": points}
+
+
+class Explorer(Screen):
+    """The screen of an `Exploration`, which a thread computes piece by piece.
+
+    A piece is one image behind one denoiser at all strengths. `screen.js` gets it as `pack` makes
+    it, and asks only for what nothing holds yet: other pixels, another attack, an own image.
+    """
 
     image = traitlets.Int(0).tag(sync=True)  # the choice, down to the pixel's column
     strength = traitlets.Int(0).tag(sync=True)
     method = traitlets.Unicode(ATTACKED).tag(sync=True)
     row = traitlets.Int(0).tag(sync=True)
     column = traitlets.Int(0).tag(sync=True)
-    again = traitlets.Int(0).tag(sync=True)  # the browser counts up to ask for another attack
-    busy = traitlets.Bool(False).tag(sync=True)  # while that attack runs
-    message = traitlets.Unicode("").tag(sync=True)  # the last error
-    answers = traitlets.Int(0).tag(sync=True)  # counts answered choices; the browser waits for it
-    shown = traitlets.Dict().tag(sync=True)  # the screen for the choice
-    curves = traitlets.Dict().tag(sync=True)  # each method's accuracy over ε
-    fixed = traitlets.Dict().tag(sync=True)  # thumbnails, names and colours
+    fixed = traitlets.Dict().tag(sync=True)  # names, looks and sizes
+    images: Any = traitlets.List().tag(sync=True)  # labels and pixels, as the thumbnails stand
+    progress = traitlets.Dict().tag(sync=True)  # of the thread, and the last error
+    upload = traitlets.Instance(ipywidgets.FileUpload).tag(
+        sync=True, **ipywidgets.widget_serialization
+    )
 
     def __init__(self, exploration: Exploration, classes: Sequence[str] = ()) -> None:
         self.exploration, methods = exploration, list(exploration.denoisers)
-        self._limits = {method: exploration.limits(method) for method in methods}
-        super().__init__(strength=(len(exploration.eps) + 1) // 2, method=methods[-1])
-        self.row, self.column = (side // 2 for side in exploration.images.shape[-2:])
-        self.curves = exploration.accuracy()
-        self.fixed = {
-            "thumbnails": [_encode(image) for image in exploration.images],
-            "labels": exploration.labels.tolist(),
-            "classes": list(classes),
-            "eps": [eps_label(strength) for strength in exploration.eps],
-            "colours": {method: COLOURS.get(method, "#888888") for method in methods},
-        }
-        self.observe(self._show, ["image", "strength", "method", "row", "column"])
-        self.observe(self._start_attack, ["again"])
-        self._show()
+        self.pieces: dict[tuple[int, str], Piece] = {}
+        self._waiting, self._paused = deque[Task](), list[Task]()
+        self._tokens, self._lock = Queue[None](), threading.RLock()  # a token per task
+        strength, method = (len(exploration.eps) + 1) // 2, methods[:2][-1]
+        order = exploration.order(strength, method)
+        row, column = (side // 2 for side in exploration.images.shape[-2:])
+        upload = ipywidgets.FileUpload(accept="image/*", description="own image")
+        choice = {"image": order[0], "strength": strength, "method": method, "upload": upload}
+        fixed = {
+            "size": list(exploration.images.shape[-2:]), "step": exploration.step,
+            "classes": list(classes), "eps": [eps_label(eps) for eps in exploration.eps],
+            "methods": {name: {**_look(name), "maps": exploration.maps[name],
+                               "filters": exploration.filters[name]} for name in methods},
+            "colours": {name: matplotlib.colormaps[name](range(256), bytes=True)[:, :3].tobytes()
+                        for name in ("viridis", "cividis", "RdBu_r")},
+        }  # fmt: skip
+        images = [self._describe(number) for number in order]
+        super().__init__(row=row, column=column, fixed=fixed, images=images, **choice)
+        self.upload.observe(self._load, "value")
+        self.on_msg(self._answer)
+        threading.Thread(target=self._work, daemon=True).start()
+        for part in (methods[: 1 + FIRST], methods[1 + FIRST :]):
+            self._start(*product(order, part))
 
-    def _show(self, change: Any = None) -> None:
-        # JupyterLab does not show an exception of a callback, so the screen does.
+    def page_state(self) -> dict[str, Any]:
+        self._tokens.join()
+        names = ("strength", "method", "row", "column", "fixed", "progress")
+        state, kept = {name: getattr(self, name) for name in names}, list[Piece]()
+        for image in [each["number"] for each in self.images]:  # as many as fit
+            pieces = [piece for (number, _), piece in self.pieces.items() if number == image]
+            if not kept or sum(len(data) for _, data in kept + pieces) <= MOST_BYTES:
+                kept += pieces
+        if not kept:
+            raise RuntimeError(f"explore: nothing was computed; {self.progress['error']}")
+        there = {read["key"][0] for read, _ in kept}
+        images = [each for each in self.images if each["number"] in there]
+        return state | {"image": images[0]["number"], "images": images, "pieces": kept}
+
+    def _describe(self, number: int, own: bool = False) -> dict[str, Any]:
+        pixels = _to_bytes(self.exploration.images[number]).tobytes()
+        label = int(self.exploration.labels[number])
+        return {"number": number, "label": label, "pixels": pixels, "own": own}
+
+    # -- in the thread -----------------------------------------------------------------------------
+
+    def _start(self, *tasks: Task, now: bool = False) -> None:
+        (self._waiting.extendleft if now else self._waiting.extend)(tasks[:: -1 if now else 1])
+        for _ in tasks:
+            self._tokens.put(None)
+        self._report()
+
+    def _work(self) -> None:
+        while True:
+            self._tokens.get()
+            with self._lock:
+                tasks = [self._waiting.popleft()] if self._waiting else []
+            try:
+                for task in tasks:
+                    self._do(*task)
+                    self._report()
+            except Exception as error:
+                with self._lock:
+                    self._paused += tasks
+                    self._pause(f"{type(error).__name__}: {error}")
+            self._tokens.task_done()
+
+    def _do(self, image: int, what: Any) -> None:
+        again = isinstance(what, int)
+        for method in self.exploration.attack_again(image, what) if again else [what]:
+            self.exploration.compute(image, method)
+            self.pieces[image, method] = self.exploration.pack(image, method)
+            self._ship(image, method)
+        if again:
+            self.send({"attacked": image})
+
+    def _pause(self, error: str = "") -> None:
+        self._paused += self._waiting
+        self._waiting.clear()
+        self._report(error)
+
+    def _report(self, error: str = "") -> None:
+        first = list(self.exploration.denoisers)[: 1 + FIRST]
+        ready = sum((each["number"], name) in self.pieces for each in self.images for name in first)
+        self.progress = {
+            "done": len(self.pieces), "waiting": len(self._waiting), "paused": len(self._paused),
+            "images": ready // len(first), "error": error,
+        }  # fmt: skip
+
+    # -- the browser -------------------------------------------------------------------------------
+
+    def _ship(self, image: int, method: str, asked: bool = False) -> None:
+        read, data = self.pieces[image, method]
+        whole = asked or sum(len(data) for _, data in self.pieces.values()) <= MOST_BYTES
+        self.send({"piece": read}, [data] if whole else None)
+
+    def _answer(self, _: Any, asked: dict[str, Any], buffers: Any = ()) -> None:
+        """Do what `screen.js` asks for, and say so; JupyterLab shows no exception of a callback."""
+        image, method = asked.get("image", 0), asked.get("method", ATTACKED)
         try:
-            self.shown, self.message = self._look_up(), ""
+            with self._lock:
+                match asked["ask"]:
+                    case "hello":
+                        for key in list(self.pieces):
+                            self._ship(*key)
+                    case "piece" if (image, method) in self.pieces:
+                        self._ship(image, method, asked=True)
+                    case "piece" if (image, method) in self._waiting:
+                        self._waiting.remove((image, method))
+                        self._waiting.appendleft((image, method))
+                    case "kernels":
+                        frame = self.exploration.frames[image, asked["strength"], method]
+                        taps = [x[:, asked["row"], asked["column"]] for x in frame.kernels.values()]
+                        self.send({"kernels": asked}, [x.float().numpy().tobytes() for x in taps])
+                    case "attack":
+                        self._start((image, asked["strength"]), now=True)
+                    case "stop":
+                        self._pause()
+                    case "go on":
+                        tasks, self._paused = self._paused, []
+                        self._start(*tasks)
         except Exception as error:
-            self.message = f"{type(error).__name__}: {error}"
-        self.answers += 1
+            self._report(f"{type(error).__name__}: {error}")
+        self.send({"heard": asked["count"]})
 
-    def _look_up(self) -> dict[str, Any]:
-        source, chosen = self.exploration, (self.image, self.strength)
-        attacked, frame = source.frames[*chosen, ATTACKED], source.frames[*chosen, self.method]
-        clean, hat = source.images[self.image], attacked.pictures["denoised"]
-        change = (hat - clean) / (source.eps[self.strength] or 1)
-        pictures = {"clean": _encode(clean), "attacked": _encode(hat)}
-        pictures["perturbation"] = _encode(change, -1, 1)
-        scales: dict[str, Any] = {"denoised": (), "W": (0, 1, "cividis")}
-        for name, values in frame.pictures.items():
-            scale = scales.get(name, (*self._limits[self.method], "viridis"))
-            pictures[name] = _encode(values, *scale)
-        return {
-            "pictures": pictures,
-            "label": int(source.labels[self.image]),
-            "probabilities": [each.probabilities.tolist() for each in (attacked, frame)],
-            "quality": [f"{each.psnr:.1f} dB, SSIM {each.ssim:.3f}" for each in (attacked, frame)],
-            "kernels": [self._kernels(*filter) for filter in frame.kernels.items()],
-        }
-
-    def _kernels(self, name: str, taps: Tensor) -> dict[str, Any]:
-        size = math.isqrt(len(taps) // 3)
-        kernels = taps[:, self.row, self.column].float().view(3, 1, size, size)
-        return {
-            "name": name,
-            "sums": [f"{float(kernel.sum()):.2f}" for kernel in kernels],
-            "kernels": [_encode(kernel, -1.2, 1.2, "RdBu_r") for kernel in kernels],
-        }
-
-    def _start_attack(self, change: Any) -> None:
-        self.answers += 1
-        if not self.busy:
-            self.busy, choice = True, (self.image, self.strength)
-            # in a thread, so that the kernel keeps answering the browser
-            threading.Thread(target=self._attack, args=choice, daemon=True).start()
-
-    def _attack(self, image: int, strength: int) -> None:
-        try:
-            self.exploration.attack_again(image, strength)
-            self.curves = self.exploration.accuracy()
-            self._show()
-        except Exception as error:
-            self.message = f"{type(error).__name__}: {error}"
-        finally:
-            self.busy = False
+    def _load(self, change: Any) -> None:
+        for file in self.upload.value:
+            try:
+                number = self.exploration.add(Image.open(io.BytesIO(file["content"])))
+            except Exception as error:
+                reason = f"expected a picture such as PNG or JPEG, got {file['name']} ({error})"
+                return self._report(f"own image: {reason}")
+            self.images = [*self.images, self._describe(number, own=True)]
+            self._start(*product([number], self.exploration.denoisers), now=True)
+            self.image = number
 
 
 def explore(
-    classifier: nn.Module, denoisers: Mapping[str, nn.Module], images: Images, labels: AnyLabels,
-    classes: Sequence[str] = (), *, eps: Sequence[float] = EPS,
+    classifier: nn.Module | None = None, denoisers: Mapping[str, nn.Module] | None = None,
+    images: Images | None = None, labels: AnyLabels | None = None, classes: Sequence[str] = (),
+    *, eps: Sequence[float] = STRENGTHS,
 ) -> Explorer:  # fmt: skip
-    """Show images, attacks, denoised images and kernels on one screen, all computed now.
+    """Show images, attacks, denoised images and kernels on one screen, computed as one looks at it.
 
-    Images are RGB in [0, 1], denoisers in evaluation mode; `classifier` returns logits. An
-    interruption keeps the images that are done. Raises `ValueError` or `TypeError` if images,
-    labels or classifier are refused, the strengths do not rise from 0, or the frames exceed 4 GiB.
+    Images are RGB in [0, 1], denoisers in evaluation mode; `classifier` returns logits. Without
+    arguments: the pretrained networks on eight CIFAR-10 images. The screen opens on the first image
+    that the attack at the middle strength fools and the first denoiser repairs; beside it stands
+    the first that it does not. The first three denoisers come first. Raises `ValueError` or
+    `TypeError` if images, labels or classifier are refused, the strengths do not rise from 0, or
+    the frames exceed 4 GiB.
     """
+    if classifier is None or images is None or labels is None:
+        return explore(*_pretrained(), eps=eps)
     check_images(images, caller="explore")
     labels = check_labels(labels, images=images, classes=None, caller="explore")
     if not (len(eps) > 1 and eps[0] == 0 and list(eps) == sorted(set(eps)) and eps[-1] <= 1):
         raise ValueError(f"explore: expected at least two strengths from 0 up to 1, got {eps}")
     if not isinstance(classifier, Classifier):
         classifier = wrap(classifier, images, labels)
-    methods = {ATTACKED: nn.Identity(), **denoisers}
+    methods = {ATTACKED: nn.Identity(), **(denoisers or {})}
     return Explorer(Exploration(classifier, methods, images, labels, tuple(eps)), classes)
+
+
+def _pretrained() -> tuple[Any, ...]:
+    networks: Any = (
+        load_pretrained(f"cifar10-{name}(L_img)")
+        for name in ("PA-Filt", "Filt", "Add", "Multi-head-Filt")
+    )
+    pa_filter, filt, add, heads = networks
+    denoisers = {"PA-Filt(L_img)": pa_filter, "Filt(L_img)": filt, "Add(L_img)": add}
+    views = {f"PA-Filt(L_img)_{part}": View(pa_filter.ynet, part) for part in ("sl", "m")}
+    views |= {f"head_{number}": View(heads, number) for number in range(1, HEADS + 1)}
+    denoisers |= {name: each.eval() for name, each in views.items()}
+    denoisers |= {name: Baseline(name).eval() for name in BASELINES}
+    split = samples()
+    some = split.images[:8], split.labels[:8]
+    return load_pretrained("cifar10-classifier"), denoisers, *some, split.classes

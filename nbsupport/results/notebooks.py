@@ -1,24 +1,40 @@
 """Execute notebooks in fresh kernels into web pages; run as a module, it renews their links."""
 
+import contextlib
+import io
 import os
+import re
 import time
-from html import unescape
+from base64 import b64encode
+from html import escape, unescape
 from pathlib import Path
 from typing import Any
 
 import nbformat
+from bs4 import BeautifulSoup
 from jupyter_client.kernelspec import KernelSpecManager
+from markupsafe import Markup
+from matplotlib.mathtext import math_to_image
 from nbclient import NotebookClient
 from nbclient.exceptions import DeadKernelError
 from nbconvert import HTMLExporter
 from nbformat import NotebookNode
+from pygments.formatters import HtmlFormatter
 from tqdm import tqdm
+from traitlets.config import Config
 
+from ..interactive.screen import EXPORT
+from . import report
 from .save import REPOSITORY
 
 NOTEBOOKS = REPOSITORY / "notebooks"
 PAGES = REPOSITORY / "build"
 WIDGETS = "application/vnd.jupyter.widget-state+json"
+WIDGET = "application/vnd.jupyter.widget-view+json"
+SHOWN = ["text/html", "image/svg+xml", "image/png", "text/markdown", "text/plain"]
+AROUND = {"index.html": "Results", "explorer.html": "Explorer"}
+CODE = HtmlFormatter(style="xcode").get_style_defs(".highlight")
+DARK = HtmlFormatter(style="github-dark").get_style_defs(".highlight")
 
 
 class NotebookError(RuntimeError):
@@ -45,16 +61,17 @@ class _Watched(NotebookClient):
     """Shows the progress bars inside a cell, which are widgets, beside its `bar` over cells."""
 
     bar: tqdm
-    percentage = ""
+    label = percentage = ""
 
     def process_message(self, msg: Any, cell: NotebookNode, cell_index: int) -> NotebookNode | None:
         data = msg["content"].get("data", {}) if msg["msg_type"] == "comm_msg" else {}
         text = unescape(str(data.get("state", {}).get("value", "")))
         text = text.replace("\u2007", " ").strip()  # the spaces of tqdm
         if text.endswith("%"):
-            self.percentage = text
+            self.label, _, self.percentage = text.rpartition(": ")
         elif "/" in text and text.endswith("]"):  # finished steps and the remaining time
-            self.bar.set_postfix_str(f"{self.percentage} {text}")
+            steps = f"{self.percentage.strip()} {text.partition(',')[0]}]"
+            self.bar.set_postfix_str(f"{steps} {self.label}")
         return super().process_message(msg, cell, cell_index)
 
 
@@ -68,6 +85,7 @@ def execute(path: Path, study: str, scale: str, **choices: str) -> NotebookNode:
     notebook = nbformat.read(path, as_version=4)
     chosen = {"study": study, "scale": scale, **choices}
     environment = {f"NBSUPPORT_{name.upper()}": value for name, value in chosen.items()}
+    environment |= {"TQDM_BAR_FORMAT": "", EXPORT: "1"}
     client: Any = _Watched(
         notebook,
         timeout=None,
@@ -77,7 +95,7 @@ def execute(path: Path, study: str, scale: str, **choices: str) -> NotebookNode:
     )
     # without folders of kernels, "python3" is this Python and no other that is installed
     client.create_kernel_manager().kernel_spec_manager = KernelSpecManager(kernel_dirs=[])
-    with tqdm(notebook.cells, desc=path.stem, unit="cell", leave=False) as client.bar:
+    with tqdm(notebook.cells, desc=path.stem[:2], unit="cell", leave=False) as client.bar:
         try:
             # client.execute() takes over SIGINT: an interruption would look like a dead kernel
             with client.setup_kernel(env=os.environ | environment):
@@ -106,24 +124,79 @@ def _check_outputs(notebook: NotebookNode) -> None:
 
 
 def run(names: list[str], study: str, scale: str, **choices: str) -> Path:
-    """Execute notebooks one after the other into web pages in ``build/<study>-<scale>``."""
+    """Execute notebooks one after the other into web pages in ``build/<study>-<scale>``.
+
+    Above ``smoke``, whose numbers mean nothing, the report is their ``index.html``.
+    """
     paths, folder = find(names), PAGES / f"{study}-{scale}"
     folder.mkdir(parents=True, exist_ok=True)
-    start = time.monotonic()
+    start, around = time.monotonic(), AROUND if scale != "smoke" else {}
     for path in paths:
         before = time.monotonic()
         notebook = execute(path, study, scale, **choices)
-        page, _ = HTMLExporter().from_notebook_node(notebook, {"metadata": {"name": path.stem}})
-        for place in ("figures", "nbsupport"):
-            page = page.replace(f"../{place}/", f"../../{place}/")
-        for other in find([]):  # a link leads to the other's page if there is one
-            exists = other in paths or (folder / f"{other.stem}.html").exists()
-            link = f"{other.stem}.html" if exists else f"../../notebooks/{other.name}"
-            page = page.replace(f'href="{other.name}"', f'href="{link}"')
-        (folder / f"{path.stem}.html").write_text(page, encoding="utf-8")
+        there = {*(each.stem for each in paths), *(page.stem for page in folder.glob("*.html"))}
+        page = folder / f"{path.stem}.html"
+        page.write_text(to_page(notebook, there, around), encoding="utf-8")
         print(f"{path.stem:30} {time.monotonic() - before:6.0f} s", flush=True)
+    if around:
+        with contextlib.suppress(FileNotFoundError):  # nothing has saved a result yet
+            report.write(folder / "index.html")
     print(f"{'all':30} {time.monotonic() - start:6.0f} s", flush=True)
     return folder
+
+
+def to_page(notebook: NotebookNode, there: set[str], around: dict[str, str]) -> str:
+    """An executed notebook as a page that needs no network, with a line of links `around` it.
+
+    Links to the notebooks in `there` lead to their pages; others within the repository are text.
+    """
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":  # in code, dollars are dollars
+            cell.source = re.sub(r"`[^`]*`|(\$\$?)([^$`]+)\1", _draw_formula, cell.source)
+        else:  # what only a kernel can draw: bars of progress
+            data = [output.get("data", {}) for output in cell.outputs]
+            bare = [WIDGET in each and "text/html" not in each for each in data]
+            cell.outputs = [out for out, left in zip(cell.outputs, bare, strict=True) if not left]
+    exporter = HTMLExporter(
+        template_name="basic", exclude_anchor_links=True, exclude_input_prompt=True,
+        exclude_output_prompt=True,
+        config=Config({"NbConvertBase": {"display_data_priority": SHOWN}}),
+    )  # fmt: skip
+    notebook.metadata.pop("widgets", None)
+    body, _ = exporter.from_notebook_node(notebook)
+    soup = BeautifulSoup(body, "html.parser")
+    for anchor in soup.select("a[href]"):
+        target = Path(str(anchor["href"]))
+        if target.suffix == ".ipynb" and target.stem in there:
+            anchor["href"] = f"{target.stem}.html"
+        elif not re.match("https?:|#", str(anchor["href"])):
+            anchor.unwrap()
+    for image in soup.select('img:not([src^="data:"])'):
+        drawn = b64encode((NOTEBOOKS / str(image["src"])).read_bytes()).decode()
+        image["src"] = f"data:image/{Path(str(image['src'])).suffix[1:]};base64,{drawn}"
+    for table in soup.select("table"):  # a wide one scrolls below its caption
+        box = table.wrap(soup.new_tag("div", attrs={"class": "scroll", "tabindex": "0"}))
+        if caption := table.caption:
+            box.insert_before(caption)
+            caption.name, caption["class"] = "p", "caption"
+    title = soup.h1.get_text() if soup.h1 else ""
+    return report.render(
+        "page.html", title=title, body=Markup(soup), around=around, code=CODE, dark=DARK
+    )
+
+
+def _draw_formula(match: re.Match[str]) -> str:
+    """LaTeX as a picture, since MathJax needs a network; what Matplotlib cannot draw, as code."""
+    if not match[1]:
+        return match[0]
+    formula, file = f"${match[2].strip()}$", io.BytesIO()
+    try:
+        below = math_to_image(formula, file, dpi=72, format="svg")
+    except ValueError:
+        return f"`{match[2]}`"
+    drawn = b64encode(file.getvalue()).decode()
+    style = f'class="formula" style="vertical-align: -{below / 16:.3f}em"'
+    return f'<img {style} alt="{escape(match[2])}" src="data:image/svg+xml;base64,{drawn}">'
 
 
 def link(paths: list[Path]) -> None:

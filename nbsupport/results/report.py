@@ -1,8 +1,10 @@
 """The report: all stored results on one self-contained page, and the Markdown made of them."""
 
+import io
 import json
 import re
 from base64 import b64encode
+from collections import Counter
 from datetime import UTC, datetime
 from importlib.metadata import distribution
 from pathlib import Path
@@ -10,12 +12,20 @@ from typing import Any, NamedTuple
 
 import jinja2
 import mistune
+import numpy as np
 import pandas as pd
+import torch
 import yaml
 from markupsafe import Markup
+from matplotlib.figure import Figure
+from PIL import Image
 
-from ..study import Study, eps_label
-from . import claims, tables
+from ..experiments.methods import COLOURS, ENVELOPE
+from ..interactive import page
+from ..interactive.screen import embed
+from ..interactive.widgets import Browser, eps_choices
+from ..study import Study
+from . import claims, plots, tables
 from .save import REPOSITORY, RESULTS, build_folder, commit, is_clone, roots, write_text
 
 START, END = "<!-- table: python -m nbsupport.results.report -->", "<!-- end of table -->"
@@ -53,13 +63,15 @@ def read(place: Path, name: str) -> Result:
 
 
 def studies(roots: list[Path]) -> dict[str, list[Result]]:
-    """The results of every study, ``photographs`` last; an earlier root hides a later one's.
+    """The results of every study; an earlier root hides a later one's and comes first.
 
     Raises `FileNotFoundError` if there are none, and `ValueError` as `read` does.
     """
     places = {path.name: path for root in reversed(roots) for path in root.glob("*/")}
     found = {}
-    for study in sorted(places, key=lambda study: (study == "photographs", study)):
+    order = {path: number for number, path in enumerate(roots)}
+    first = {study: (order[path.parent], study == "photographs") for study, path in places.items()}
+    for study in sorted(places, key=lambda study: (*first[study], study)):
         files = (path for path in places[study].glob("[!.]*") if path.name != RESULTS)
         if names := {path.stem for path in files if path.is_file()}:
             found[study] = [read(places[study], name) for name in sorted(names)]
@@ -108,11 +120,11 @@ def update_readme(path: Path = REPOSITORY / "README.md") -> None:
     shown = next(result for result in every if result.name == "adaptive")
     table, note = tables.headline(shown.rows), tables.caption("headline", shown.study)
     text = f"{START}\n{tables.to_markdown(table)}\n\n*{note}*\n{END}"
-    page, times = re.subn(f"(?s){START}.*?{END}", lambda _: text, path.read_text("utf-8"))
+    readme, times = re.subn(f"(?s){START}.*?{END}", lambda _: text, path.read_text("utf-8"))
     if times != 1:
         raise ValueError(f"{path}: expected {START} and {END} once each")
-    write_text(path, page)
-    overview = _render("overview.md", studies=found, judged=judge_everywhere(found))
+    write_text(path, readme)
+    overview = render("overview.md", studies=found, judged=judge_everywhere(found))
     write_text(path.parent / "figures" / "README.md", overview)
 
 
@@ -120,9 +132,9 @@ def update_readme(path: Path = REPOSITORY / "README.md") -> None:
 
 
 def opening(notebook: str) -> tuple[str, str]:
-    """The heading of a notebook's first cell and the rest; its name alone without the repository.
+    """The heading of a notebook's first cell and its first paragraph, as plain text.
 
-    Raises `ValueError` if the repository has no such notebook.
+    Its name alone without the repository. Raises `ValueError` if that has no such notebook.
     """
     if notebook == COMPUTED or not is_clone():
         return notebook.replace("_", " ").capitalize(), ""
@@ -131,7 +143,8 @@ def opening(notebook: str) -> tuple[str, str]:
         raise ValueError(f"{path}: a result names this notebook, which does not exist")
     source = "".join(json.loads(path.read_text("utf-8"))["cells"][0]["source"])
     heading, _, text = source.partition("\n")
-    return heading.removeprefix("# "), text.strip()
+    paragraph = re.sub(r"!?\[([^]]*)\]\([^)]+\)", r"\1", text.strip().partition("\n\n")[0])
+    return heading.removeprefix("# "), tables.without_marks(paragraph).removeprefix("Question. ")
 
 
 def html(frame: pd.DataFrame, uuid: str, images: int = 1) -> Markup:
@@ -139,60 +152,118 @@ def html(frame: pd.DataFrame, uuid: str, images: int = 1) -> Markup:
     classes = None
     if frame.index.names == ["method", "source"]:
         frame, classes = tables.with_differences(frame, images)
-    styler = tables.style(frame, classes=classes).hide(names=True)
+    measured = frame.notna().any(axis=1)
+    classes = classes[measured] if classes is not None else None
+    styler = tables.style(frame[measured], classes=classes).hide(names=True)
     return Markup(styler.set_table_attributes('class="numbers"').to_html(table_uuid=uuid))
 
 
-def build(roots: list[Path]) -> str:
-    """The whole page as HTML. Raises as `studies` and `opening` do."""
-    found = studies(roots)
+def differing(judged: pd.DataFrame, names: list[str]) -> pd.DataFrame:
+    """The claims that a study of these `names` decides as no published network and data set does.
+
+    A claim without published numbers holds in the paper's words.
+    """
+    published, new = list[str](), list[bool]()
+    for _, row in judged.map(lambda text: text.partition(" ")[0]).iterrows():
+        counts = Counter(row.drop([*names, "predicate"])[row != ""])
+        texts = [f"{outcome} in {number}" for outcome, number in counts.most_common()]
+        published.append(", ".join(texts) or "holds in words")
+        new.append(bool({*row[names]} & {"holds", "fails"} - {*(counts or {"holds"})}))
+    return judged[["predicate"]].assign(published=published).join(judged[names])[new]
+
+
+def curve(results: list[Result]) -> str:
+    """Accuracy over ε of the headline's methods, in the worst case over ε' ≤ ε, as SVG in base64.
+
+    Empty if the study has neither Table 1 nor 4.
+    """
+    rows = [result.rows for result in results if result.name in ("table1", "table4")]
+    if not rows:
+        return ""
+    every = pd.concat(rows).drop_duplicates(["method", "attack", "metric", "eps"])
+    chosen = every[every["method"].isin({*tables.HEADLINE} & {*COLOURS})]
+    figure = plots.draw_curves(chosen, attack=ENVELOPE, metrics=["accuracy"])
+    figure.savefig(file := io.BytesIO(), format="svg", metadata={"Date": None})
+    return b64encode(file.getvalue()).decode()
+
+
+def browse(result: Result) -> Markup:
+    """A slider over the strengths of stored frames, which needs no kernel."""
+    index = result.record["frames"]
+    with Image.open(result.files[".png"]) as sheet:
+        pixels = torch.tensor(np.asarray(sheet.convert("RGB"))).permute(2, 0, 1) / 255
+    rows = pixels.chunk(len(index["eps"]), dim=1)
+
+    def draw(eps: float) -> Figure:
+        row, panels = index["eps"].index(eps), list[plots.Panel]()
+        tiles = rows[row].chunk(len(index["names"]), dim=2)
+        for tile, name, word, note in zip(
+            tiles, index["names"], index["words"][row], index["notes"][row], strict=True
+        ):
+            answer = f"“{word}” {'✓' if word == index['truth'] else '✗'}" if word else ""
+            panels.append((tile, f"{name}\n{answer}\n{note}", {}))
+        return plots.draw_panels([panels[:3], panels[3:]], size=(1.9, 2.4))
+
+    return Markup(embed(Browser(draw, eps=eps_choices(index["eps"]))))
+
+
+def explorer(path: Path) -> str:
+    """The explorer as it stands on its page at `path`, which is written where it is missing or old.
+
+    That takes a minute.
+    """
+    code = Path(page.__file__).parent.iterdir()
+    if not path.is_file() or path.stat().st_mtime < max(each.stat().st_mtime for each in code):
+        page.write_page(path)
+    start = '<div id="nbs-'
+    return start + path.read_text("utf-8").partition(start)[2].partition("</body>")[0]
+
+
+def build(roots: list[Path], folder: Path | None = None) -> str:
+    """The whole page as HTML; in a `folder` with the explorer and links to notebooks' pages there.
+
+    Raises as `studies` and `opening` do.
+    """
+    found, clone = studies(roots), is_clone()
     every = [result for results in found.values() for result in results]
     known = {result.name: result.chapter for result in every if result.chapter != COMPUTED}
-    first = {result.chapter: result.study.name for result in reversed(every)}
-    ids = {f"{result.study.name}-{result.name}" for result in every}
-    ids |= {f"{study}-{notebook}" for notebook, study in first.items()}
-    markdown = mistune.create_markdown(escape=True, plugins=["table"])
-
-    def prose(text: str, study: str = "") -> Markup:
-        def lead_within_page(match: re.Match[str]) -> str:
-            picture, text, url = match.groups()
-            name = Path(url).stem
-            target = f"{first.get(name) if url.endswith('.ipynb') else study}-{name}"
-            if target in ids:
-                return f"[{'↗ ' * bool(picture)}{text}](#{target})"
-            return "" if picture else text
-
-        local = re.sub(r"(!?)\[([^]]*)\]\((?!https://)([^)]+)\)", lead_within_page, text)
-        return Markup(markdown(local))
-
-    citation, package, clone = None, distribution("nbsupport"), is_clone()
+    citation, package, judged = None, distribution("nbsupport"), judge_everywhere(found)
+    names = [name for study in found if (name := tables.NAMES.get(study, study)) in judged]
+    judged = judged[~judged[names].isin(["", "not measured"]).all(axis=1)]
     licence = package.read_text("licenses/LICENSE")
     if clone:
         licence = (REPOSITORY / "LICENSE").read_text("utf-8")
         citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text("utf-8"))
-    return _render(
-        "report.html", studies=found, known=known if clone else {}, first=first, prose=prose,
-        openings={name: opening(name) for name in ("00_start_here", *first)},
-        judged=judge_everywhere(found), html=html, eps_label=eps_label,
+    markdown = mistune.create_markdown(escape=True)
+    return render(
+        "report.html", studies=found, known=known if clone else {},
+        explorer=explorer(folder / "explorer.html") if folder else "",
+        pages={path.stem for path in folder.glob("[0-9][0-9]_*.html")} if folder else (),
+        prose=lambda text: Markup(markdown(text)), curve=curve(next(iter(found.values()))),
+        openings={result.chapter: opening(result.chapter) for result in every}, judged=judged,
+        differing=differing(judged, names), html=html, browse=browse,
         citation=citation, package=package.metadata, licence=licence, made=datetime.now(UTC),
         commit=commit(), encode=lambda path: b64encode(path.read_bytes()).decode(),
     )  # fmt: skip
 
 
-def _render(template: str, **fields: Any) -> str:
+def render(template: str, **fields: Any) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True,
         autoescape=template.endswith("html"), undefined=jinja2.StrictUndefined,
     )  # fmt: skip
-    page = environment.get_template(template)
-    return page.render(fields, claims=claims, tables=tables, findings=findings).strip() + "\n"
+    found = environment.get_template(template)
+    return found.render(fields, claims=claims, tables=tables, findings=findings).strip() + "\n"
 
 
 def write(path: Path | None = None) -> Path:
-    """Put all stored results on one page, ``build/report.html`` if None, and return its path."""
-    path, page = path or build_folder() / "report.html", build(roots())
+    """Put all stored results on one page, ``build/report.html`` if None, and return its path.
+
+    The explorer's page, ``explorer.html``, stands beside it.
+    """
+    path = path or build_folder() / "report.html"
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, page)
+    write_text(path, build(roots(), path.parent))
     return path
 
 

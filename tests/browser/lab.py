@@ -45,6 +45,7 @@ class Lab:
     """A server whose settings, store and copies of `notebooks` and `figures` lie below one folder."""
 
     def __init__(self, root: Path) -> None:
+        self.root = root
         for name in ("notebooks", "figures"):
             shutil.copytree(REPOSITORY / name, root / name, ignore=shutil.ignore_patterns(".*"))
         for name, values in SETTINGS.items():

@@ -27,13 +27,18 @@ window.boxes = (root) => [root, ...root.querySelectorAll("*")]
   }).join("\n");
 
 // What does not fit into its place.
-window.cut = (root) => [root, root.closest(".jp-OutputArea"), ...root.querySelectorAll("*")].filter((each) =>
+window.cut = (root) => [root, root.closest(".jp-OutputArea") ?? document.body, ...root.querySelectorAll("*")].filter((each) =>
   each.clientWidth && each.scrollWidth > each.clientWidth ||
   root.contains(each) && each.getBoundingClientRect().right > root.getBoundingClientRect().right
 ).map((each) => each.outerHTML.slice(0, 100));
 
-// For each element with text: the contrast of its colour with the background, as WCAG defines it.
-window.contrasts = (root) => {
+// The smallest size of a text.
+window.smallest = (root) => Math.min(...[...root.querySelectorAll("*")]
+  .filter((each) => [...each.childNodes].some((node) => node.nodeType === Node.TEXT_NODE && node.data.trim()) && each.checkVisibility())
+  .map((each) => parseFloat(getComputedStyle(each).fontSize)));
+
+// WCAG's contrast of the last of layers of colours with those before.
+window.contrast = (layers, top) => {
   const context = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
   const luminance = (layers) => {
     for (const [colour, opacity] of layers) {
@@ -44,14 +49,28 @@ window.contrasts = (root) => {
       .map((value) => value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4);
     return 0.2126 * r + 0.7152 * g + 0.0722 * b;
   };
+  const [dark, light] = [luminance(layers), luminance([...layers, top])].sort((a, b) => a - b);
+  return (light + 0.05) / (dark + 0.05);
+};
+window.styles = (each) => {
+  const styles = [];
+  for (let above = each; above; above = above.parentElement) styles.unshift(getComputedStyle(above));
+  return styles;
+};
+const paper = (styles) => [["Canvas", 1], ...styles.map((style) => [style.backgroundColor, 1])];
+
+// For each element with text: the contrast of its colour with the background.
+window.contrasts = (root) => {
   const text = (each) => [...each.childNodes].some((node) => node.nodeType === Node.TEXT_NODE && node.data.trim());
   return [...root.querySelectorAll("*")].filter((each) => text(each) && each.checkVisibility()).map((each) => {
-    const styles = [];
-    for (let above = each; above; above = above.parentElement) styles.unshift(getComputedStyle(above));
-    const behind = [["white", 1], ...styles.map((style) => [style.backgroundColor, 1])];
-    const opacity = styles.reduce((product, style) => product * Number(style.opacity), 1);
+    const styles = window.styles(each), opacity = styles.reduce((product, style) => product * Number(style.opacity), 1);
     const colour = each instanceof SVGElement ? styles.at(-1).fill : styles.at(-1).color;
-    const [dark, light] = [luminance(behind), luminance([...behind, [colour, opacity]])].sort((a, b) => a - b);
-    return [each.textContent, (light + 0.05) / (dark + 0.05)];
+    return [each.textContent, window.contrast(paper(styles), [colour, opacity])];
   });
 };
+
+// The same for each line of the plot.
+window.lines = (root) => [...root.querySelectorAll(".curve polyline")].map((each) => {
+  const styles = window.styles(each);
+  return [styles.at(-1).stroke, window.contrast(paper(styles), [styles.at(-1).stroke, 1])];
+});

@@ -1,184 +1,256 @@
-"""The explorer of notebook 00 in JupyterLab: keyboard, clicks, errors, a busy kernel, themes."""
+"""The explorer in JupyterLab: what the kernel answers, and what is shown when it does not."""
 
-import itertools
+import io
 import re
+from contextlib import closing
 
+import numpy as np
 import pytest
-from lab import NOTEBOOKS, PANEL
+from homes import agrees, pixels, small, walk_all, write_notebook
+from lab import PANEL, Opened
+from PIL import Image
 
-pytestmark = pytest.mark.parametrize(
-    "notebook", NOTEBOOKS[:1], ids=lambda path: path.stem, indirect=True
-)
-IMAGES = ("clean", "attacked", "denoised")
+
+@pytest.fixture(scope="module")
+def local():
+    """The same explorer in this process: what the kernel's must show."""
+    explorer = small()
+    explorer.page_state()
+    return explorer
+
+
+@pytest.fixture(scope="module")
+def notebook(lab, browser):
+    path = write_notebook(lab.root / "notebooks" / "small.ipynb", str(__file__).rpartition("/")[0])
+    with closing(Opened(lab, browser.new_page(), path)) as opened:
+        opened.run()
+        yield opened
 
 
 @pytest.fixture
-def explorer(notebook):
-    (number,) = (i for i, source in enumerate(notebook.sources) if ".explore(" in source)
-    root = notebook.show(number).locator(".nbs")
+def root(notebook):
+    root = notebook.show(1).locator(".nbs")
     root.evaluate("(root) => root.scrollIntoView({ block: 'end' })")
     yield root
     assert notebook.reported() == []
 
 
-def picture(explorer, name):
-    return explorer.get_by_label(re.compile(f"^{name}( image;|$)"))
+def status(root):
+    return root.locator(".nbs-line [role=status]").element_handle()
 
 
-def in_kernel(notebook, line):
-    """Run code in the kernel, where the explorer is `it`."""
-    every = "__import__('ipywidgets').widgets.widget._instances.values()"
-    code = f"it, = (each for each in {every} if hasattr(each, 'exploration'))\n{line}"
+def in_kernel(notebook, code, wait=True):
     execute = f"{PANEL}.sessionContext.session.kernel.requestExecute({{ code }})"
-    reply = notebook.page.evaluate(f"async (code) => (await {execute}.done).content", code)
-    assert reply["status"] == "ok"
+    if wait:
+        reply = notebook.page.evaluate(f"async (code) => (await {execute}.done).content", code)
+        assert reply["status"] == "ok", reply
+    else:
+        notebook.page.evaluate(f"(code) => {{ {execute}; }}", code)
 
 
-def test_everything_is_chosen_with_the_keyboard(notebook, explorer):
-    strength, method = (explorer.get_by_role(role) for role in ("slider", "combobox"))
-    thumbnails = explorer.get_by_role("group", name="images").get_by_role("button")
-    clean, attacked, denoised = (picture(explorer, name) for name in IMAGES)
-    first = notebook.press("Enter", thumbnails.last, clean, "the last thumbnail")
-    assert thumbnails.last.get_attribute("aria-pressed") == "true"
-    notebook.press("Space", thumbnails.first, clean, "the first thumbnail", back_to=first)
-    notebook.press("End", strength, attacked, "the largest ε")
-    largest = notebook.press("Home", strength, attacked, "ε = 0")
-    assert strength.get_attribute("aria-valuetext") == "0 (clean)"
-    notebook.press("End", strength, attacked, "the largest ε", back_to=largest)
-    first = notebook.press("Home", method, denoised, "the first method")
-    assert method.input_value() == "attacked"
-    notebook.press("End", method, denoised, "the last method", back_to=first)
+def click_pixel(root, row, column):
+    pad = root.get_by_role("application", name="clean image")
+    box = pad.bounding_box()
+    place = {"x": box["width"] * (column + 0.5) / 32, "y": box["height"] * (row + 0.5) / 32}
+    pad.click(position=place)
 
 
-def test_the_most_probable_classes_come_first(explorer):
-    for name in ("attacked", "denoised"):
-        lines = explorer.get_by_label(f"predictions for the {name} image").locator("> div")
-        values = [float(text[-4:]) for text in lines.all_inner_texts()]
-        assert len(values) == 5
-        assert values == sorted(values, reverse=True)
-        assert all(re.match(r"[a-z]", text) for text in lines.all_inner_texts())
+def sums(root):
+    texts = root.locator(".nbs-kernels figcaption").all_inner_texts()
+    return [float(each[2:].replace("−", "-")) for each in texts]
 
 
-def test_tab_reaches_everything_in_order(notebook, explorer):
-    seen = []
-    explorer.evaluate("(root) => root.closest('.jp-Cell').focus()")  # as Escape does
-    for _ in range(30):
-        notebook.page.keyboard.press("Tab")
-        name = explorer.evaluate(
-            "(root) => root.contains(document.activeElement) &&"
-            " (document.activeElement.ariaLabel ?? document.activeElement.textContent)"
-        )
-        seen += [name.partition(":")[0].partition(";")[0]] if name else []
-    images = [f"image {number}" for number in range(explorer.locator(".nbs-strip button").count())]
-    places = [f"{name} image" for name in IMAGES]
-    assert seen == [*images, "attack strength ε", "method", "recompute with PGD", *places]
+def test_pictures_and_words_are_those_of_every_choice(notebook, root, local):
+    notebook.until("a.textContent === ''", "all pieces", status(root), seconds=300)
+    notebook.shoot("explorer")
+    walk_all(root, local.exploration, local.fixed["classes"], local.image)
 
 
-def test_a_click_chooses_the_pixel_and_arrows_move_it(notebook, explorer):
-    heading = explorer.get_by_role("heading", name="kernels of pixel").element_handle()
-    kernel = explorer.locator(".nbs-kernels canvas").first
-
-    def shows(place, what):
-        notebook.until("a.textContent.endsWith(b)", f"{place} after {what}", heading, place)
-
-    for name in IMAGES:
-        canvas = picture(explorer, name)
-        width, height = canvas.evaluate("(canvas) => [canvas.width, canvas.height]")
-        box, before = canvas.bounding_box(), [each.evaluate("pixels") for each in (canvas, kernel)]
-        canvas.click(position={"x": box["width"] * 3.5 / width, "y": box["height"] * 0.5 / height})
-        shows("(0, 3)", f"a click on {name}")
-        assert canvas.evaluate("pixels") != before[0]
-        assert kernel.evaluate("pixels") != before[1]
-        places = {"Up": "(0, 3)", "Down": "(1, 3)", "Right": "(1, 4)", "Left": "(1, 3)"}  # Up: edge
-        for key, place in places.items():
-            notebook.page.keyboard.press(f"Arrow{key}")
-            shows(place, key)
-        in_kernel(notebook, "it.row = it.column = 16")
-        shows("(16, 16)", "going back")
+def test_the_whole_of_it_is_visible_at_1280_by_800(root):
+    box = root.evaluate(
+        "(root) => { const { height, width } = root.getBoundingClientRect(); return [width, height]; }"
+    )
+    print(box)
+    assert box[1] <= 640
 
 
-def test_recomputing_says_that_it_is_busy_and_ends(notebook, explorer):
-    button = explorer.get_by_role("button", name="recompute with PGD")
-    button.evaluate("watch")
-    notebook.press("Enter", button, picture(explorer, "attacked"), "another random start")
-    button = explorer.locator("button[aria-busy]").element_handle()
-    notebook.until("a.ariaBusy === 'false'", "the end of the attack", button)
-    seen = [state for state, _ in itertools.groupby(notebook.page.evaluate("() => window.seen"))]
-    assert seen == ["true attacking …", "false recompute with PGD"]
-
-
-def test_it_shows_that_it_waits_for_the_kernel_and_then_its_error(notebook, explorer, tmp_path):
-    """Busy with the choice itself: newer JupyterLabs answer widgets while another cell runs."""
-    status = explorer.locator(".nbs-line [role=status]").element_handle()
-    alert, free = explorer.get_by_role("alert").element_handle(), tmp_path / "free"
-    failing = f"""import pathlib, time
-class Failing(dict):
-    def __getitem__(self, key):
-        while not pathlib.Path({str(free)!r}).exists(): time.sleep(0.05)
-        raise KeyError(key)
-"""
-    in_kernel(notebook, f"{failing}kept, it.exploration.frames = it.exploration.frames, Failing()")
-    explorer.get_by_role("slider").focus()
-    notebook.page.keyboard.press("ArrowLeft")
-    notebook.until("a.textContent.startsWith('waiting for the kernel')", "the explorer", status)
+def test_a_busy_kernel_is_waited_for_where_it_is_needed_alone(notebook, root, local):
+    root.get_by_role("combobox", name="method").select_option("Filt(L_img)")
+    free = notebook.lab.root / "free"
+    in_kernel(
+        notebook,
+        f"import pathlib, time\nwhile not pathlib.Path({str(free)!r}).exists(): time.sleep(0.05)",
+        wait=False,
+    )
+    notebook.until(f"{PANEL}.sessionContext.session.kernel.status === 'busy'", "a busy kernel")
+    click_pixel(root, 5, 7)
+    waiting = "a.textContent.startsWith('waiting for the kernel')"
+    notebook.until(waiting, "the explorer", status(root))
+    assert sums(root) == []  # no kernels of another pixel
     notebook.shoot("explorer-waiting")
+    root.get_by_role("slider").press("Home")  # needs no kernel
+    agrees(root, local.exploration, local.fixed["classes"], local.image, 0, "Filt(L_img)")
+    root.get_by_role("slider").press("End")
     free.touch()
-    notebook.until("a.textContent === ''", "the kernel's answer", status)
-    notebook.until("a.textContent.startsWith('KeyError')", "the error's message", alert)
+    notebook.until("a.textContent === ''", "the kernel's answer", status(root))
+    notebook.until("a.querySelector('.nbs-kernels canvas')", "the kernels", root.element_handle())
+    taps = local.exploration.frames[local.image, 3, "Filt(L_img)"].kernels[""][:, 5, 7].float()
+    assert np.allclose(sums(root), taps.view(3, -1).sum(dim=1), atol=0.01)
+
+
+def test_an_error_is_shown_and_goes(notebook, root, local):
+    in_kernel(notebook, "kept, it.exploration.frames = it.exploration.frames, {}")
+    click_pixel(root, 9, 9)
+    alert = root.get_by_role("alert").element_handle()
+    notebook.until("a.textContent.includes('run this cell again')", "the error", alert)
+    assert sums(root) == []
+    agrees(root, local.exploration, local.fixed["classes"], local.image, 3, "Filt(L_img)")
     notebook.shoot("explorer-error")
-    in_kernel(notebook, "it.exploration.frames = kept")
-    notebook.page.keyboard.press("ArrowRight")
+    in_kernel(notebook, "it.exploration.frames = kept; it._report()")
     notebook.until("a.textContent === ''", "the message to go", alert)
 
 
-def test_its_keys_are_not_jupyterlabs(notebook, explorer):
+def test_recomputing_changes_the_attack_and_says_so(notebook, root):
+    before = pixels(root, "attacked")
+    button = root.get_by_role("button", name="recompute with PGD")
+    button.evaluate("watch")
+    button.click()
+    notebook.until(
+        "a.ariaBusy === 'false' && window.seen.length > 1",
+        "another attack",
+        root.locator("[aria-busy]").element_handle(),
+    )
+    assert notebook.page.evaluate("() => window.seen[0]") == "true attacking …"
+    assert not np.array_equal(pixels(root, "attacked"), before)
+
+
+def test_an_own_image_is_attacked_and_filtered(notebook, root):
+    picture = np.zeros((64, 64, 3), np.uint8) + np.array([200, 30, 30], np.uint8)
+    Image.fromarray(picture).save(file := io.BytesIO(), format="PNG")
+    given = {"name": "red.png", "mimeType": "image/png", "buffer": file.getvalue()}
+    number = root.locator(".nbs-strip button").count()
+    root.locator("input[type=file]").set_input_files(given)
+    shown = "a.querySelector('.nbs-verdict').textContent.startsWith('class before the attack')"
+    notebook.until(shown, "the own image", root.element_handle(), seconds=120)
+    assert root.locator(".nbs-strip button").count() == number + 1
+    assert np.array_equal(pixels(root, "clean")[16, 16], [200, 30, 30])
+    notebook.shoot("explorer-own")
+    root.locator("input[type=file]").set_input_files(given | {"name": "notes.txt", "buffer": b"x"})
+    alert = root.get_by_role("alert").element_handle()
+    notebook.until("a.textContent.includes('expected a picture')", "a refusal", alert)
+    in_kernel(notebook, "it._report()")
+    root.locator(".nbs-strip button").first.click()
+
+
+def test_its_keys_are_not_jupyterlabs(notebook, root):
     """Which would cut the cell and insert others."""
     cells = f"() => {PANEL}.content.widgets.map((cell) => cell.model.id)"
     before = notebook.page.evaluate(cells)
-    explorer.get_by_role("button").first.focus()
+    root.get_by_role("button").first.focus()
     for key in "abxdd":
         notebook.page.keyboard.press(key)
     assert notebook.page.evaluate(cells) == before
 
 
-def test_everything_has_a_name(explorer):
-    for role in ("button", "slider", "combobox", "img", "application", "group"):
-        every = explorer.get_by_role(role)
-        assert every.count() == explorer.get_by_role(role, name=re.compile(r"\w")).count() > 0
-    assert explorer.locator(":is(canvas, svg, img):not([role], button *)").count() == 0
-
-
-@pytest.mark.matrix
-def test_nothing_jumps_and_nothing_is_cut(notebook, explorer):
-    """Whatever strength and method are chosen."""
-    strength, method = (explorer.get_by_role(role) for role in ("slider", "combobox"))
-    seen, plot = {}, explorer.locator("svg").element_handle()
-    for name in method.locator("option").all_inner_texts():
-        method.select_option(name)
-        strength.focus()
-        for key in ["End", *["ArrowLeft"] * int(strength.get_attribute("max"))]:
-            notebook.page.keyboard.press(key)
-            eps = strength.get_attribute("aria-valuetext").partition(" ")[0]
-            wanted = [name, f"at ε = {eps}"]
-            drawn = "b.every((part) => a.textContent.includes(part))"
-            notebook.until(drawn, " ".join(wanted), plot, wanted)
-            seen.setdefault(explorer.evaluate("boxes"), []).append((name, eps))
-            assert explorer.evaluate("cut") == []
-    assert list(seen.values()) == [[*itertools.chain(*seen.values())]]
-    notebook.page.keyboard.press("End")
-
-
-@pytest.mark.matrix
-@pytest.mark.parametrize("theme", ["Dark", "Light"])
-def test_it_can_be_read_in_both_themes(notebook, explorer, theme):
-    in_kernel(notebook, "it.message = 'What went wrong'")
+@pytest.mark.parametrize(
+    "theme", [pytest.param("Dark"), pytest.param("Light", marks=pytest.mark.matrix)]
+)
+def test_it_can_be_read_in_both_themes(notebook, root, theme):
+    in_kernel(notebook, "it._report('What went wrong')")
     notebook.execute(f"'apputils:change-theme', {{ theme: 'JupyterLab {theme}' }}")
-    alert = explorer.get_by_role("alert").element_handle()
-    changed = "document.body.dataset.jpThemeName.endsWith(b) && a.textContent"
-    ready = f"{changed} && !document.querySelector('#jupyterlab-splash')"
+    alert = root.get_by_role("alert").element_handle()
+    ready = "document.body.dataset.jpThemeName.endsWith(b) && a.textContent && !document.querySelector('#jupyterlab-splash')"
     notebook.until(ready, f"the theme {theme}", alert, theme)
+    notebook.page.wait_for_timeout(300)
     notebook.shoot(f"explorer-{theme}")
-    contrasts = explorer.evaluate("contrasts")
-    in_kernel(notebook, "it.message = ''")
-    assert {"What went wrong", "denoised", "recompute with PGD"} <= {text for text, _ in contrasts}
-    assert [(text, contrast) for text, contrast in contrasts if contrast < 4.5] == []
+    texts, lines = root.evaluate("contrasts"), root.evaluate("lines")
+    in_kernel(notebook, "it._report()")
+    assert [each for each in texts if each[1] < 4.5] == []
+    assert [each for each in lines if each[1] < 3] == []
+    assert root.evaluate("cut") == []
+
+
+SLOW = """
+import time
+from nbsupport.interactive.explorer import Exploration
+make = Exploration.compute
+def slow(*given):
+    time.sleep(0.3)
+    make(*given)
+Exploration.compute = slow
+slowly = small(number=20, eps=(0.0, 0.01))
+"""
+
+
+def test_what_is_not_computed_is_said_and_can_be_completed(notebook, root):
+    in_kernel(notebook, SLOW)
+    in_kernel(notebook, "slowly.strength = 1; it.close(); it = slowly")
+    insert = f"{PANEL}.content.widgets[1].model.sharedModel.setSource('slowly')"
+    notebook.page.evaluate(f"() => {{ {insert}; {PANEL}.content.activeCellIndex = 1; }}")
+    notebook.execute("'notebook:run-cell'")
+    root = notebook.show(1).locator(".nbs")
+    go = root.get_by_role("button", name="stop")
+    go.click()
+    said = "/^stopped after \\d+ of 20 images/.test(a.textContent)"
+    notebook.until(said, "the explorer to stop", status(root))
+    root.locator(".nbs-strip button").last.click()
+    assert (
+        root.locator("figure.empty").count() > 3
+        and root.locator(".nbs-verdict").inner_text() == "…"
+    )
+    notebook.shoot("explorer-stopped")
+    root.get_by_role("button", name="go on").click()
+    done = "a.querySelector('.nbs-verdict').textContent.startsWith('true class')"
+    notebook.until(done, "the last image", root.element_handle(), seconds=120)
+
+
+def test_a_restarted_kernel_leaves_all_that_was_computed(notebook, root, local):
+    """Run again first, so that the explorer is the local one."""
+    code = "from homes import small; it = small(); it.page_state(); slowly = it"
+    in_kernel(notebook, "Exploration.compute = make; " + code)
+    notebook.execute("'notebook:run-cell'")
+    root = notebook.show(1).locator(".nbs")
+    notebook.until("a.querySelectorAll('.nbs-strip button').length === 4 && a.querySelector('.nbs-verdict').textContent.length > 2",
+                   "the explorer", root.element_handle())  # fmt: skip
+    root.get_by_role("slider").press("Home")
+    notebook.page.evaluate(
+        f"async () => {{ await {PANEL}.sessionContext.session.kernel.restart(); }}"
+    )
+    notebook.page.evaluate("() => { window.kernel.statuses.length = 0; }")
+    notebook.until(
+        "a.textContent.startsWith('The kernel has ended or restarted: run this cell again')",
+        "the explorer",
+        status(root),
+    )
+    notebook.shoot("explorer-restarted")
+    walk_all(root, local.exploration, local.fixed["classes"], local.image)
+    for name in ("recompute", "own image", "stop", "go on"):
+        assert root.get_by_role("button", name=re.compile(name)).count() == 0
+
+
+@pytest.mark.parametrize("kernel", ["living", "none"])
+def test_a_notebook_that_is_opened_again(lab, browser, kernel):
+    """With its kernel it shows the last picture, without one it says what to do."""
+    name = f"again-{kernel}.ipynb"
+    path = write_notebook(lab.root / "notebooks" / name, str(__file__).rpartition("/")[0])
+    with closing(Opened(lab, browser.new_page(), path)) as opened:
+        opened.run()
+        done = "document.querySelector('.nbs-verdict')?.textContent.startsWith('true class')"
+        opened.until(done, "the explorer")
+        opened.page.evaluate(f"async () => {{ await {PANEL}.context.save(); }}")
+        if kernel == "none":
+            opened.page.evaluate(f"async () => {{ await {PANEL}.sessionContext.shutdown(); }}")
+        opened.page.reload()
+        if kernel == "living":
+            opened.until(done, "the last picture")
+            opened.until(
+                "document.querySelector('.nbs-sliders img')?.naturalWidth > 0", "the last sliders"
+            )
+            hidden = "[...document.querySelectorAll('.nbs-again')].every((each) => !each.checkVisibility())"
+            assert opened.page.evaluate(f"() => {hidden}")
+        else:
+            shown = "[...document.querySelectorAll('.nbs-again')].filter((each) => each.checkVisibility()).length === 2"
+            opened.until(shown, "both cells to say what to do")
+            opened.page.wait_for_timeout(1000)
+        opened.shoot("opened")
+        assert opened.page.get_by_text("model not found").filter(visible=True).count() == 0

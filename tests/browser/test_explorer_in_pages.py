@@ -1,0 +1,215 @@
+"""Explorer and sliders in pages without a kernel: an exported notebook and the static page, offline."""
+
+import io
+from contextlib import closing
+
+import numpy as np
+import pytest
+import torch
+from homes import agrees, pixels, small, walk_all, write_notebook
+from PIL import Image
+from torch import nn
+
+from nbsupport.classifiers.models import Classifier
+from nbsupport.interactive import page as static
+from nbsupport.interactive.explorer import explore
+from nbsupport.interactive.screen import embed
+from nbsupport.results import notebooks
+from nbsupport.study import eps_label
+
+HOMES = ("static", "exported")
+WIDTHS = 272, 336, 588, 848
+
+
+@pytest.fixture(scope="session")
+def explorer():
+    explorer = small()
+    explorer.page_state()
+    return explorer
+
+
+@pytest.fixture(scope="session")
+def pages(explorer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pages")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(static, "explore", lambda: explorer)
+        static.write_page(folder / "explorer.html")
+        patch.setattr(notebooks, "NOTEBOOKS", folder)
+        patch.setattr(notebooks, "PAGES", folder)
+        write_notebook(folder / "00_small.ipynb", str(__file__).rpartition("/")[0])
+        notebooks.run([], "photographs", "smoke")
+    return {
+        "static": folder / "explorer.html",
+        "exported": folder / "photographs-smoke/00_small.html",
+    }
+
+
+@pytest.fixture(scope="session")
+def contexts(browser):
+    return browser.browser
+
+
+@pytest.fixture
+def opened(contexts, pages, request):
+    """A page without a network, of a width and a theme; whatever it asks for is an error."""
+    home, width, scheme = getattr(request, "param", ("static", 900, "light"))
+    context = contexts.new_context(
+        viewport={"width": width, "height": 800}, color_scheme=scheme, offline=True
+    )
+    page, errors = context.new_page(), []
+    page.add_init_script(path=str(__file__).rpartition("/")[0] + "/probes.js")
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda message: message.type == "error" and errors.append(message.text))
+    page.on(
+        "request",
+        lambda asked: asked.url.startswith(("file:", "data:", "blob:")) or errors.append(asked.url),
+    )
+    page.goto(pages[home].as_uri())
+    with closing(context):
+        yield page
+        assert errors == []
+
+
+@pytest.mark.parametrize(
+    "opened", [(home, 900, "light") for home in HOMES], indirect=True, ids=HOMES
+)
+def test_all_strengths_and_methods_change_picture_and_verdict(opened, explorer):
+    root, classes = opened.locator(".nbs").first, explorer.fixed["classes"]
+    opened.wait_for_function("() => document.querySelector('.nbs-verdict').textContent.length > 2")
+    agrees(root, explorer.exploration, classes, explorer.image, explorer.strength, explorer.method)
+    walk_all(root, explorer.exploration, classes, explorer.image)
+    root.get_by_role("group", name="images").get_by_role("button").nth(1).click()
+    walk_all(root, explorer.exploration, classes, explorer.images[1]["number"])
+    assert root.get_by_role("button", name="recompute").count() == 0  # needs a kernel
+
+
+@pytest.mark.parametrize("opened", [("exported", 900, "light")], indirect=True)
+def test_sliders_move_without_a_kernel(opened):
+    browser = opened.locator(".nbs-sliders")
+    image, eps = (
+        browser.get_by_role("slider", name="image"),
+        browser.get_by_role("slider", name="ε"),
+    )
+    picture, seen = browser.locator("img"), set()
+    for key in ("Home", "End"):
+        image.press(key)
+        for strength, label in enumerate(map(eps_label, (0.0, 3e-3, 0.5))):
+            eps.press("ArrowRight" if strength else "Home")
+            name = {"Home": "cat", "End": "dog"}[key]
+            assert eps.get_attribute("aria-valuetext") == f"ε = {label}"
+            said = f"image = {name}, ε = {label}: image {1 + (key == 'End')} under"
+            assert picture.get_attribute("alt").startswith(said)
+            seen.add(picture.evaluate("pixels"))
+    assert len(seen) == 6
+
+
+def test_marker_values_and_kernels(opened, explorer):
+    """A click chooses a pixel of the grid; the values are those of the pixel, and the marker no part of the picture."""
+    root, exploration = opened.locator(".nbs"), explorer.exploration
+    before = pixels(root, "attacked")
+    pad = root.get_by_role("application", name="attacked image")
+    box = pad.bounding_box()
+    pad.click(position={"x": box["width"] * 8.5 / 32, "y": box["height"] * 20.5 / 32})
+    assert root.get_by_role("heading", name="kernels of pixel (20, 8)").count() == 1
+    assert np.array_equal(pixels(root, "attacked"), before)
+    frame = exploration.frames[explorer.image, explorer.strength, explorer.method]
+    sums = [
+        float(taps[:, 20, 8].float().view(3, -1)[c].sum())
+        for taps in frame.kernels.values()
+        for c in range(3)
+    ]
+    said = root.locator(".nbs-kernels figcaption").all_inner_texts()
+    assert np.allclose([float(each[2:].replace("−", "-")) for each in said], sums, atol=0.08)
+    pad.press("ArrowUp")
+    assert root.get_by_role("heading", name="kernels of pixel (16, 8)").count() == 1
+    pad.hover(position={"x": box["width"] * 3.5 / 32, "y": box["height"] * 5.5 / 32})
+    value = root.locator(".nbs-pictures figure").nth(1).locator("output").inner_text()
+    wanted = exploration.frames[explorer.image, explorer.strength, "attacked"].pictures["denoised"][
+        :, 5, 3
+    ]
+    assert np.allclose([float(each) for each in value.split()], wanted, atol=0.008)
+
+
+def test_the_scale_of_kernels_shows_them(opened):
+    root = opened.locator(".nbs")
+    root.get_by_role("slider").press("End")
+    kernel = root.locator(".nbs-kernels canvas").last
+    spread = "(c) => { const d = [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data].filter((_, i) => i % 4 === 1); return Math.max(...d) - Math.min(...d); }"
+    own = kernel.evaluate(spread)
+    root.get_by_role("combobox", name="scale of the kernels").select_option("common")
+    assert kernel.evaluate(spread) < own and own > 60
+
+
+def test_enlarging_saving_and_sweeping(opened, explorer):
+    root = opened.locator(".nbs")
+    root.get_by_role("button", name="enlarge denoised").click()
+    assert root.locator("dialog canvas").bounding_box()["width"] >= 320
+    with opened.expect_download() as download:
+        root.get_by_role("button", name="save as PNG").click()
+    saved = np.asarray(Image.open(io.BytesIO(download.value.path().read_bytes())).convert("RGB"))
+    times = len(saved) // 32
+    assert np.array_equal(saved[times // 2 :: times, times // 2 :: times], pixels(root, "denoised"))
+    opened.keyboard.press("Escape")
+    slider = root.get_by_role("slider")
+    before = slider.get_attribute("aria-valuetext")
+    root.get_by_role("button", name="play").click()
+    opened.wait_for_function(
+        "(text) => document.querySelector('.nbs input').ariaValueText !== text", arg=before
+    )
+    root.get_by_role("button", name="pause").click()
+
+
+def test_large_images_are_enlarged_pixel_by_pixel(contexts, tmp_path):
+    layer = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 3))
+    images = torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    explorer = explore(Classifier(layer).eval(), {}, images, torch.tensor([0]), eps=(0.0, 0.1))
+    (tmp_path / "large.html").write_text(embed(explorer), encoding="utf-8")
+    with closing(contexts.new_context()) as context:
+        page = context.new_page()
+        page.goto((tmp_path / "large.html").as_uri())
+        page.get_by_role("button", name="enlarge clean").click()
+        canvas = page.locator("dialog canvas")
+        assert canvas.evaluate("(c) => c.width") == 224 <= canvas.bounding_box()["width"]
+
+
+LOOKS = [pytest.param(("static", width, scheme), marks=[pytest.mark.matrix] * ((width, scheme) != (272, "dark")))
+         for width in WIDTHS for scheme in ("light", "dark")]  # fmt: skip
+
+
+@pytest.mark.parametrize("opened", LOOKS, indirect=True, ids=str)
+def test_it_can_be_read_at_every_width_in_both_themes(opened, request):
+    root = opened.locator(".nbs")
+    root.evaluate(
+        "(root, width) => { root.style.width = `${width}px`; }",
+        request.node.callspec.params["opened"][1],
+    )
+    root.evaluate(
+        "(root) => { root.closest('body').style.margin = root.closest('body').style.padding = 0; }"
+    )
+    for method in root.get_by_role("combobox", name="method").locator("option").all_inner_texts():
+        root.get_by_role("combobox", name="method").select_option(label=method)
+        opened.wait_for_timeout(100)
+        assert root.evaluate("cut") == []
+        assert root.evaluate("smallest") >= 11
+        pictures = root.locator(".nbs-pictures canvas").all()
+        assert min(each.bounding_box()["width"] for each in pictures) >= 96
+        assert [each for each in root.evaluate("contrasts") if each[1] < 4.5] == []
+        assert [each for each in root.evaluate("lines") if each[1] < 3] == []
+    for role in ("button", "slider", "combobox", "img", "application", "group"):
+        every = root.get_by_role(role).all()
+        assert every and all(
+            each.evaluate("(e) => e.ariaLabel || e.textContent.trim() || e.alt") for each in every
+        )
+
+
+def test_the_methods_differ_by_dash_or_marker(opened, explorer):
+    looks = opened.locator(".nbs-legend .curve").evaluate_all(
+        "(each) => each.map((g) => [g.querySelector('polyline').getAttribute('stroke-dasharray'), g.querySelector('polygon').getAttribute('points')].join())"
+    )
+    assert len(set(looks)) == len(looks) == len(explorer.fixed["methods"])
+
+
+@pytest.mark.matrix
+def test_the_static_page_of_all_methods_is_small(tmp_path):
+    static.write_page(tmp_path / "explorer.html")
+    assert (tmp_path / "explorer.html").stat().st_size <= 6e6
