@@ -50,7 +50,7 @@ def test_the_links_between_them_are_current_and_follow_a_new_title(tmp_path):
     changed.cells[0].source = "# Another title"
     nbformat.write(changed, copies[2])
     runner.link(copies)
-    linked = ["Another title" in cells(copy, "markdown")[-1].source for copy in copies[:5]]
+    linked = ["[Another title]" in copy.read_text("utf-8") for copy in copies[:5]]
     assert linked == [True, True, False, True, False]  # the index, before and after
 
 
@@ -72,8 +72,11 @@ def test_one_title_in_the_first_cell(path):
 
 
 @every_notebook
-def test_the_first_code_cell_chooses_study_and_scale_and_sliders_are_the_packages(path):
-    study, scale = re.match(r'STUDY, SCALE = \(?\s*"(\w+)",\s*"(\w+)"', code(path)[0]).groups()
+def test_one_cell_chooses_study_and_scale_and_sliders_are_the_packages(path):
+    settings = r'STUDY, SCALE = \(?\s*"(\w+)",\s*"(\w+)"'
+    ((study, scale),) = (
+        found.groups() for each in code(path) if (found := re.match(settings, each))
+    )
     assert Study.named(study, scale)
     assert not any("ipywidgets" in source for source in code(path))  # `exercise` moves Browsers
 

@@ -200,7 +200,10 @@ def _draw_formula(match: re.Match[str]) -> str:
 
 
 def link(paths: list[Path]) -> None:
-    """Write links to the previous, first and next notebook into last cells; the first lists all."""
+    """Write links to the previous, first and next notebook into their cells; the first lists all.
+
+    The cell has the tag ``navigation``.
+    """
     notebooks = [nbformat.read(path, as_version=4) for path in paths]
     titles = [each.cells[0].source.partition("\n")[0].removeprefix("# ") for each in notebooks]
     links = [f"[{title}]({path.name})" for title, path in zip(titles, paths, strict=True)]
@@ -209,8 +212,9 @@ def link(paths: list[Path]) -> None:
         text = " · ".join([f"← {links[number - 1]}", f"[all notebooks]({paths[0].name})", *onward])
         if number == 0:
             text = "\n".join(["**All notebooks**", "", *(f"* {link}" for link in links[1:])])
-        if notebook.cells[-1].source != text:
-            notebook.cells[-1].source = text
+        tagged = (cell for cell in notebook.cells if "navigation" in cell.metadata.get("tags", ()))
+        if (cell := next(tagged)).source != text:
+            cell.source = text
             nbformat.write(notebook, path)
 
 
