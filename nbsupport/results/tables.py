@@ -500,5 +500,13 @@ def style(frame: pd.DataFrame, caption: str = "", classes: pd.DataFrame | None =
 
 
 def styled(rows: pd.DataFrame, study: Study) -> Styler:
-    """Tidy rows as a notebook shows them: their first wide table with its caption."""
-    return style(next(iter(views(rows, study).values())), caption(kind(rows), study))
+    """Tidy rows as a notebook shows them: their first wide table with its caption.
+
+    A line of a worst case that equals the measured one is left out.
+    """
+    table = next(iter(views(rows, study).values()))
+    if "source" in table.index.names:
+        lines = table.drop(columns=CLEAN_PSNR, errors="ignore").droplevel("source").reset_index()
+        repeated = table.index.get_level_values("source") == WORST_CASE
+        table = table[~(repeated & lines.duplicated().to_numpy())]
+    return style(table, caption(kind(rows), study))
