@@ -101,12 +101,13 @@ def test_uncertainty_shows_the_measured_maps(experiment):
     assert len({map.get_clim() for map in maps}) == 1  # all share one scale
 
 
-def test_parts_are_those_of_each_strength(experiment):
-    figure = paper_figures.show_parts(experiment, 1, (0.0, 0.3))
-    hat = experiment.attacked("test").at(0.3)[1:2]
-    weight = experiment.denoiser(FUSED).parts(hat).weight[0, 0]
-    np.testing.assert_allclose(shown(figure.axes[10]), weight, atol=1e-6)
-    assert figure.axes[10].images[0].get_clim() == (0, 1)
+def test_parts_are_those_of_the_strength(experiment):
+    found = paper_figures.compute_pictures(experiment, 1, 0.3)
+    parts = experiment.denoiser(FUSED).parts(experiment.attacked("test").at(0.3)[1:2])
+    drawn = parts.sl[0], parts.m[0], parts.weight[0, 0]
+    for picture, expected in zip(found[2:5], drawn, strict=True):
+        np.testing.assert_allclose(picture.pixels, expected, atol=1e-6)
+    assert found[4].panel[1] == f"W\nmean {parts.weight.mean():.2f}"
 
 
 def test_each_mark_stands_at_its_pixel_beside_its_three_kernels(experiment):

@@ -354,6 +354,19 @@ def test_all_tables_are_rendered_everywhere(any_rows):
     assert "<caption>" in page and not set(page.split("caption>")[1]) & set("`*")
 
 
+def test_a_notebook_does_not_repeat_a_row_as_its_worst_case():
+    rows = tidy("attacked", "Filt(L_img)")
+    bare = rows["method"] == "attacked"
+    plain, worst = (bare & (rows["attack"] == name) for name in ("pgd", "pgd-envelope"))
+    rows.loc[worst, "value"] = rows.loc[plain, "value"].to_numpy()
+    lines = styled(rows, STUDY).data.index
+    assert [source for method, source in lines if method == "no filter"] == [
+        "measured",
+        "published",
+    ]
+    assert ("Filt(L_img)", "worst case") in lines
+
+
 def test_a_margin_has_its_interval_beside_it():
     assert views(CLAIMS, STUDY)[""]["margin"].tolist() == ["+0.010 (-0.020 … +0.030)", ""]
 

@@ -98,7 +98,7 @@ def show_both_attackers(experiment: Experiment, method: str, image: int, eps: fl
 
 @torch.no_grad()
 def compute_pictures(experiment: Experiment, image: int, eps: float) -> list[Picture]:
-    """Clean, attacked, Ĩ_sl, Ĩ_m, W and Ĩ of one test image; the number of W is its mean."""
+    """Fig. 3: clean, attacked, Ĩ_sl, Ĩ_m, W and Ĩ of one test image; W's number is its mean."""
     clean, hat = _attacked(experiment, image, 0.0), _attacked(experiment, image, eps)
     pa_filter: Any = experiment.denoiser(FUSED)
     parts = pa_filter.parts(hat)
@@ -109,17 +109,10 @@ def compute_pictures(experiment: Experiment, image: int, eps: float) -> list[Pic
     return pictures
 
 
-def show_parts(experiment: Experiment, image: int, strengths: Sequence[float]) -> Figure:
-    """Fig. 3: PA-Filt's parts for one test image, a row per strength."""
-    rows = [compute_pictures(experiment, image, eps) for eps in strengths]
-    panels = [[picture.panel for picture in row] for row in rows]
-    return draw_panels(panels, [f"ε = {short(eps)}" for eps in strengths])
-
-
 def render_frames(
     experiment: Experiment, image: int
 ) -> tuple[UInt8[np.ndarray, "height width 3"], dict[str, Any]]:
-    """Fig. 3 of one test image, for a slider in a page that computes nothing.
+    """A row of Fig. 3 per strength, for a slider in a page that computes nothing.
 
     Returns a sheet of square pictures, a row per strength of the study and a column per name, and
     its index: their `size` in pixels, `names`, `words` (None for a map) and `notes`.
