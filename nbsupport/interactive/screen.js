@@ -76,7 +76,7 @@ function explore(model, el) {
   const choice = () => Object.fromEntries(["image", "strength", "method", "row", "column"].map((name) => [name, model.get(name)]));
   const shownImage = (image) => model.get("images").find((each) => each.number === image);
   const pieces = new Map(), answers = new Map(), open = new Set();
-  let asks = 0, attacking = false, ended = false, own = true, sweep = 0, enlarged = "", failure = "";
+  let asks = 0, attacking = false, ended = false, own = true, sweep = 0, enlarged = "", failure = "", refusal = "";
 
   // -- the kernel: asked for what no piece holds -------------------------------------------------
 
@@ -100,6 +100,9 @@ function explore(model, el) {
     } else if (message.heard) {
       open.delete(message.heard);
       open.waits = open.size ? Date.now() : undefined;
+      refusal = message.error;
+      for (const [key, taps] of answers) if (!taps && refusal) answers.set(key, []);
+      if (refusal) draw();
     } else if (message.attacked) attacking = false;
     state();
   }
@@ -224,7 +227,7 @@ function explore(model, el) {
     const { filters } = fixed.methods[chosen.method], taps = filters.length ? kernelsAt(found, chosen) : [];
     pixel.textContent = filters.length ? `kernels of pixel (${chosen.row}, ${chosen.column})` : "kernels";
     owned.hidden = kernelScale.hidden = !taps?.length;
-    if (!taps?.length) return kernels.replaceChildren(filters.length ? "waiting for the kernel of this notebook …" : `${titled(chosen.method)} predicts no kernels`);
+    if (!taps?.length) return kernels.replaceChildren(!taps ? "waiting for the kernel of this notebook …" : filters.length ? "none came: see below" : `${titled(chosen.method)} predicts no kernels`);
     const most = own ? Math.max(...taps.flat().map(Math.abs), 1e-6) : 1.2;
     kernels.replaceChildren(...taps.map((filter, part) => {
       const size = Math.sqrt(filter.length / 3);
@@ -331,7 +334,7 @@ function explore(model, el) {
       show();
     } catch (error) { // no half of a screen
       failure = `${error}: choose something else, or run this cell again`;
-      verdict.textContent = "…";
+      verdict.textContent = "";
       for (const { figure, canvas } of Object.values(slots)) { figure.classList.add("empty"); canvas.width = 1; }
     }
     state();
@@ -342,11 +345,11 @@ function explore(model, el) {
     const ready = base && found, drawn = {}, { maps } = fixed.methods[name];
     const picture = (label, bytes) => ({ name: label, bytes, channels: 3, width, height });
     const map = (label, bytes, [low, high], [from, to], colour, unit = "") => ({ name: label, bytes, channels: 1, width, height, low, high, unit, colour, ends: [from, to],
-      place: (byte) => Math.round((255 * (low + ((high - low) * byte) / 255 - from)) / Math.max(to - from, 1e-12)) });
+      place: (byte) => Math.min(255, Math.max(0, Math.round((255 * (low + ((high - low) * byte) / 255 - from)) / Math.max(to - from, 1e-12)))) });
     if (ready) {
       drawn.clean = picture("clean", toBytes(shown.pixels));
       drawn.attacked = picture("attacked", base.views.image(at));
-      drawn.perturbation = map("perturbation", base.views.maps[0](at), [-1, 1], [-1, 1], "RdBu_r", " ε");
+      drawn.perturbation = map("perturbation", base.views.maps[0](at), base.read.limits[0], [-1, 1], "RdBu_r", " ε");
       drawn.denoised = picture("denoised", found.views.image(at));
       const every = [...pieces.values()].flatMap(({ read }) => (read?.key[1] === name ? read.limits.filter((_, i) => maps[i]?.[0] === "U") : []));
       const common = [Math.min(...every.map(([low]) => low)), Math.max(...every.map(([, high]) => high))]; // all of a method's U
@@ -369,7 +372,7 @@ function explore(model, el) {
       each.scale.replaceChildren(...(each.drawn.colour ? bar(colours[each.drawn.colour], ...(each.drawn.unit ? ["−ε", "ε"] : [number(from), number(to)])) : []));
     }
     const truth = shown?.label, say = (title, label) => make("span", { class: label === truth ? "right" : "wrong" }, `${title}: ${nameOf(label)} ${label === truth ? "✓" : "✗"}`);
-    const line = ready ? [`${shown.own ? "class before the attack" : "true class"}: ${nameOf(truth)}`, say(`attacked, ε = ${short(fixed.eps[at])}`, base.read.top[at][0][0]), say(titled(name), found.read.top[at][0][0])] : ["…"];
+    const line = ready ? [`${shown.own ? "class before the attack" : "true class"}: ${nameOf(truth)}`, say(`attacked, ε = ${short(fixed.eps[at])}`, base.read.top[at][0][0]), say(titled(name), found.read.top[at][0][0])] : ["not computed yet …"];
     const text = line.map((each) => each.textContent ?? each).join(" · ");
     if (verdict.textContent !== text) verdict.replaceChildren(...line.flatMap((each, i) => (i ? [" · ", each] : [each])));
     words.forEach(({ list, quality, title }, i) => {
@@ -380,7 +383,7 @@ function explore(model, el) {
       quality.textContent = `PSNR ${read.psnr[at]?.toFixed(1) ?? "∞"} dB, SSIM ${read.ssim[at].toFixed(3)}`;
     });
     if (ready) showKernels(found, chosen);
-    else kernels.replaceChildren();
+    else { kernels.replaceChildren(); owned.hidden = kernelScale.hidden = true; }
     if (enlarged && slots[enlarged].drawn) {
       const each = slots[enlarged], times = Math.max(1, Math.floor(Math.min(innerWidth - 60, innerHeight - 130, 640) / Math.max(width, height)));
       paint(large, each.drawn, colours[each.drawn.colour]);
@@ -423,7 +426,8 @@ function explore(model, el) {
     const waits = open.size && Date.now() - open.waits > PATIENCE, all = model.get("images").length;
     const { image, method: name } = choice(), missing = ![ATTACKED, name].every((each) => pieces.get(`${image}/${each}`)?.data);
     if (error) attacking = false;
-    message.textContent = failure || ended || !error ? failure : `${error}${paused ? "; what is missing was not computed" : ""}`;
+    const wrong = refusal || error;
+    message.textContent = failure || ended || !wrong ? failure : `It did not work (${wrong}): ${paused ? "go on" : "choose something else"}, or run this cell again.`;
     status.textContent = !live ? `Computed in advance: every picture, and the kernels of every ${fixed.step === 1 ? "" : `${fixed.step}th `}pixel.`
       : ended ? `The kernel has ended or restarted: run this cell again${missing ? " to see this image." : " for other pixels, attacks and images. What was computed stays here."}`
       : waits ? "waiting for the kernel, which is busy …"
@@ -438,18 +442,20 @@ function explore(model, el) {
 
   const root = make("div", { class: "nbs", "data-lm-suppress-shortcuts": "true", keydown: (event) => event.stopPropagation() }, make("div", { class: "nbs-in" }, strip,
     make("div", { class: "nbs-controls" }, make("label", {}, "ε", slider, strength), play, make("label", {}, "method", method), again, upload),
-    verdict, pictures, values,
+    verdict, pictures,
     make("div", { class: "nbs-below" }, ...words.map(({ box }) => box), make("div", {}, pixel, kernels, kernelScale, owned),
       make("div", { class: "nbs-plot" }, count, curves, point, legend)),
-    make("div", { class: "nbs-line" }, message, status, go)), dialog);
+    make("div", { class: "nbs-line" }, values, message, status, go)), dialog);
   el.append(root);
   for (const name of ["image", "strength", "method", "row", "column", "images"]) model.on(`change:${name}`, draw);
   model.on("change:progress", state);
   if (live) {
     model.on("msg:custom", hear);
-    model.on("comm_live_update", () => { ended = Boolean(el.closest(".jupyter-widgets-disconnected")); state(); });
     const { widget_manager: manager } = model;
-    manager?.get_model(model.get("upload").replace("IPY_MODEL_", "")).then((child) => manager.create_view(child)).then((view) => upload.append(view.el));
+    manager.get_model(model.get("upload").replace("IPY_MODEL_", "")).then(async (child) => {
+      child.on("comm_live_update", () => { ended = !child.comm_live; state(); }); // as its parent
+      upload.append((await manager.create_view(child)).el);
+    });
     ask("hello");
   } else for (const [read, data] of model.get("pieces")) pieces.set(read.key.join("/"), { read, data });
   const resized = new ResizeObserver(() => plot());

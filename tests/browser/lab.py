@@ -14,6 +14,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from playwright.sync_api import Error
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
@@ -127,7 +128,7 @@ class Opened:
     def until(self, condition: str, what: str, *arguments, seconds: float = 60) -> None:
         """Wait until an expression in JavaScript, of `arguments` as `a` and `b`, holds, or fail."""
         deadline = time.monotonic() + seconds
-        while not self.page.evaluate(f"async ([a, b]) => !!({condition})", list(arguments)):
+        while not self._holds(condition, *arguments):
             self.lab.check()
             statuses = self.page.evaluate("() => window.kernel?.statuses ?? []")
             if {"dead", "autorestarting", "restarting", "terminating"} & set(statuses):
@@ -136,6 +137,14 @@ class Opened:
                 self.shoot("failed")
                 pytest.fail(f"{self.name}: waited {seconds:.0f} s for {what}; {self.reported()}")
             self.page.wait_for_timeout(50)
+
+    def _holds(self, condition: str, *arguments) -> bool:
+        try:
+            return self.page.evaluate(f"async ([a, b]) => !!({condition})", list(arguments))
+        except Error as error:  # a second page is sent to a workspace of its own
+            if "navigation" in str(error):
+                return False
+            raise
 
     def press(self, key: str, control, picture, what: str, *, back_to: str = "") -> str:
         """Press a key, wait for another picture, or for `back_to`, and return the one before."""
