@@ -73,7 +73,8 @@ function explore(model, el) {
   const fixed = model.get("fixed"), [height, width] = fixed.size, live = !(model instanceof Page);
   const colours = Object.fromEntries(Object.entries(fixed.colours).map(([name, data]) => [name, toBytes(data)]));
   const nameOf = (label) => fixed.classes[label] ?? String(label);
-  const choice = () => Object.fromEntries(["image", "strength", "method", "row", "column"].map((name) => [name, model.get(name)]));
+  const CHOICE = ["image", "strength", "method", "row", "column"]; // kept here, too, for a model may end with its kernel
+  const chosen = Object.fromEntries(CHOICE.map((name) => [name, model.get(name)])), choice = () => ({ ...chosen });
   const shownImage = (image) => model.get("images").find((each) => each.number === image);
   const pieces = new Map(), answers = new Map(), open = new Set();
   let asks = 0, attacking = false, ended = false, own = true, sweep = 0, enlarged = "", failure = "", refusal = "";
@@ -133,8 +134,10 @@ function explore(model, el) {
   // -- controls ----------------------------------------------------------------------------------
 
   function choose(changes) {
-    for (const [name, value] of Object.entries(changes)) if (model.get(name) !== value) model.set(name, value);
+    Object.assign(chosen, changes);
+    for (const [name, value] of Object.entries(changes)) model.set(name, value);
     model.save_changes();
+    draw();
   }
   const strip = make("div", { class: "nbs-strip", role: "group", "aria-label": "images" });
   const slider = make("input", { type: "range", min: 0, max: fixed.eps.length - 1, "aria-label": "attack strength ε",
@@ -150,7 +153,7 @@ function explore(model, el) {
   } });
   const upload = make("span"), go = make("button", { type: "button", click: () => ask(go.textContent) });
   function sweepOn() {
-    sweep = setInterval(() => choose({ strength: (model.get("strength") + 1) % fixed.eps.length }), PACE);
+    sweep = setInterval(() => choose({ strength: (chosen.strength + 1) % fixed.eps.length }), PACE);
     play.textContent = "⏸";
     play.setAttribute("aria-label", "pause");
   }
@@ -192,7 +195,7 @@ function explore(model, el) {
     if (!way) return;
     event.preventDefault();
     const [down, right] = way.map((each) => each * (live && !ended ? 1 : fixed.step));
-    choose({ row: snap(model.get("row") + down, height), column: snap(model.get("column") + right, width) });
+    choose({ row: snap(chosen.row + down, height), column: snap(chosen.column + right, width) });
   }
   const values = make("output", { class: "nbs-values" });
   function valueAt({ bytes, channels, low, high, unit }, row, column) {
@@ -200,7 +203,7 @@ function explore(model, el) {
     if (channels === 3) return [0, 1, 2].map((c) => (bytes[3 * i + c] / 255).toFixed(2).replace(/^0/, "")).join(" ");
     return number(low + ((high - low) * bytes[i]) / 255) + unit;
   }
-  function hover([row, column] = [model.get("row"), model.get("column")]) {
+  function hover([row, column] = [chosen.row, chosen.column]) {
     values.textContent = `values of pixel (${row}, ${column})`;
     for (const { value, drawn } of Object.values(slots)) value.textContent = drawn ? valueAt(drawn, row, column) : "";
   }
@@ -260,8 +263,8 @@ function explore(model, el) {
   let lines = [], frame = {};
   const words_of = ({ name, values }, at) => `${titled(name)}: ${values[at].toFixed(2)} at ε = ${short(fixed.eps[at])}`;
   function chosenPoint() {
-    const line = lines.find(({ name }) => name === model.get("method"));
-    return line ? words_of(line, model.get("strength")) : "";
+    const line = lines.find(({ name }) => name === chosen.method);
+    return line ? words_of(line, chosen.strength) : "";
   }
   function follow(event) {
     const box = curves.getBoundingClientRect(), { x, y } = frame, last = fixed.eps.length - 1;
@@ -270,9 +273,9 @@ function explore(model, el) {
     if (lines.length) point.textContent = words_of(lines.reduce((a, b) => (far(b) < far(a) ? b : a)), at);
   }
   function plot() {
-    const wide = Math.max(200, curves.clientWidth || 300), tall = 150, last = fixed.eps.length - 1, now = model.get("strength");
-    const x = (at) => 34 + ((wide - 46) * at) / last, y = (value) => 126 - 116 * value;
-    const part = [], chosen = model.get("method");
+    const wide = Math.max(200, curves.clientWidth || 300), tall = 150, last = fixed.eps.length - 1, now = chosen.strength;
+    const x = (at) => 34 + ((wide - 54) * at) / last, y = (value) => 126 - 116 * value;
+    const part = [];
     frame = { x, y };
     lines = accuracies();
     for (const value of [0, 0.5, 1]) part.push(make("line", { class: "axis", x1: x(0), x2: x(last), y1: y(value), y2: y(value) }),
@@ -281,16 +284,16 @@ function explore(model, el) {
     fixed.eps.forEach((label, at) => at % every || part.push(make("text", { x: x(at), y: 143, "text-anchor": "middle" }, short(label))));
     part.push(make("line", { class: "axis now", x1: x(now), x2: x(now), y1: y(1), y2: y(0) }));
     const curve = (name, points) => {
-      const { colour, dashes, marker } = fixed.methods[name], size = name === chosen ? 4.5 : 3;
-      return make("g", { class: name === chosen ? "curve chosen" : "curve", style: name === ATTACKED ? "" : `--colour: ${colour}` },
+      const { colour, dashes, marker } = fixed.methods[name], size = name === chosen.method ? 4.5 : 3;
+      return make("g", { class: name === chosen.method ? "curve chosen" : "curve", style: name === ATTACKED ? "" : `--colour: ${colour}` },
         make("polyline", { points: points.join(" "), "stroke-dasharray": dashes }),
         ...points.map((point) => make("polygon", { points: marker, transform: `translate(${point}) scale(${size})` })));
     };
-    for (const { name, values } of lines.toSorted((a, b) => (a.name === chosen) - (b.name === chosen)))
+    for (const { name, values } of lines.toSorted((a, b) => (a.name === chosen.method) - (b.name === chosen.method)))
       part.push(curve(name, values.map((value, at) => `${x(at)},${y(value)}`)));
     curves.setAttribute("viewBox", `0 0 ${wide} ${tall}`);
     curves.replaceChildren(...part);
-    legend.replaceChildren(...lines.map(({ name }) => make("span", name === chosen ? { class: "chosen" } : {},
+    legend.replaceChildren(...lines.map(({ name }) => make("span", name === chosen.method ? { class: "chosen" } : {},
       make("svg", { viewBox: "0 0 30 12", "aria-hidden": "true" }, curve(name, ["4,6", "26,6"])), titled(name))));
     const images = Math.min(...lines.map((line) => line.images));
     count.textContent = lines.length ? `accuracy on ${lines.every((line) => line.images === lines[0].images) ? lines[0].images : `${images} to ${Math.max(...lines.map((line) => line.images))}`} images` : "accuracy";
@@ -340,14 +343,14 @@ function explore(model, el) {
     state();
   }
   function show() {
-    const chosen = choice(), { image, strength: at, method: name, row, column } = chosen;
+    const { image, strength: at, method: name, row, column } = chosen;
     const shown = shownImage(image), base = piece(image, ATTACKED), found = piece(image, name);
     const ready = base && found, drawn = {}, { maps } = fixed.methods[name];
     const picture = (label, bytes) => ({ name: label, bytes, channels: 3, width, height });
     const map = (label, bytes, [low, high], [from, to], colour, unit = "") => ({ name: label, bytes, channels: 1, width, height, low, high, unit, colour, ends: [from, to],
       place: (byte) => Math.min(255, Math.max(0, Math.round((255 * (low + ((high - low) * byte) / 255 - from)) / Math.max(to - from, 1e-12)))) });
+    if (shown) drawn.clean = picture("clean", toBytes(shown.pixels));
     if (ready) {
-      drawn.clean = picture("clean", toBytes(shown.pixels));
       drawn.attacked = picture("attacked", base.views.image(at));
       drawn.perturbation = map("perturbation", base.views.maps[0](at), base.read.limits[0], [-1, 1], "RdBu_r", " ε");
       drawn.denoised = picture("denoised", found.views.image(at));
@@ -447,7 +450,12 @@ function explore(model, el) {
       make("div", { class: "nbs-plot" }, count, curves, point, legend)),
     make("div", { class: "nbs-line" }, values, message, status, go)), dialog);
   el.append(root);
-  for (const name of ["image", "strength", "method", "row", "column", "images"]) model.on(`change:${name}`, draw);
+  for (const name of CHOICE) model.on(`change:${name}`, () => {
+    if (chosen[name] === model.get(name)) return;
+    chosen[name] = model.get(name);
+    draw();
+  });
+  model.on("change:images", draw);
   model.on("change:progress", state);
   if (live) {
     model.on("msg:custom", hear);
