@@ -317,7 +317,7 @@ def test_another_attack_changes_its_frames_alone_and_is_sent_before_what_depends
     changed = {key for key in frames if again[key] is not frames[key]}
     assert changed == {(1, 2, method) for method in METHODS}
     keys = [content["piece"]["key"] for content, _ in sent if "piece" in content]
-    assert keys == [[1, method] for method in METHODS]
+    assert keys == [[1, method] for method in METHODS] and sent[1][0] == {"changed": 1}
     after = unpack(explorer, 1, "attacked")[0]
     assert np.array_equal(after[:2], before[:2]) and not np.array_equal(after[2], before[2])
 

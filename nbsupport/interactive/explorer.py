@@ -303,7 +303,10 @@ class Explorer(Screen):
 
     def _do(self, image: int, what: Any) -> None:
         again = isinstance(what, int)
-        for method in self.exploration.attack_again(image, what) if again else [what]:
+        methods = self.exploration.attack_again(image, what) if again else [what]
+        if again:
+            self.send({"changed": image})
+        for method in methods:
             self.exploration.compute(image, method)
             self.pieces[image, method] = self.exploration.pack(image, method)
             self._ship(image, method)

@@ -77,7 +77,7 @@ function explore(model, el) {
   const chosen = Object.fromEntries(CHOICE.map((name) => [name, model.get(name)])), choice = () => ({ ...chosen });
   const shownImage = (image) => model.get("images").find((each) => each.number === image);
   const pieces = new Map(), answers = new Map(), open = new Set();
-  let asks = 0, attacking = false, ended = false, own = true, sweep = 0, enlarged = "", failure = "", refusal = "";
+  let asks = 0, attacking = false, ended = false, own = true, sweep = 0, enlarged = "", failure = "", refusal = "", greeted = false;
 
   // -- the kernel: asked for what no piece holds -------------------------------------------------
 
@@ -89,11 +89,11 @@ function explore(model, el) {
   }
   function hear(message, buffers = []) {
     if (message.piece) {
-      const [image, name] = message.piece.key; // after another attack, all that depends on it is sent again
-      if (name === ATTACKED) for (const key of [...pieces.keys()]) if (key.startsWith(`${image}/`)) pieces.delete(key);
       pieces.set(message.piece.key.join("/"), { read: message.piece, data: buffers[0] });
       answers.clear();
       draw();
+    } else if (message.changed !== undefined) { // by another attack: all of the image is sent again
+      for (const key of [...pieces.keys()]) if (key.startsWith(`${message.changed}/`)) pieces.set(key, { asked: true });
     } else if (message.kernels) {
       const { ask: _, count, ...place } = message.kernels;
       answers.set(JSON.stringify(place), buffers.map((each) => [...new Float32Array(toBytes(each).slice().buffer)]));
@@ -103,8 +103,8 @@ function explore(model, el) {
       open.waits = open.size ? Date.now() : undefined;
       refusal = message.error;
       for (const [key, taps] of answers) if (!taps && refusal) answers.set(key, []);
-      if (refusal) draw();
-    } else if (message.attacked) attacking = false;
+      if (refusal || !greeted) { greeted = true; draw(); }
+    } else if (message.attacked !== undefined) attacking = false;
     state();
   }
   function piece(image, name) {
@@ -119,7 +119,7 @@ function explore(model, el) {
         draw();
       });
     }
-    else if (!found?.asked) {
+    else if (greeted && !found?.asked) {
       pieces.set(key, { ...found, asked: true });
       ask("piece", { image, method: name });
     }

@@ -229,7 +229,8 @@ def test_a_restarted_kernel_leaves_all_that_was_computed(notebook, root, local):
     root = notebook.show(1).locator(".nbs")
     notebook.until("a.querySelectorAll('.nbs-strip button').length === 4 && a.querySelector('.nbs-verdict').textContent.startsWith('true class')",
                    "the explorer", root.element_handle())  # fmt: skip
-    notebook.until("a.textContent === ''", "all pieces", status(root))
+    whole = "a.querySelector('.nbs-plot h4').textContent === 'accuracy on 4 images'"
+    notebook.until(whole, "all pieces", root.element_handle())
     root.get_by_role("slider").press("Home")
     notebook.page.evaluate(
         f"async () => {{ await {PANEL}.sessionContext.session.kernel.restart(); }}"
