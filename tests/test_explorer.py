@@ -300,7 +300,7 @@ def test_a_pixel_asks_for_its_kernels_alone(explorer, sent):
     asked = {"image": 1, "strength": 2, "method": "PA-Filt(L_img)", "row": 2, "column": 5}
     ask(explorer, "kernels", **asked)
     (content, buffers), (heard, _) = sent
-    assert content["kernels"].items() >= asked.items() and heard == {"heard": 7}
+    assert content["kernels"].items() >= asked.items() and heard == {"heard": 7, "error": ""}
     kernels = explorer.exploration.frames[1, 2, "PA-Filt(L_img)"].kernels
     for buffer, taps in zip(buffers, kernels.values(), strict=True):
         assert np.array_equal(np.frombuffer(buffer, np.float32), taps[:, 2, 5].float())
@@ -317,16 +317,16 @@ def test_another_attack_changes_its_frames_alone_and_is_sent_before_what_depends
     changed = {key for key in frames if again[key] is not frames[key]}
     assert changed == {(1, 2, method) for method in METHODS}
     keys = [content["piece"]["key"] for content, _ in sent if "piece" in content]
-    assert keys == [[1, method] for method in METHODS]
+    assert keys == [[1, method] for method in METHODS] and sent[1][0] == {"changed": 1}
     after = unpack(explorer, 1, "attacked")[0]
     assert np.array_equal(after[:2], before[:2]) and not np.array_equal(after[2], before[2])
 
 
-def test_an_error_is_shown_and_the_next_question_is_answered(explorer, sent):
+def test_a_question_that_fails_is_answered_with_its_error(explorer, sent):
     ask(explorer, "kernels", image=99, strength=0, row=0, column=0)
-    assert explorer.progress["error"] and sent[-1][0] == {"heard": 7}
-    ask(explorer, "attack", image=0, strength=1)
-    assert explorer.progress["error"] == ""
+    assert sent[-1][0]["error"].startswith("KeyError")
+    ask(explorer, "hello")
+    assert sent[-1][0] == {"heard": 7, "error": ""}
 
 
 def upload(explorer, name, content):

@@ -41,7 +41,7 @@ MOST_BYTES = 2**24  # of pieces that are sent unasked, and in a page
 Piece = tuple[dict[str, Any], bytes]
 Task = tuple[int, Any]  # an image, and a method to compute or a strength to attack at again
 TOP = 5  # classes
-LIMITS = {"W": (0.0, 1.0), "perturbation": (-1.0, 1.0)}
+LIMITS = {"W": (0.0, 1.0), "perturbation": (-128 / 127, 1.0)}  # where 0 is a byte
 GRID = 8  # pixels in each direction, whose kernels are sent with the pictures
 
 
@@ -303,7 +303,10 @@ class Explorer(Screen):
 
     def _do(self, image: int, what: Any) -> None:
         again = isinstance(what, int)
-        for method in self.exploration.attack_again(image, what) if again else [what]:
+        methods = self.exploration.attack_again(image, what) if again else [what]
+        if again:
+            self.send({"changed": image})
+        for method in methods:
             self.exploration.compute(image, method)
             self.pieces[image, method] = self.exploration.pack(image, method)
             self._ship(image, method)
@@ -332,7 +335,7 @@ class Explorer(Screen):
 
     def _answer(self, _: Any, asked: dict[str, Any], buffers: Any = ()) -> None:
         """Do what `screen.js` asks for, and say so; JupyterLab shows no exception of a callback."""
-        image, method = asked.get("image", 0), asked.get("method", ATTACKED)
+        image, method, failure = asked.get("image", 0), asked.get("method", ATTACKED), ""
         try:
             with self._lock:
                 match asked["ask"]:
@@ -356,8 +359,8 @@ class Explorer(Screen):
                         tasks, self._paused = self._paused, []
                         self._start(*tasks)
         except Exception as error:
-            self._report(f"{type(error).__name__}: {error}")
-        self.send({"heard": asked["count"]})
+            failure = f"{type(error).__name__}: {error}"
+        self.send({"heard": asked["count"], "error": failure})
 
     def _load(self, change: Any) -> None:
         for file in self.upload.value:

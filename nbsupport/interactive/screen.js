@@ -73,10 +73,11 @@ function explore(model, el) {
   const fixed = model.get("fixed"), [height, width] = fixed.size, live = !(model instanceof Page);
   const colours = Object.fromEntries(Object.entries(fixed.colours).map(([name, data]) => [name, toBytes(data)]));
   const nameOf = (label) => fixed.classes[label] ?? String(label);
-  const choice = () => Object.fromEntries(["image", "strength", "method", "row", "column"].map((name) => [name, model.get(name)]));
+  const CHOICE = ["image", "strength", "method", "row", "column"]; // kept here, too, for a model may end with its kernel
+  const chosen = Object.fromEntries(CHOICE.map((name) => [name, model.get(name)])), choice = () => ({ ...chosen });
   const shownImage = (image) => model.get("images").find((each) => each.number === image);
   const pieces = new Map(), answers = new Map(), open = new Set();
-  let asks = 0, attacking = false, ended = false, own = true, sweep = 0, enlarged = "", failure = "";
+  let asks = 0, attacking = false, ended = false, own = true, sweep = 0, enlarged = "", failure = "", refusal = "", greeted = false;
 
   // -- the kernel: asked for what no piece holds -------------------------------------------------
 
@@ -88,11 +89,11 @@ function explore(model, el) {
   }
   function hear(message, buffers = []) {
     if (message.piece) {
-      const [image, name] = message.piece.key; // after another attack, all that depends on it is sent again
-      if (name === ATTACKED) for (const key of [...pieces.keys()]) if (key.startsWith(`${image}/`)) pieces.delete(key);
       pieces.set(message.piece.key.join("/"), { read: message.piece, data: buffers[0] });
       answers.clear();
       draw();
+    } else if (message.changed !== undefined) { // by another attack: all of the image is sent again
+      for (const key of [...pieces.keys()]) if (key.startsWith(`${message.changed}/`)) pieces.set(key, { asked: true });
     } else if (message.kernels) {
       const { ask: _, count, ...place } = message.kernels;
       answers.set(JSON.stringify(place), buffers.map((each) => [...new Float32Array(toBytes(each).slice().buffer)]));
@@ -100,7 +101,10 @@ function explore(model, el) {
     } else if (message.heard) {
       open.delete(message.heard);
       open.waits = open.size ? Date.now() : undefined;
-    } else if (message.attacked) attacking = false;
+      refusal = message.error;
+      for (const [key, taps] of answers) if (!taps && refusal) answers.set(key, []);
+      if (refusal || !greeted) { greeted = true; draw(); }
+    } else if (message.attacked !== undefined) attacking = false;
     state();
   }
   function piece(image, name) {
@@ -115,7 +119,7 @@ function explore(model, el) {
         draw();
       });
     }
-    else if (!found?.asked) {
+    else if (greeted && !found?.asked) {
       pieces.set(key, { ...found, asked: true });
       ask("piece", { image, method: name });
     }
@@ -130,8 +134,10 @@ function explore(model, el) {
   // -- controls ----------------------------------------------------------------------------------
 
   function choose(changes) {
-    for (const [name, value] of Object.entries(changes)) if (model.get(name) !== value) model.set(name, value);
+    Object.assign(chosen, changes);
+    for (const [name, value] of Object.entries(changes)) model.set(name, value);
     model.save_changes();
+    draw();
   }
   const strip = make("div", { class: "nbs-strip", role: "group", "aria-label": "images" });
   const slider = make("input", { type: "range", min: 0, max: fixed.eps.length - 1, "aria-label": "attack strength ε",
@@ -147,7 +153,7 @@ function explore(model, el) {
   } });
   const upload = make("span"), go = make("button", { type: "button", click: () => ask(go.textContent) });
   function sweepOn() {
-    sweep = setInterval(() => choose({ strength: (model.get("strength") + 1) % fixed.eps.length }), PACE);
+    sweep = setInterval(() => choose({ strength: (chosen.strength + 1) % fixed.eps.length }), PACE);
     play.textContent = "⏸";
     play.setAttribute("aria-label", "pause");
   }
@@ -189,7 +195,7 @@ function explore(model, el) {
     if (!way) return;
     event.preventDefault();
     const [down, right] = way.map((each) => each * (live && !ended ? 1 : fixed.step));
-    choose({ row: snap(model.get("row") + down, height), column: snap(model.get("column") + right, width) });
+    choose({ row: snap(chosen.row + down, height), column: snap(chosen.column + right, width) });
   }
   const values = make("output", { class: "nbs-values" });
   function valueAt({ bytes, channels, low, high, unit }, row, column) {
@@ -197,7 +203,7 @@ function explore(model, el) {
     if (channels === 3) return [0, 1, 2].map((c) => (bytes[3 * i + c] / 255).toFixed(2).replace(/^0/, "")).join(" ");
     return number(low + ((high - low) * bytes[i]) / 255) + unit;
   }
-  function hover([row, column] = [model.get("row"), model.get("column")]) {
+  function hover([row, column] = [chosen.row, chosen.column]) {
     values.textContent = `values of pixel (${row}, ${column})`;
     for (const { value, drawn } of Object.values(slots)) value.textContent = drawn ? valueAt(drawn, row, column) : "";
   }
@@ -224,7 +230,7 @@ function explore(model, el) {
     const { filters } = fixed.methods[chosen.method], taps = filters.length ? kernelsAt(found, chosen) : [];
     pixel.textContent = filters.length ? `kernels of pixel (${chosen.row}, ${chosen.column})` : "kernels";
     owned.hidden = kernelScale.hidden = !taps?.length;
-    if (!taps?.length) return kernels.replaceChildren(filters.length ? "waiting for the kernel of this notebook …" : `${titled(chosen.method)} predicts no kernels`);
+    if (!taps?.length) return kernels.replaceChildren(!taps ? "waiting for the kernel of this notebook …" : filters.length ? "none came: see below" : `${titled(chosen.method)} predicts no kernels`);
     const most = own ? Math.max(...taps.flat().map(Math.abs), 1e-6) : 1.2;
     kernels.replaceChildren(...taps.map((filter, part) => {
       const size = Math.sqrt(filter.length / 3);
@@ -257,8 +263,8 @@ function explore(model, el) {
   let lines = [], frame = {};
   const words_of = ({ name, values }, at) => `${titled(name)}: ${values[at].toFixed(2)} at ε = ${short(fixed.eps[at])}`;
   function chosenPoint() {
-    const line = lines.find(({ name }) => name === model.get("method"));
-    return line ? words_of(line, model.get("strength")) : "";
+    const line = lines.find(({ name }) => name === chosen.method);
+    return line ? words_of(line, chosen.strength) : "";
   }
   function follow(event) {
     const box = curves.getBoundingClientRect(), { x, y } = frame, last = fixed.eps.length - 1;
@@ -267,9 +273,9 @@ function explore(model, el) {
     if (lines.length) point.textContent = words_of(lines.reduce((a, b) => (far(b) < far(a) ? b : a)), at);
   }
   function plot() {
-    const wide = Math.max(200, curves.clientWidth || 300), tall = 150, last = fixed.eps.length - 1, now = model.get("strength");
-    const x = (at) => 34 + ((wide - 46) * at) / last, y = (value) => 126 - 116 * value;
-    const part = [], chosen = model.get("method");
+    const wide = Math.max(200, curves.clientWidth || 300), tall = 150, last = fixed.eps.length - 1, now = chosen.strength;
+    const x = (at) => 34 + ((wide - 54) * at) / last, y = (value) => 126 - 116 * value;
+    const part = [];
     frame = { x, y };
     lines = accuracies();
     for (const value of [0, 0.5, 1]) part.push(make("line", { class: "axis", x1: x(0), x2: x(last), y1: y(value), y2: y(value) }),
@@ -278,16 +284,16 @@ function explore(model, el) {
     fixed.eps.forEach((label, at) => at % every || part.push(make("text", { x: x(at), y: 143, "text-anchor": "middle" }, short(label))));
     part.push(make("line", { class: "axis now", x1: x(now), x2: x(now), y1: y(1), y2: y(0) }));
     const curve = (name, points) => {
-      const { colour, dashes, marker } = fixed.methods[name], size = name === chosen ? 4.5 : 3;
-      return make("g", { class: name === chosen ? "curve chosen" : "curve", style: name === ATTACKED ? "" : `--colour: ${colour}` },
+      const { colour, dashes, marker } = fixed.methods[name], size = name === chosen.method ? 4.5 : 3;
+      return make("g", { class: name === chosen.method ? "curve chosen" : "curve", style: name === ATTACKED ? "" : `--colour: ${colour}` },
         make("polyline", { points: points.join(" "), "stroke-dasharray": dashes }),
         ...points.map((point) => make("polygon", { points: marker, transform: `translate(${point}) scale(${size})` })));
     };
-    for (const { name, values } of lines.toSorted((a, b) => (a.name === chosen) - (b.name === chosen)))
+    for (const { name, values } of lines.toSorted((a, b) => (a.name === chosen.method) - (b.name === chosen.method)))
       part.push(curve(name, values.map((value, at) => `${x(at)},${y(value)}`)));
     curves.setAttribute("viewBox", `0 0 ${wide} ${tall}`);
     curves.replaceChildren(...part);
-    legend.replaceChildren(...lines.map(({ name }) => make("span", name === chosen ? { class: "chosen" } : {},
+    legend.replaceChildren(...lines.map(({ name }) => make("span", name === chosen.method ? { class: "chosen" } : {},
       make("svg", { viewBox: "0 0 30 12", "aria-hidden": "true" }, curve(name, ["4,6", "26,6"])), titled(name))));
     const images = Math.min(...lines.map((line) => line.images));
     count.textContent = lines.length ? `accuracy on ${lines.every((line) => line.images === lines[0].images) ? lines[0].images : `${images} to ${Math.max(...lines.map((line) => line.images))}`} images` : "accuracy";
@@ -331,22 +337,22 @@ function explore(model, el) {
       show();
     } catch (error) { // no half of a screen
       failure = `${error}: choose something else, or run this cell again`;
-      verdict.textContent = "…";
+      verdict.textContent = "";
       for (const { figure, canvas } of Object.values(slots)) { figure.classList.add("empty"); canvas.width = 1; }
     }
     state();
   }
   function show() {
-    const chosen = choice(), { image, strength: at, method: name, row, column } = chosen;
+    const { image, strength: at, method: name, row, column } = chosen;
     const shown = shownImage(image), base = piece(image, ATTACKED), found = piece(image, name);
     const ready = base && found, drawn = {}, { maps } = fixed.methods[name];
     const picture = (label, bytes) => ({ name: label, bytes, channels: 3, width, height });
     const map = (label, bytes, [low, high], [from, to], colour, unit = "") => ({ name: label, bytes, channels: 1, width, height, low, high, unit, colour, ends: [from, to],
-      place: (byte) => Math.round((255 * (low + ((high - low) * byte) / 255 - from)) / Math.max(to - from, 1e-12)) });
+      place: (byte) => Math.min(255, Math.max(0, Math.round((255 * (low + ((high - low) * byte) / 255 - from)) / Math.max(to - from, 1e-12)))) });
+    if (shown) drawn.clean = picture("clean", toBytes(shown.pixels));
     if (ready) {
-      drawn.clean = picture("clean", toBytes(shown.pixels));
       drawn.attacked = picture("attacked", base.views.image(at));
-      drawn.perturbation = map("perturbation", base.views.maps[0](at), [-1, 1], [-1, 1], "RdBu_r", " ε");
+      drawn.perturbation = map("perturbation", base.views.maps[0](at), base.read.limits[0], [-1, 1], "RdBu_r", " ε");
       drawn.denoised = picture("denoised", found.views.image(at));
       const every = [...pieces.values()].flatMap(({ read }) => (read?.key[1] === name ? read.limits.filter((_, i) => maps[i]?.[0] === "U") : []));
       const common = [Math.min(...every.map(([low]) => low)), Math.max(...every.map(([, high]) => high))]; // all of a method's U
@@ -369,7 +375,7 @@ function explore(model, el) {
       each.scale.replaceChildren(...(each.drawn.colour ? bar(colours[each.drawn.colour], ...(each.drawn.unit ? ["−ε", "ε"] : [number(from), number(to)])) : []));
     }
     const truth = shown?.label, say = (title, label) => make("span", { class: label === truth ? "right" : "wrong" }, `${title}: ${nameOf(label)} ${label === truth ? "✓" : "✗"}`);
-    const line = ready ? [`${shown.own ? "class before the attack" : "true class"}: ${nameOf(truth)}`, say(`attacked, ε = ${short(fixed.eps[at])}`, base.read.top[at][0][0]), say(titled(name), found.read.top[at][0][0])] : ["…"];
+    const line = ready ? [`${shown.own ? "class before the attack" : "true class"}: ${nameOf(truth)}`, say(`attacked, ε = ${short(fixed.eps[at])}`, base.read.top[at][0][0]), say(titled(name), found.read.top[at][0][0])] : ["not computed yet …"];
     const text = line.map((each) => each.textContent ?? each).join(" · ");
     if (verdict.textContent !== text) verdict.replaceChildren(...line.flatMap((each, i) => (i ? [" · ", each] : [each])));
     words.forEach(({ list, quality, title }, i) => {
@@ -380,7 +386,7 @@ function explore(model, el) {
       quality.textContent = `PSNR ${read.psnr[at]?.toFixed(1) ?? "∞"} dB, SSIM ${read.ssim[at].toFixed(3)}`;
     });
     if (ready) showKernels(found, chosen);
-    else kernels.replaceChildren();
+    else { kernels.replaceChildren(); owned.hidden = kernelScale.hidden = true; }
     if (enlarged && slots[enlarged].drawn) {
       const each = slots[enlarged], times = Math.max(1, Math.floor(Math.min(innerWidth - 60, innerHeight - 130, 640) / Math.max(width, height)));
       paint(large, each.drawn, colours[each.drawn.colour]);
@@ -423,7 +429,8 @@ function explore(model, el) {
     const waits = open.size && Date.now() - open.waits > PATIENCE, all = model.get("images").length;
     const { image, method: name } = choice(), missing = ![ATTACKED, name].every((each) => pieces.get(`${image}/${each}`)?.data);
     if (error) attacking = false;
-    message.textContent = failure || ended || !error ? failure : `${error}${paused ? "; what is missing was not computed" : ""}`;
+    const wrong = refusal || error;
+    message.textContent = failure || ended || !wrong ? failure : `It did not work (${wrong}): ${paused ? "go on" : "choose something else"}, or run this cell again.`;
     status.textContent = !live ? `Computed in advance: every picture, and the kernels of every ${fixed.step === 1 ? "" : `${fixed.step}th `}pixel.`
       : ended ? `The kernel has ended or restarted: run this cell again${missing ? " to see this image." : " for other pixels, attacks and images. What was computed stays here."}`
       : waits ? "waiting for the kernel, which is busy …"
@@ -438,18 +445,25 @@ function explore(model, el) {
 
   const root = make("div", { class: "nbs", "data-lm-suppress-shortcuts": "true", keydown: (event) => event.stopPropagation() }, make("div", { class: "nbs-in" }, strip,
     make("div", { class: "nbs-controls" }, make("label", {}, "ε", slider, strength), play, make("label", {}, "method", method), again, upload),
-    verdict, pictures, values,
+    verdict, pictures,
     make("div", { class: "nbs-below" }, ...words.map(({ box }) => box), make("div", {}, pixel, kernels, kernelScale, owned),
       make("div", { class: "nbs-plot" }, count, curves, point, legend)),
-    make("div", { class: "nbs-line" }, message, status, go)), dialog);
+    make("div", { class: "nbs-line" }, values, message, status, go)), dialog);
   el.append(root);
-  for (const name of ["image", "strength", "method", "row", "column", "images"]) model.on(`change:${name}`, draw);
+  for (const name of CHOICE) model.on(`change:${name}`, () => {
+    if (chosen[name] === model.get(name)) return;
+    chosen[name] = model.get(name);
+    draw();
+  });
+  model.on("change:images", draw);
   model.on("change:progress", state);
   if (live) {
     model.on("msg:custom", hear);
-    model.on("comm_live_update", () => { ended = Boolean(el.closest(".jupyter-widgets-disconnected")); state(); });
     const { widget_manager: manager } = model;
-    manager?.get_model(model.get("upload").replace("IPY_MODEL_", "")).then((child) => manager.create_view(child)).then((view) => upload.append(view.el));
+    manager.get_model(model.get("upload").replace("IPY_MODEL_", "")).then(async (child) => {
+      child.on("comm_live_update", () => { ended = !child.comm_live; state(); }); // as its parent
+      upload.append((await manager.create_view(child)).el);
+    });
     ask("hello");
   } else for (const [read, data] of model.get("pieces")) pieces.set(read.key.join("/"), { read, data });
   const resized = new ResizeObserver(() => plot());

@@ -12,11 +12,11 @@ from IPython.display import display
 
 EXPORT = "NBSUPPORT_EXPORT"
 """Set where notebooks become pages: there a screen is shown as `embed` makes it."""
-_VIEW = '[data-mime-type="application/vnd.jupyter.widget-view+json"]:not(:has(*))'
 # Beside the widget; JupyterLab says "model not found" where the kernel no longer knows it.
-_AGAIN = f"""<style>
-.nbs-again, .jp-OutputArea:has(.nbs-again) .jp-OutputArea-child:has({_VIEW}) {{ display: none; }}
-.jp-OutputArea:has({_VIEW}) .nbs-again {{ display: block; }}
+_AGAIN = """<style>
+.nbs-again, .jp-OutputArea-child:not(:has(.nbs)):has(+ .jp-OutputArea-child .nbs-again),
+.jp-OutputArea:has(.nbs-again) [data-mime-type*="widget-view"]:not(:has(*)) { display: none; }
+.jp-OutputArea-child:not(:has(.nbs)) + .jp-OutputArea-child .nbs-again { display: block; }
 </style><p class="nbs-again"><b>Run this cell:</b> its kernel has ended, and this picture with it.
 </p>"""
 

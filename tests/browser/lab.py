@@ -11,9 +11,11 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
+from playwright.sync_api import Error
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
@@ -127,15 +129,23 @@ class Opened:
     def until(self, condition: str, what: str, *arguments, seconds: float = 60) -> None:
         """Wait until an expression in JavaScript, of `arguments` as `a` and `b`, holds, or fail."""
         deadline = time.monotonic() + seconds
-        while not self.page.evaluate(f"async ([a, b]) => !!({condition})", list(arguments)):
+        while not self._evaluate(f"async ([a, b]) => !!({condition})", list(arguments)):
             self.lab.check()
-            statuses = self.page.evaluate("() => window.kernel?.statuses ?? []")
+            statuses = self._evaluate("() => window.kernel?.statuses ?? []") or []
             if {"dead", "autorestarting", "restarting", "terminating"} & set(statuses):
                 pytest.fail(f"{self.name}: the kernel died while waiting for {what}")
             if time.monotonic() > deadline:
                 self.shoot("failed")
                 pytest.fail(f"{self.name}: waited {seconds:.0f} s for {what}; {self.reported()}")
             self.page.wait_for_timeout(50)
+
+    def _evaluate(self, code: str, *arguments) -> Any:
+        try:
+            return self.page.evaluate(code, *arguments)
+        except Error as error:  # a second page is sent to a workspace of its own
+            if "navigation" not in str(error):
+                raise
+            return None
 
     def press(self, key: str, control, picture, what: str, *, back_to: str = "") -> str:
         """Press a key, wait for another picture, or for `back_to`, and return the one before."""

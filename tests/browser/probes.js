@@ -57,7 +57,7 @@ window.styles = (each) => {
   for (let above = each; above; above = above.parentElement) styles.unshift(getComputedStyle(above));
   return styles;
 };
-const paper = (styles) => [["Canvas", 1], ...styles.map((style) => [style.backgroundColor, 1])];
+const paper = (styles) => [[matchMedia("(prefers-color-scheme: dark)").matches ? "#121212" : "white", 1], ...styles.map((style) => [style.backgroundColor, 1])];
 
 // For each element with text: the contrast of its colour with the background.
 window.contrasts = (root) => {

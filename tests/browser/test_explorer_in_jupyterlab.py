@@ -39,13 +39,10 @@ def status(root):
     return root.locator(".nbs-line [role=status]").element_handle()
 
 
-def in_kernel(notebook, code, wait=True):
+def in_kernel(notebook, code):
     execute = f"{PANEL}.sessionContext.session.kernel.requestExecute({{ code }})"
-    if wait:
-        reply = notebook.page.evaluate(f"async (code) => (await {execute}.done).content", code)
-        assert reply["status"] == "ok", reply
-    else:
-        notebook.page.evaluate(f"(code) => {{ {execute}; }}", code)
+    reply = notebook.page.evaluate(f"async (code) => (await {execute}.done).content", code)
+    assert reply["status"] == "ok", reply
 
 
 def click_pixel(root, row, column):
@@ -70,19 +67,24 @@ def test_the_whole_of_it_is_visible_at_1280_by_800(root):
     box = root.evaluate(
         "(root) => { const { height, width } = root.getBoundingClientRect(); return [width, height]; }"
     )
-    print(box)
-    assert box[1] <= 640
+    assert box[1] <= 620  # beside menus, and the cell of two lines
+
+
+# With the question itself, for newer JupyterLabs answer while another cell runs.
+BUSY = """
+import pathlib, time
+class Busy(dict):
+    def __getitem__(self, key):
+        while not pathlib.Path({free!r}).exists(): time.sleep(0.05)
+        return super().__getitem__(key)
+it.exploration.frames = Busy(it.exploration.frames)
+"""
 
 
 def test_a_busy_kernel_is_waited_for_where_it_is_needed_alone(notebook, root, local):
     root.get_by_role("combobox", name="method").select_option("Filt(L_img)")
     free = notebook.lab.root / "free"
-    in_kernel(
-        notebook,
-        f"import pathlib, time\nwhile not pathlib.Path({str(free)!r}).exists(): time.sleep(0.05)",
-        wait=False,
-    )
-    notebook.until(f"{PANEL}.sessionContext.session.kernel.status === 'busy'", "a busy kernel")
+    in_kernel(notebook, BUSY.format(free=str(free)))
     click_pixel(root, 5, 7)
     waiting = "a.textContent.startsWith('waiting for the kernel')"
     notebook.until(waiting, "the explorer", status(root))
@@ -100,13 +102,16 @@ def test_a_busy_kernel_is_waited_for_where_it_is_needed_alone(notebook, root, lo
 
 def test_an_error_is_shown_and_goes(notebook, root, local):
     in_kernel(notebook, "kept, it.exploration.frames = it.exploration.frames, {}")
+    root.get_by_role("combobox", name="method").select_option("Filt(L_img)")
+    root.get_by_role("slider").press("End")
     click_pixel(root, 9, 9)
     alert = root.get_by_role("alert").element_handle()
     notebook.until("a.textContent.includes('run this cell again')", "the error", alert)
     assert sums(root) == []
     agrees(root, local.exploration, local.fixed["classes"], local.image, 3, "Filt(L_img)")
     notebook.shoot("explorer-error")
-    in_kernel(notebook, "it.exploration.frames = kept; it._report()")
+    in_kernel(notebook, "it.exploration.frames = kept")
+    click_pixel(root, 9, 10)
     notebook.until("a.textContent === ''", "the message to go", alert)
 
 
@@ -116,12 +121,22 @@ def test_recomputing_changes_the_attack_and_says_so(notebook, root):
     button.evaluate("watch")
     button.click()
     notebook.until(
-        "a.ariaBusy === 'false' && window.seen.length > 1",
+        "a.ariaBusy === 'false' && window.seen.includes('true attacking …')",
         "another attack",
         root.locator("[aria-busy]").element_handle(),
     )
-    assert notebook.page.evaluate("() => window.seen[0]") == "true attacking …"
-    assert not np.array_equal(pixels(root, "attacked"), before)
+    assert "true attacking …" in notebook.page.evaluate("() => window.seen")
+    for _ in range(100):  # until it is unpacked
+        if not np.array_equal(pixels(root, "attacked"), before):
+            return
+        notebook.page.wait_for_timeout(100)
+    pytest.fail("the same attack")
+
+
+def choose(notebook, root, file):
+    with notebook.page.expect_file_chooser() as chooser:
+        root.get_by_role("button", name="own image").click()
+    chooser.value.set_files(file)
 
 
 def test_an_own_image_is_attacked_and_filtered(notebook, root):
@@ -129,13 +144,13 @@ def test_an_own_image_is_attacked_and_filtered(notebook, root):
     Image.fromarray(picture).save(file := io.BytesIO(), format="PNG")
     given = {"name": "red.png", "mimeType": "image/png", "buffer": file.getvalue()}
     number = root.locator(".nbs-strip button").count()
-    root.locator("input[type=file]").set_input_files(given)
+    choose(notebook, root, given)
     shown = "a.querySelector('.nbs-verdict').textContent.startsWith('class before the attack')"
     notebook.until(shown, "the own image", root.element_handle(), seconds=120)
     assert root.locator(".nbs-strip button").count() == number + 1
     assert np.array_equal(pixels(root, "clean")[16, 16], [200, 30, 30])
     notebook.shoot("explorer-own")
-    root.locator("input[type=file]").set_input_files(given | {"name": "notes.txt", "buffer": b"x"})
+    choose(notebook, root, given | {"name": "notes.txt", "buffer": b"x"})
     alert = root.get_by_role("alert").element_handle()
     notebook.until("a.textContent.includes('expected a picture')", "a refusal", alert)
     in_kernel(notebook, "it._report()")
@@ -185,7 +200,7 @@ slowly = small(number=20, eps=(0.0, 0.01))
 def test_what_is_not_computed_is_said_and_can_be_completed(notebook, root):
     in_kernel(notebook, SLOW)
     in_kernel(notebook, "slowly.strength = 1; it.close(); it = slowly")
-    insert = f"{PANEL}.content.widgets[1].model.sharedModel.setSource('slowly')"
+    insert = f"{PANEL}.content.widgets[1].model.sharedModel.setSource('it')"
     notebook.page.evaluate(f"() => {{ {insert}; {PANEL}.content.activeCellIndex = 1; }}")
     notebook.execute("'notebook:run-cell'")
     root = notebook.show(1).locator(".nbs")
@@ -196,22 +211,26 @@ def test_what_is_not_computed_is_said_and_can_be_completed(notebook, root):
     root.locator(".nbs-strip button").last.click()
     assert (
         root.locator("figure.empty").count() > 3
-        and root.locator(".nbs-verdict").inner_text() == "…"
+        and "not computed" in root.locator(".nbs-verdict").inner_text()
     )
     notebook.shoot("explorer-stopped")
     root.get_by_role("button", name="go on").click()
     done = "a.querySelector('.nbs-verdict').textContent.startsWith('true class')"
     notebook.until(done, "the last image", root.element_handle(), seconds=120)
+    in_kernel(notebook, "Exploration.compute = make")
 
 
 def test_a_restarted_kernel_leaves_all_that_was_computed(notebook, root, local):
     """Run again first, so that the explorer is the local one."""
-    code = "from homes import small; it = small(); it.page_state(); slowly = it"
-    in_kernel(notebook, "Exploration.compute = make; " + code)
+    in_kernel(notebook, "it = small(); it.page_state()")
+    source = f"{PANEL}.content.widgets[1].model.sharedModel.setSource('it')"
+    notebook.page.evaluate(f"() => {{ {source}; {PANEL}.content.activeCellIndex = 1; }}")
     notebook.execute("'notebook:run-cell'")
     root = notebook.show(1).locator(".nbs")
-    notebook.until("a.querySelectorAll('.nbs-strip button').length === 4 && a.querySelector('.nbs-verdict').textContent.length > 2",
+    notebook.until("a.querySelectorAll('.nbs-strip button').length === 4 && a.querySelector('.nbs-verdict').textContent.startsWith('true class')",
                    "the explorer", root.element_handle())  # fmt: skip
+    whole = "a.querySelector('.nbs-plot h4').textContent === 'accuracy on 4 images'"
+    notebook.until(whole, "all pieces", root.element_handle())
     root.get_by_role("slider").press("Home")
     notebook.page.evaluate(
         f"async () => {{ await {PANEL}.sessionContext.session.kernel.restart(); }}"
@@ -224,6 +243,7 @@ def test_a_restarted_kernel_leaves_all_that_was_computed(notebook, root, local):
     )
     notebook.shoot("explorer-restarted")
     walk_all(root, local.exploration, local.fixed["classes"], local.image)
+    notebook.page.evaluate("() => { window.kernel.reported.length = 0; }")  # a new kernel's notes
     for name in ("recompute", "own image", "stop", "go on"):
         assert root.get_by_role("button", name=re.compile(name)).count() == 0
 

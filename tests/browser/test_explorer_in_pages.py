@@ -75,7 +75,9 @@ def opened(contexts, pages, request):
 )
 def test_all_strengths_and_methods_change_picture_and_verdict(opened, explorer):
     root, classes = opened.locator(".nbs").first, explorer.fixed["classes"]
-    opened.wait_for_function("() => document.querySelector('.nbs-verdict').textContent.length > 2")
+    opened.wait_for_function(
+        "() => document.querySelector('.nbs-verdict').textContent.startsWith('true class')"
+    )
     agrees(root, explorer.exploration, classes, explorer.image, explorer.strength, explorer.method)
     walk_all(root, explorer.exploration, classes, explorer.image)
     root.get_by_role("group", name="images").get_by_role("button").nth(1).click()
