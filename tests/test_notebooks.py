@@ -97,6 +97,13 @@ def test_links_and_images_are_there(path):
     assert [file for file in files if not file.is_file()] == []
 
 
+@every_notebook
+def test_every_formula_can_be_drawn_without_a_network(path):
+    text = "\n".join(cell.source for cell in cells(path, "markdown"))
+    formulas = [found for found in re.finditer(r"`[^`]*`|(\$\$?)([^$`]+)\1", text) if found[1]]
+    assert [each[2] for each in formulas if runner._draw_formula(each).startswith("`")] == []
+
+
 EXERCISE = f"""import sys
 sys.path.append({str(Path(__file__).parent)!r})
 from exercise import exercise

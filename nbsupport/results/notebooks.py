@@ -172,7 +172,11 @@ def to_page(notebook: NotebookNode, there: set[str], around: dict[str, str]) -> 
         elif not re.match("https?:|#", str(anchor["href"])):
             anchor.unwrap()
     for image in soup.select('img:not([src^="data:"])'):
-        drawn = b64encode((NOTEBOOKS / str(image["src"])).read_bytes()).decode()
+        file = NOTEBOOKS / str(image["src"])
+        if not file.is_file():  # nothing has made it yet
+            image.replace_with(str(image.get("alt", "")))
+            continue
+        drawn = b64encode(file.read_bytes()).decode()
         image["src"] = f"data:image/{Path(str(image['src'])).suffix[1:]};base64,{drawn}"
     for table in soup.select("table"):  # a wide one scrolls below its caption
         box = table.wrap(soup.new_tag("div", attrs={"class": "scroll", "tabindex": "0"}))
