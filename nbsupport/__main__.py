@@ -153,11 +153,13 @@ def _run(options: argparse.Namespace, study: Study, choices: dict[str, str]) -> 
 
 
 def _compute(options: argparse.Namespace, study: Study, choices: dict[str, str]) -> None:
+    import pandas as pd
+
     from .experiments.adaptive_evaluation import evaluate_adaptively
     from .experiments.audit import audit, rows
     from .experiments.evaluation import failure, failures, measure, table
     from .experiments.methods import AUDITED
-    from .results import tables
+    from .results import plots, tables
     from .results.claims import CORE_CLAIMS, ROBUST_CLAIMS, judge
     from .results.save import folder, save
 
@@ -182,7 +184,11 @@ def _compute(options: argparse.Namespace, study: Study, choices: dict[str, str])
         audits = {method: audit(experiment, method) for method in sound if method in AUDITED}
         made = rows(experiment, found, audits)
         print(tables.to_text(made, study))
-        save(experiment, "adaptive", made, methods=sound, images=study.adaptive_images)
+        saved: Any = {"methods": sound, "images": study.adaptive_images}
+        save(experiment, "adaptive", made, **saved)
+        smallest = pd.DataFrame({method: each.smallest for method, each in found.items()})
+        figure = plots.draw_defences(made, [*found])
+        save(experiment, "adaptive_curves", figure, rows=smallest, **saved)
     if study.scale != "smoke":  # whose numbers mean nothing
         judged = {
             "claims": (NUMBERS[:4], CORE_CLAIMS),

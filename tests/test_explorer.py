@@ -118,6 +118,11 @@ def test_other_strengths_are_refused(eps):
         explored(eps=eps)
 
 
+def test_a_part_of_the_arguments_is_refused():
+    with pytest.raises(ValueError, match="no arguments at all"):
+        explore(linear())
+
+
 def test_images_out_of_range_are_refused():
     with pytest.raises(ValueError, match="divide by 255"):
         explore(linear(), {}, 255 * pictures(1), torch.tensor([0]))

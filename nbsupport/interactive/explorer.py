@@ -200,8 +200,8 @@ def _to_bytes(values: Tensor, low: float = 0, high: float = 1) -> np.ndarray:
     return (255 * scaled.clamp(0, 1)).round().byte().numpy()
 
 
-def _differ(bytes: np.ndarray) -> np.ndarray:
-    return np.diff(bytes, axis=0, prepend=0 * bytes[:1])
+def _differ(frames: np.ndarray) -> np.ndarray:
+    return np.diff(frames, axis=0, prepend=0 * frames[:1])
 
 
 def _look(method: str) -> dict[str, Any]:
@@ -388,8 +388,10 @@ def explore(
     `TypeError` if images, labels or classifier are refused, the strengths do not rise from 0, or
     the frames exceed 4 GiB.
     """
-    if classifier is None or images is None or labels is None:
+    if classifier is None and denoisers is None and images is None and labels is None:
         return explore(*_pretrained(), eps=eps)
+    if classifier is None or images is None or labels is None:
+        raise ValueError("explore: expected classifier, images and labels, or no arguments at all")
     check_images(images, caller="explore")
     labels = check_labels(labels, images=images, classes=None, caller="explore")
     if not (len(eps) > 1 and eps[0] == 0 and list(eps) == sorted(set(eps)) and eps[-1] <= 1):

@@ -38,7 +38,9 @@ def verify(study: str, method: str, images: int = 32) -> Verified:
     tables = (root / study / f"{PER_IMAGE}.csv" for root in roots())
     table = next((path for path in tables if path.is_file()), None)
     if table is None:
-        raise ValueError(f"no adaptive evaluation of {study!r} is stored; `run 12` makes it")
+        raise ValueError(
+            f"no adaptive evaluation of {study!r} is stored; `compute --adaptive` makes it"
+        )
     recorded = pd.read_csv(table)
     if method not in recorded:
         there = ", ".join(recorded.columns)
