@@ -37,7 +37,8 @@ def test_a_scale_changes_sizes_only(name):
 def test_standard_is_quick_with_other_numbers_of_images_and_epochs():
     quick, standard = (Study.named("cifar10", x).specification() for x in ("quick", "standard"))
     changed = {name for name in quick if quick[name] != standard[name]}
-    assert changed == {"scale", "train_images", "test_images", "epochs"}
+    numbers = {"train_images", "test_images", "epochs", "fusion_epochs", "adaptive_epochs"}
+    assert changed == {"scale", *numbers}
 
 
 def test_an_entry_overrides_the_blocks_it_starts_from():
