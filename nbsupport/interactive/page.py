@@ -13,8 +13,8 @@ _PAGE = """<!doctype html>
 body { max-width: 1000px; margin: 12px auto; padding: 0 12px; } h1 { font-size: 20px; }</style>
 </head><body><h1>An attack, and a filter before the classifier</h1>
 <p>Eight CIFAR-10 images under PGD attacks of rising strength ε on a ResNet-20, denoised by networks
-that predict a kernel per pixel. The attacker knows the classifier alone; one who knows the filter,
-too, defeats it.</p>
+that predict a kernel per pixel. The attacker is gray-box: it knows the classifier alone. A
+white-box attacker, which knows the filter, too, defeats it.</p>
 """
 
 

@@ -5,6 +5,7 @@ import shutil
 from contextlib import closing
 
 import pytest
+from homes import small
 from lab import NOTEBOOKS, SCREENSHOTS, Lab, Opened
 from playwright.sync_api import sync_playwright
 
@@ -36,3 +37,11 @@ def notebook(request, lab, browser):
     with closing(Opened(lab, browser.new_page(), request.param)) as opened:
         opened.run()
         yield opened
+
+
+@pytest.fixture(scope="session")
+def explorer():
+    """The small explorer in this process: what every home must show."""
+    explorer = small()
+    explorer.page_state()
+    return explorer

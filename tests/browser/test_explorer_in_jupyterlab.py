@@ -6,17 +6,9 @@ from contextlib import closing
 
 import numpy as np
 import pytest
-from homes import agrees, pixels, small, walk_all, write_notebook
+from homes import agrees, pixels, walk_all, write_notebook
 from lab import PANEL, Opened
 from PIL import Image
-
-
-@pytest.fixture(scope="module")
-def local():
-    """The same explorer in this process: what the kernel's must show."""
-    explorer = small()
-    explorer.page_state()
-    return explorer
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +49,10 @@ def sums(root):
     return [float(each[2:].replace("−", "-")) for each in texts]
 
 
-def test_pictures_and_words_are_those_of_every_choice(notebook, root, local):
+def test_pictures_and_words_are_those_of_every_choice(notebook, root, explorer):
     notebook.until("a.textContent === ''", "all pieces", status(root), seconds=300)
     notebook.shoot("explorer")
-    walk_all(root, local.exploration, local.fixed["classes"], local.image)
+    walk_all(root, explorer.exploration, explorer.fixed["classes"], explorer.image)
 
 
 def test_the_whole_of_it_is_visible_at_1280_by_800(root):
@@ -81,7 +73,7 @@ it.exploration.frames = Busy(it.exploration.frames)
 """
 
 
-def test_a_busy_kernel_is_waited_for_where_it_is_needed_alone(notebook, root, local):
+def test_a_busy_kernel_is_waited_for_where_it_is_needed_alone(notebook, root, explorer):
     root.get_by_role("combobox", name="method").select_option("Filt(L_img)")
     free = notebook.lab.root / "free"
     in_kernel(notebook, BUSY.format(free=str(free)))
@@ -91,16 +83,18 @@ def test_a_busy_kernel_is_waited_for_where_it_is_needed_alone(notebook, root, lo
     assert sums(root) == []  # no kernels of another pixel
     notebook.shoot("explorer-waiting")
     root.get_by_role("slider").press("Home")  # needs no kernel
-    agrees(root, local.exploration, local.fixed["classes"], local.image, 0, "Filt(L_img)")
+    agrees(root, explorer.exploration, explorer.fixed["classes"], explorer.image, 0, "Filt(L_img)")
     root.get_by_role("slider").press("End")
     free.touch()
     notebook.until("a.textContent === ''", "the kernel's answer", status(root))
     notebook.until("a.querySelector('.nbs-kernels canvas')", "the kernels", root.element_handle())
-    taps = local.exploration.frames[local.image, 3, "Filt(L_img)"].kernels[""][:, 5, 7].float()
+    taps = (
+        explorer.exploration.frames[explorer.image, 3, "Filt(L_img)"].kernels[""][:, 5, 7].float()
+    )
     assert np.allclose(sums(root), taps.view(3, -1).sum(dim=1), atol=0.01)
 
 
-def test_an_error_is_shown_and_goes(notebook, root, local):
+def test_an_error_is_shown_and_goes(notebook, root, explorer):
     in_kernel(notebook, "kept, it.exploration.frames = it.exploration.frames, {}")
     root.get_by_role("combobox", name="method").select_option("Filt(L_img)")
     root.get_by_role("slider").press("End")
@@ -108,7 +102,7 @@ def test_an_error_is_shown_and_goes(notebook, root, local):
     alert = root.get_by_role("alert").element_handle()
     notebook.until("a.textContent.includes('run this cell again')", "the error", alert)
     assert sums(root) == []
-    agrees(root, local.exploration, local.fixed["classes"], local.image, 3, "Filt(L_img)")
+    agrees(root, explorer.exploration, explorer.fixed["classes"], explorer.image, 3, "Filt(L_img)")
     notebook.shoot("explorer-error")
     in_kernel(notebook, "it.exploration.frames = kept")
     click_pixel(root, 9, 10)
@@ -220,7 +214,7 @@ def test_what_is_not_computed_is_said_and_can_be_completed(notebook, root):
     in_kernel(notebook, "Exploration.compute = make")
 
 
-def test_a_restarted_kernel_leaves_all_that_was_computed(notebook, root, local):
+def test_a_restarted_kernel_leaves_all_that_was_computed(notebook, root, explorer):
     """Run again first, so that the explorer is the local one."""
     in_kernel(notebook, "it = small(); it.page_state()")
     source = f"{PANEL}.content.widgets[1].model.sharedModel.setSource('it')"
@@ -242,7 +236,7 @@ def test_a_restarted_kernel_leaves_all_that_was_computed(notebook, root, local):
         status(root),
     )
     notebook.shoot("explorer-restarted")
-    walk_all(root, local.exploration, local.fixed["classes"], local.image)
+    walk_all(root, explorer.exploration, explorer.fixed["classes"], explorer.image)
     notebook.page.evaluate("() => { window.kernel.reported.length = 0; }")  # a new kernel's notes
     for name in ("recompute", "own image", "stop", "go on"):
         assert root.get_by_role("button", name=re.compile(name)).count() == 0

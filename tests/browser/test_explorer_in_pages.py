@@ -6,7 +6,7 @@ from contextlib import closing
 import numpy as np
 import pytest
 import torch
-from homes import agrees, pixels, small, walk_all, write_notebook
+from homes import agrees, pixels, walk_all, write_notebook
 from PIL import Image
 from torch import nn
 
@@ -19,13 +19,6 @@ from nbsupport.study import eps_label
 
 HOMES = ("static", "exported")
 WIDTHS = 272, 336, 588, 848
-
-
-@pytest.fixture(scope="session")
-def explorer():
-    explorer = small()
-    explorer.page_state()
-    return explorer
 
 
 @pytest.fixture(scope="session")
