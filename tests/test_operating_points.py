@@ -9,9 +9,9 @@ from small import STUDY, SmallExperiment
 
 from nbsupport.denoisers.baselines import BASELINES, Baseline
 from nbsupport.experiments.evaluation import measure
-from nbsupport.experiments.methods import CLEAN_PSNR
+from nbsupport.experiments.methods import BOTH_LOSSES, CLEAN_PSNR
 from nbsupport.results import operating_points
-from nbsupport.results.operating_points import JPEG, SWEEPS, TRAINED, curve
+from nbsupport.results.operating_points import DIAL, JPEG, SWEEPS, TRAINED, curve, list_dial
 from nbsupport.results.plots import draw_operating_points
 from nbsupport.results.tables import published
 from nbsupport.study import EPS as EPS_OF_PAPER
@@ -35,6 +35,12 @@ class Blurring(SmallExperiment):
         step = method.removeprefix(f"{TRAINED}@")
         name = STEPS[int(step)] if step.isdecimal() else method
         return super().denoiser(method) if name in self.denoisers else Baseline(name)
+
+    def changed(self, image_weight):
+        """Each λ has another blur as PA-Filt(L_img+KL)."""
+        study = replace(self.study, image_weight=image_weight)
+        blur = Baseline(f"Gaussian blur {image_weight / 100:g}")
+        return Blurring(self.store.home / f"{image_weight:g}", study=study, **{BOTH_LOSSES: blur})
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +74,19 @@ def test_every_point_is_what_was_measured(rows, experiment):
         plain, worst = found[at].mean(), found[: at + 1].all(axis=0).mean()
         assert row.accuracy == {"pgd": plain, "pgd-envelope": worst}[row.attack]
         assert (row.n, row.study, row.seed) == (24, "photographs", 0)
+
+
+def test_the_dial_has_a_point_for_each_training_that_did_not_fail(experiment, monkeypatch):
+    monkeypatch.setattr(
+        operating_points, "failure", lambda each, _: "!" * (each.study.image_weight == DIAL[0])
+    )
+    rows = curve(experiment, EPS, list_dial)
+    found = rows[rows["series"] == BOTH_LOSSES]
+    assert list(found["parameter"].unique()) == [*DIAL[1:]]
+    for row in found[found["attack"] == "pgd"].itertuples():
+        blurred = measure(experiment.changed(row.parameter), BOTH_LOSSES)
+        at = experiment.study.evaluated_eps.index(row.eps)
+        assert row.accuracy == blurred["accuracy"][at].mean()
 
 
 @pytest.mark.parametrize("method", ["Filt(L_img)", "JPEG 20", f"{TRAINED}@3"])

@@ -1,6 +1,6 @@
 """How far robustness follows from smoothing: accuracy against the PSNR of denoised clean images."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,7 +8,7 @@ import pandas as pd
 
 from ..experiments.artifacts import Experiment
 from ..experiments.evaluation import failure, measure, worst_case
-from ..experiments.methods import CLEAN_PSNR, ENVELOPE, TABLES
+from ..experiments.methods import BOTH_LOSSES, CLEAN_PSNR, ENVELOPE, TABLES
 from ..study import short
 from .tables import PUBLISHED, compared, published
 
@@ -18,6 +18,7 @@ SWEEPS: dict[str, tuple[float, ...]] = {
     JPEG: (10, 20, 35, 50, 70, 75, 85, 95),
 }
 """σ in pixels and qualities: simple defences over a parameter, as series of their own."""
+DIAL = (20.0, 60.0, 200.0, 600.0)  # values of λ; for much less, nobody recognises the images
 STORED_AS = 70  # copies of JPEG quality 75 survive this and higher qualities nearly unchanged
 VISIBLE = 15.0  # dB: below it little is to be recognised, as after the first steps of a training
 METHODS = tuple(dict.fromkeys(x for number in (1, 2, 3, 4) for x in TABLES[number]))
@@ -25,23 +26,39 @@ COLUMNS = ["study", "classifier", "series", "method", "parameter", CLEAN_PSNR]
 COLUMNS += ["attack", "eps", "accuracy", "n", "artefact", "seed"]
 
 
-def list_points(experiment: Experiment) -> Iterator[tuple[str, str, float]]:
-    """Each point's series, method and parameter: the step, σ or the quality, NaN for a method.
+Point = tuple[Experiment, str, str, float]
+"""An experiment, a series, a method, and the series' parameter: step, σ, quality, λ; or NaN."""
+
+
+def list_points(experiment: Experiment) -> Iterator[Point]:
+    """A training over its steps, the `SWEEPS`, and the methods of Tables 1 to 4.
 
     A failed training is no point. Its checkpoints are: they come from before its end. Those that
     leave less than `VISIBLE` dB of clean validation images are left out.
     """
     kept = experiment.trained(TRAINED).report["clean_psnr"]["kernels"].items()
     for step in sorted(int(step) for step, psnr in kept if psnr >= VISIBLE):
-        yield TRAINED, f"{TRAINED}@{step}", step
+        yield experiment, TRAINED, f"{TRAINED}@{step}", step
     for name, values in SWEEPS.items():
-        yield from ((name, f"{name} {value:g}", value) for value in values)
+        yield from ((experiment, name, f"{name} {value:g}", value) for value in values)
     for method in METHODS:
         if not failure(experiment, method):
-            yield "methods", method, np.nan
+            yield experiment, "methods", method, np.nan
 
 
-def curve(experiment: Experiment, eps: Sequence[float] = (3e-3, 1e-2)) -> pd.DataFrame:
+def list_dial(experiment: Experiment) -> Iterator[Point]:
+    """PA-Filt(L_img+KL) over λ: each value is a training, and a failed one is no point."""
+    for weight in DIAL:
+        changed = experiment.changed(image_weight=weight)
+        if not failure(changed, BOTH_LOSSES):
+            yield changed, BOTH_LOSSES, BOTH_LOSSES, weight
+
+
+def curve(
+    experiment: Experiment,
+    eps: Sequence[float] = (3e-3, 1e-2),
+    points: Callable[[Experiment], Iterable[Point]] = list_points,
+) -> pd.DataFrame:
     """One row per point, attack (gray-box, plain and in its worst case over ε' ≤ ε) and ε.
 
     ``clean PSNR`` in dB is the mean over the test images, ∞ where one stays as it is. The series
@@ -57,9 +74,9 @@ def curve(experiment: Experiment, eps: Sequence[float] = (3e-3, 1e-2)) -> pd.Dat
         raise ValueError(f"curve: expected ε among {there}, got {', '.join(map(short, eps))}")
     same = {"study": study.name, "classifier": study.classifier_name, "seed": study.seed}
     weaker = tuple(strength for strength in strengths if 0 < strength <= max(eps))
-    for series, method, parameter in list_points(experiment):
+    for changed, series, method, parameter in points(experiment):
         swept = series != "methods"  # the tables have those at all strengths
-        measured = measure(experiment, method, eps=weaker if swept else None)
+        measured = measure(changed, method, eps=weaker if swept else None)
         point = same | {"series": series, "method": method, "parameter": parameter}
         point |= {CLEAN_PSNR: measured["psnr"][0].mean(), "n": measured["accuracy"].shape[1]}
         copies = study.images_from == "JPEG copies"

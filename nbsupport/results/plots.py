@@ -15,7 +15,16 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..denoisers.baselines import BASELINES
-from ..experiments.methods import CLEAN_PSNR, COLOURS, DASHES, GAIN, MARKERS, METRICS, WORST
+from ..experiments.methods import (
+    BOTH_LOSSES,
+    CLEAN_PSNR,
+    COLOURS,
+    DASHES,
+    GAIN,
+    MARKERS,
+    METRICS,
+    WORST,
+)
 from ..study import EPS, short
 
 Image = Float[Tensor, "3 h w"]
@@ -30,7 +39,7 @@ SHARES: Any = {"cmap": "cividis", "vmin": 0, "vmax": 1}  # of W
 
 UNCHANGED = 50  # dB of clean PSNR, above which a denoiser leaves clean images alone
 SWEEPS = {"Gaussian blur": ("σ in pixels", "Gaussian blur", 16)}
-SWEEPS["JPEG"] = ("quality", "JPEG 50", 25)
+SWEEPS |= {"JPEG": ("quality", "JPEG 50", 25), BOTH_LOSSES: ("λ", BOTH_LOSSES, 0)}
 """What a sweep goes over, the method that it looks like, and how far below it its values stand."""
 
 sheet: Any = partial(plt.style.context, "nbsupport.results.style", after_reset=True)
@@ -205,7 +214,7 @@ def _add_sweep(axes: Axes, name: str, line: pd.DataFrame) -> None:
     axes.plot(kept["x"], kept["accuracy"], marker=".", label=f"{name}, over its {what}", **look)
     axes.plot(lost["x"], lost["accuracy"], "x", color=look["color"], ms=5)
     row: Any
-    for row in line[::3].itertuples():
+    for row in line[:: 3 if len(line) > 5 else 1].itertuples():
         _note(axes, f"{row.parameter:g}", row.x, row.accuracy, below, color=look["color"])
 
 

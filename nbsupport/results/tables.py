@@ -418,7 +418,7 @@ def subject(study: Study) -> str:
 def caption(name: str, study: Study) -> str:
     """What a result shows and how to read it, in Markdown; its name if captions.toml lacks it."""
     few, paper = study.self_attack_images, ""
-    if name.startswith("table") or name == "operating_points":
+    if name.startswith("table") or name in ("operating_points", "dial"):
         number = int(name.removeprefix("table")) if name.startswith("table") else 1
         network, data = compared(number, study.classifier_name, study.name)
         paper = f"{NAMES[network]} on {NAMES[data]}"
