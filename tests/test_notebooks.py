@@ -18,7 +18,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from nbsupport.results import notebooks as runner
 from nbsupport.results.notebooks import NotebookError, execute, find
 from nbsupport.results.save import REPOSITORY
-from nbsupport.study import Study
+from nbsupport.study import EPS, Study
 
 PATHS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
 
@@ -95,6 +95,25 @@ def test_links_and_images_are_there(path):
     local = [target for target in targets if not re.match(r"https?:|mailto:|#", target)]
     files = [path.parent / unquote(target.partition("#")[0]) for target in local]
     assert [file for file in files if not file.is_file()] == []
+
+
+@every_notebook
+def test_a_picture_is_a_result_of_the_notebook_that_shows_it(path):
+    text = "\n".join(cell.source for cell in cells(path, "markdown"))
+    pictures = [path.parent / target for target in re.findall(r"!\[[^]]*\]\(([^)]+)\)", text)]
+    records = [json.loads(picture.with_suffix(".json").read_text("utf-8")) for picture in pictures]
+    assert [record["notebook"] for record in records] == [path.stem] * len(pictures)
+
+
+@every_notebook
+def test_prose_states_no_result(path):
+    """A number with two decimals is a strength of the paper or a setting of the notebook's code."""
+    text = "\n".join(cell.source for cell in cells(path, "markdown"))
+    text = re.sub(r"```.*?```|`[^`]*`|\$\$?[^$]+\$\$?|\]\([^)]*\)", "", text, flags=re.DOTALL)
+    settings = {*map(float, re.findall(r"\d*\.\d+", "\n".join(code(path))))} | {*EPS}
+    numbers = re.findall(r"(?<![\w.])\d*\.\d{2,}\b(?! ε)", text)
+    assert [number for number in numbers if float(number) not in settings] == []
+    assert {*re.findall(r"([\d.]+) ?(?:%|dB)", text)} <= {"95", "5"}  # of intervals and tests
 
 
 @every_notebook
