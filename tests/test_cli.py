@@ -221,23 +221,35 @@ def test_an_interruption_ends_with_130_and_in_one_line(monkeypatch, capsys):
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_progress_fits_80_columns_and_an_interruption_ends_with_130(tmp_path):
-    """In a terminal, with a key that is pressed once the first bar moves."""
+def interrupt(sign, *arguments):
+    """The exit code and the output of `compute` in a terminal, with Ctrl-C once a sign is printed."""
     process, terminal = pty.fork()
     if not process:
-        os.execv(sys.executable, [sys.executable, "-m", "nbsupport", "compute", "--tables", "4"])
+        os.execv(sys.executable, [sys.executable, "-m", "nbsupport", "compute", *arguments])
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     printed = b""
     with contextlib.suppress(OSError):  # Linux's sign that the other end is closed
         while read := os.read(terminal, 4096):
             printed += read
-            if b" 1%|" in printed and b"\3" not in printed:
+            if sign in printed and b"\3" not in printed:
                 os.write(terminal, b"\3")
                 printed += b"\3"
-    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 130
-    *bars, last = re.split(r"[\r\n]+", printed.decode().strip())
-    assert all(len(bar) <= 80 for bar in bars) and "the same command continues" in last
+    code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    return code, re.split(r"[\r\n]+", printed.decode().strip())
+
+
+def test_progress_fits_80_columns_and_an_interruption_ends_with_130():
+    code, (*bars, last) = interrupt(b" 1%|", "--tables", "4")
+    assert code == 130 and "the same command continues" in last
+    assert all(len(bar) <= 80 for bar in bars)
     assert any(re.search(r" 1%\|.*\[\d\d:\d\d<\d\d:\d\d\] training", bar) for bar in bars)
+
+
+@pytest.mark.matrix
+def test_an_interruption_ends_the_workers_without_tracebacks():
+    code, lines = interrupt(b" 0%|", "--tables", "4", "--workers", "1")
+    assert code == 130 and "the same command continues" in lines[-1]
+    assert not any("Traceback" in line for line in lines)
 
 
 @pytest.mark.parametrize("home", ["file", "file/store", "readonly", "/proc/store"])

@@ -9,6 +9,7 @@ what is missing.
 import contextlib
 import logging
 import os
+import signal
 import time
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -196,7 +197,11 @@ def _local_cluster(workers: int) -> Any:
         options["silence_logs"] = logging.ERROR
         nannies[number] = {"cls": Nanny, "options": options}
     scheduler = {"cls": Scheduler, "options": {"host": LOCAL, "dashboard_address": f"{LOCAL}:0"}}
-    return SpecCluster(workers=nannies, scheduler=scheduler, silence_logs=logging.ERROR)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # workers inherit this: Ctrl-C is ours
+    try:
+        return SpecCluster(workers=nannies, scheduler=scheduler, silence_logs=logging.ERROR)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _watch(client: Any, left: list[Any]) -> None:
