@@ -5,7 +5,6 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from scipy.stats import bootstrap
 from small import STUDY, SmallExperiment, linear, radii
 
 from nbsupport.denoisers.baselines import Baseline
@@ -115,9 +114,15 @@ def test_a_gain_is_paired_over_images():
     value, low, high = gain(one, other)
     for row, difference in enumerate(one.astype(float) - other):
         assert value[row] == pytest.approx(difference.mean())
-        if difference.any():
-            interval = bootstrap(
-                (difference,), np.mean, method="percentile", rng=1
-            ).confidence_interval
-            assert (low[row], high[row]) == pytest.approx(tuple(interval), abs=0.006)
-    assert np.array_equal(gain(one, one), np.zeros((3, 4)))
+        won, lost = ((sign * difference > 0).sum() + 1 for sign in (1, -1))
+        center, number = (won - lost) / 402, 402  # Bonett and Price 2012, equation (5)
+        half = 1.96 * ((won + lost) / number - center**2) ** 0.5 / number**0.5
+        assert (low[row], high[row]) == pytest.approx((center - half, center + half), abs=0.006)
+
+
+@pytest.mark.parametrize(("won", "certain"), [(0, False), (4, False), (8, True)])
+def test_a_few_images_won_are_no_certain_gain(won, certain):
+    bare = np.arange(40)[None] < 10
+    value, low, high = gain(np.arange(40)[None] < 10 + won, bare)
+    assert value == pytest.approx(won / 40)
+    assert (low > 0) == certain and high > value

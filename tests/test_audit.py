@@ -427,8 +427,8 @@ def test_tidy_rows_hold_accuracies_gains_costs_and_checks(tmp_path):
         assert [values[method, cost, "all", -1.0] for cost in COSTS] == [300, 100, 0.5]
     gains = {metric: values["Filt(L_img*)", metric, "worst"] for metric in GAIN}
     assert [gains["gain"][eps] for eps in EPS] == pytest.approx([0, 0, 0, 0.05])
-    assert gains["gain, low"][0.1] == gains["gain, high"][0.1] == 0
-    assert 0 < gains["gain, low"][0.5] < 0.05 < gains["gain, high"][0.5] < 0.12
+    assert -0.04 < gains["gain, low"][0.1] < 0 < gains["gain, high"][0.1] < 0.04
+    assert -0.02 < gains["gain, low"][0.5] < 0.05 < gains["gain, high"][0.5] < 0.12
     assert ("attacked", "gain", "worst") not in values.index.droplevel("eps")
     assert [values["Filt(L_img*)", "gap", "audit", eps] for eps in EPS] == [0, 0, 0, 0]
     for name, curve in audits["Filt(L_img*)"].robust.items():

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import binom, spearmanr
+from scipy.stats import spearmanr
 
 from nbsupport.experiments.artifacts import Experiment
 from nbsupport.results import claims
@@ -224,7 +224,9 @@ def judged(experiment, claim, **options):
     return judge(experiment, claim, **options).iloc[0]
 
 
-@pytest.mark.parametrize(("after", "outcome"), [(40, "holds"), (20, "fails"), (21, "inconclusive")])
+@pytest.mark.parametrize(
+    ("after", "outcome"), [(40, "holds"), (10, "fails"), (20, "inconclusive"), (21, "inconclusive")]
+)
 def test_outcomes(after, outcome, craft):
     row = judged(craft({"attacked": right(20), "Filt(L_img)": right(after)}), "C2")
     assert row["outcome"] == outcome
@@ -236,8 +238,11 @@ def test_outcomes(after, outcome, craft):
     [(195, "holds"), (194, "inconclusive"), (6, "inconclusive"), (5, "fails")],
 )
 def test_the_outcome_follows_from_the_share_of_resamples(times, outcome, craft, monkeypatch):
-    experiment, met = craft({"attacked": right(20)}), (np.arange(200)[None] < times) * 1.0
-    crafted = lambda c: [Above("", met if c["attacked"].ndim == 2 else met[:, 0])]  # noqa: E731
+    experiment, met = (
+        craft({"attacked": right(20)}),
+        np.where(np.arange(200)[None] < times, 1.0, -1.0),
+    )
+    crafted = lambda c: [Above("", met if c["attacked"].ndim == 2 else met.mean(axis=1))]  # noqa: E731
     monkeypatch.setitem(CLAIMS, "C2", ("", crafted))
     row = judged(experiment, "C2", resamples=200)
     assert (row["support"], row["outcome"]) == (times / 200, outcome)
@@ -245,18 +250,33 @@ def test_the_outcome_follows_from_the_share_of_resamples(times, outcome, craft, 
 
 
 def test_methods_are_compared_on_the_same_images(craft):
-    # one image more is right: a resample without it shows no gain, one with it does
+    # one image more is right; two more images are drawn from, one that is won and one that is lost
     row = judged(craft({"attacked": right(20), "Filt(L_img)": right(21)}), "C2", resamples=4000)
-    assert row["support"] == pytest.approx(1 - (1 - 1 / 40) ** 40, abs=0.03)
+    won, lost = np.random.default_rng(9).multinomial(42, [2 / 42, 1 / 42, 39 / 42], 4000).T[:2]
+    assert row["support"] == pytest.approx((won > lost).mean(), abs=0.03)
 
 
 def test_the_margin_has_a_95_percent_interval_over_test_sets(craft):
-    # ten images more are right: how many of them a resample has is binomial
+    # ten images more are right: how many images a resample wins and loses is multinomial
     experiment = craft({"attacked": right(20), "Filt(L_img)": right(30)})
     row = judged(experiment, "C2", resamples=20_000)
     interval = [row["low"], row["margin"], row["high"]]
-    expected = np.array([*binom.ppf(0.025, 40, [0.25]), 10, *binom.ppf(0.975, 40, [0.25])]) / 40
-    assert interval == pytest.approx(expected, abs=1e-8)
+    won, lost = np.random.default_rng(9).multinomial(42, [11 / 42, 1 / 42, 30 / 42], 20_000).T[:2]
+    low, high = np.quantile((won - lost) / 42, (0.025, 0.975))
+    assert interval == pytest.approx([low, 10 / 40, high], abs=0.03)
+
+
+def test_a_claim_about_all_columns_is_not_lost_to_the_luck_of_one(craft):
+    """It is ahead by .05 in every column, and the 95 % interval contains the least gain."""
+    random, found = np.random.default_rng(2), []
+    attacked = np.vstack([right(180, 200)[:1], right(70, 200)[1:]])  # all others are of middle size
+    for _ in range(40):
+        bare = random.random((13, 200)) < 0.5
+        won = bare | (random.random((13, 200)) < 0.1)
+        experiment = craft({"Filt(L_img)": bare, FUSED: won, "attacked": attacked})
+        row = judged(experiment, "C9", resamples=400)
+        found.append(row["plain_low"] <= 0.05 <= row["plain_high"])
+    assert np.mean(found) > 0.5  # without a correction in none of them
 
 
 CLUMSY = np.arange(13)[:, None] != np.full(40, 1)  # fools every image at 1e-4, and nowhere else
@@ -266,9 +286,9 @@ WEAK = np.arange(13)[:, None] < np.full(40, 1)  # every image is fooled from 1e-
 @pytest.mark.parametrize(
     ("filtered", "added", "worst", "plain"),
     [
-        (CLUMSY, WEAK, "fails", "holds"),
-        (np.arange(13)[:, None] < np.full(40, 9), CLUMSY, "holds", "fails"),
-        (np.ones((13, 40)), CLUMSY, "holds", "fails"),
+        (CLUMSY, WEAK, "inconclusive", "holds"),
+        (np.arange(13)[:, None] < np.full(40, 9), CLUMSY, "holds", "inconclusive"),
+        (np.ones((13, 40)), CLUMSY, "holds", "inconclusive"),
         (np.ones((13, 40)), WEAK, "holds", "holds"),
     ],
 )
@@ -281,10 +301,11 @@ def test_accuracies_are_read_in_the_worst_case_and_plainly(filtered, added, wors
 def test_ties_are_ties_and_no_rounding_decides(craft):
     correct = np.zeros((13, 30), dtype=bool)
     correct[0], correct[1:7, :10], correct[7:12, 10:20] = True, True, True
-    weights = np.random.default_rng(5).multinomial(30, [1 / 30] * 30, 2000)
-    counts = weights @ correct.T  # whole numbers
-    expected = ((np.diff(counts, axis=1) <= 0).all(axis=1) & (counts[:, -1] == 0)).mean()
-    assert 0 < expected < 1
+    weights = np.random.default_rng(5).multinomial(32, [1 / 32] * 32, 2000)[:, :30]
+    rises = np.diff(weights @ correct.T, axis=1).max(axis=1)  # whole numbers
+    margins = -rises / weights.sum(axis=1)
+    assert margins.mean() < 0  # the point estimate, of ten images by ten others, is exactly 0
+    expected = (margins - 2 * margins.mean() > -1e-9).mean()
     assert judged(craft({"attacked": correct}, seed=5), "C18")["support"] == expected
 
 

@@ -110,10 +110,11 @@ def test_prose_states_no_result(path):
     """A number with two decimals is a strength of the paper or a setting of the notebook's code."""
     text = "\n".join(cell.source for cell in cells(path, "markdown"))
     text = re.sub(r"```.*?```|`[^`]*`|\$\$?[^$]+\$\$?|\]\([^)]*\)", "", text, flags=re.DOTALL)
-    settings = {*map(float, re.findall(r"\d*\.\d+", "\n".join(code(path))))} | {*EPS}
+    settings = {*map(float, re.findall(r"\d*\.?\d+", "\n".join(code(path))))} | {*EPS}
     numbers = re.findall(r"(?<![\w.])\d*\.\d{2,}\b(?! ε)", text)
     assert [number for number in numbers if float(number) not in settings] == []
-    assert {*re.findall(r"([\d.]+) ?(?:%|dB)", text)} <= {"95", "5"}  # of intervals and tests
+    shares = {*map(float, re.findall(r"([\d.]+) ?(?:%|dB)", text))}
+    assert shares <= settings | {95, 5}  # of intervals and tests
 
 
 @every_notebook

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float
+from scipy import stats
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -204,9 +205,11 @@ def _check_audit(minimal: Minimal, audit: Audit) -> dict[str, Verdict]:
     gained, last = margins.max() - margins[0], margins[-1] - margins[-2]
     flat = f"the mean margin gains {gained:.3f}, {last:.3f} of it from "
     flat += f"n = {audit.steps[-2]} to {audit.steps[-1]}"
-    gaps = find_gaps(minimal, audit)
+    gap, number = max(find_gaps(minimal, audit)), len(audit.envelope[0])
+    most = float(stats.beta.ppf(0.95, gap + 1, max(number - gap, 1)))  # Clopper-Pearson
+    missed = f"at most {gap} of {number} images fall to the audit only, so up to {most:.0%} of all"
     return {
-        "audit": (max(gaps) <= MISSED_IMAGES, f"at most {max(gaps)} images fall to the audit only"),
+        "audit": (gap <= MISSED_IMAGES, f"{missed} (95 %)"),
         "ε": _never_come_back(robust, "fall at one ε and withstand the next"),
         "n": _never_come_back(trace, f"fall at one n and withstand the next; {over_n}"),
         "oblivious": _no_weaker_than(audit, "oblivious", "gray-box"),

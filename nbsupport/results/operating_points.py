@@ -87,7 +87,7 @@ def curve(
                 accuracy = correct[strengths.index(each)].mean()
                 rows.append(point | {"attack": attack, "eps": each, "accuracy": accuracy})
     paper = _read_paper(*compared(1, study.classifier_name, study.name), eps)
-    return pd.DataFrame(rows + paper)[COLUMNS].astype({"n": "Int64", "seed": "Int64"})
+    return pd.DataFrame(rows + paper, columns=COLUMNS).astype({"n": "Int64", "seed": "Int64"})
 
 
 def _read_paper(classifier: str, data: str, eps: Sequence[float]) -> list[dict[str, Any]]:

@@ -349,12 +349,14 @@ def describe(rows: pd.DataFrame) -> list[str]:
     trained = means.drop(["attacked", *BASELINES], errors="ignore")
     best: Any = trained.idxmax() if len(trained) else "attacked"
     simple: Any = means.reindex([*BASELINES]).idxmax()
+    images = rows["n"].max()
     psnr = rows[rows["metric"] == CLEAN_PSNR].drop_duplicates("method").set_index("method")["value"]
     sentences = [
         f"Without a filter, PGD at ε = {short(half)} leaves {bare[half]:.2f} of {bare[0.0]:.2f}.",
-        f"Of the trained filters {SHOWN.get(best, best)} keeps most: {means[best]:.2f} on average "
-        f"over ε instead of {means['attacked']:.2f}; {simple}, which learned nothing, keeps "
-        f"{means[simple]:.2f}.",
+        f"On average over ε, {SHOWN.get(best, best)} keeps most of the trained denoisers: "
+        f"{means[best]:.3f}. No filter keeps {means['attacked']:.3f}, and {simple}, which learned "
+        f"nothing, {means[simple]:.3f}. Two standard errors of such a mean are at most "
+        f"{images**-0.5:.3f}, with {images:.0f} images.",
     ]
     smooth = curves.index.intersection(psnr[psnr.between(*SMOOTHING)].index)
     near = curves.index.intersection(psnr[psnr > SMOOTHING[1]].index).drop("attacked")
