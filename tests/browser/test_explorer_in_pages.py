@@ -44,11 +44,12 @@ def contexts(browser):
 
 @pytest.fixture
 def opened(contexts, pages, request):
-    """A page without a network, of a width and a theme; whatever it asks for is an error."""
-    home, width, scheme = getattr(request, "param", ("static", 900, "light"))
+    """A page without a network, of a width, theme and zoom; whatever it asks for is an error."""
+    home, width, scheme, zoom = (*getattr(request, "param", ("static", 900, "light")), 1)[:4]
     context = contexts.new_context(
-        viewport={"width": width, "height": 800}, color_scheme=scheme, offline=True
-    )
+        viewport={"width": width, "height": 800 // zoom}, color_scheme=scheme,
+        device_scale_factor=zoom, offline=True,
+    )  # fmt: skip
     page, errors = context.new_page(), []
     page.add_init_script(path=str(__file__).rpartition("/")[0] + "/probes.js")
     page.on("pageerror", lambda error: errors.append(str(error)))
@@ -167,7 +168,8 @@ def test_large_images_are_enlarged_pixel_by_pixel(contexts, tmp_path):
         assert canvas.evaluate("(c) => c.width") == 224 <= canvas.bounding_box()["width"]
 
 
-LOOKS = [pytest.param(("static", width, scheme), marks=[pytest.mark.matrix] * ((width, scheme) != (272, "dark")))
+LOOKS = [pytest.param(("static", 588 // 2, "light", 2), marks=pytest.mark.matrix)]
+LOOKS += [pytest.param(("static", width, scheme), marks=[pytest.mark.matrix] * ((width, scheme) != (272, "dark")))
          for width in WIDTHS for scheme in ("light", "dark")]  # fmt: skip
 
 
