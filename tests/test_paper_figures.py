@@ -113,14 +113,13 @@ def test_parts_are_those_of_the_strength(experiment):
 def test_each_mark_stands_at_its_pixel_beside_its_three_kernels(experiment):
     pixels = {"red": (8, 7), "gold": (0, 15)}
     figure = paper_figures.show_kernels(experiment, "head_2", 0, (0.001, 0.3), pixels)
-    lines = [(eps, mark) for eps in (0.001, 0.3) for mark in pixels.items()]
-    for number, (eps, (colour, (row, column))) in enumerate(lines):
-        image, *axes = figure.axes[4 * number : 4 * number + 4]
-        (mark,) = image.lines
-        assert (mark.get_xdata(), mark.get_ydata()) == ([column], [row])
-        assert mark.get_markeredgecolor() == colour
+    for number, eps in enumerate((0.001, 0.3)):
+        image, *axes = figure.axes[7 * number : 7 * number + 7]
+        marks = {x.get_markeredgecolor(): (*x.get_ydata(), *x.get_xdata()) for x in image.lines}
+        assert marks == pixels
         kernels = experiment.denoiser("head_2").kernels(experiment.attacked("test").at(eps)[:1])
-        for channel, axis in enumerate(axes):
+        places = [(c, *pixel) for pixel in pixels.values() for c in range(3)]
+        for axis, (channel, row, column) in zip(axes, places, strict=True):
             taps = kernels[0, 9 * channel : 9 * channel + 9, row, column]
             np.testing.assert_allclose(shown(axis), taps.view(3, 3), atol=1e-6)
 

@@ -214,7 +214,7 @@ def show_kernels(
     experiment: Experiment, method: str, image: int, strengths: Sequence[float],
     pixels: Mapping[str, tuple[int, int]],
 ) -> Figure:  # fmt: skip
-    """Fig. 4: some pixels of one test image, and a filtering method's three kernels at each.
+    """Fig. 4: a test image under each ε, and a filtering method's three kernels at some pixels.
 
     `pixels` maps a mark's colour to (row, column). Raises `IndexError` if that is outside of the
     image, and `ValueError` if the method does not filter.
@@ -227,14 +227,15 @@ def show_kernels(
         hat = _attacked(experiment, image, eps)
         kernels = denoiser.kernels(hat)[0]
         size = math.isqrt(len(kernels) // 3)
+        rows.append([(hat[0], f"ε = {short(eps)}", {})])
         for row, column in pixels.values():
             if not (0 <= row < side and 0 <= column < side):
                 raise IndexError(f"pixel {row, column} is outside of the {side} × {side} image")
             taps = kernels[:, row, column].view(3, size, size)
-            named = zip(taps, ("red", "green", "blue"), [SIGNED] * 3, strict=True)
-            rows.append([(hat[0], f"ε = {short(eps)}\npixel {row, column}", {}), *named])
-    figure = draw_panels(rows, size=(1.8, 1.95), bar="weight of a tap")
-    marks = [*pixels.items()] * len(strengths)
-    for axis, (colour, (row, column)) in zip(figure.axes[::4], marks, strict=False):
-        axis.plot(column, row, "s", ms=7, mfc="none", mec=colour, mew=2)
+            names = (f"{row, column}\n{channel}" for channel in ("red", "green", "blue"))
+            rows[-1] += zip(taps, names, [SIGNED] * 3, strict=True)
+    figure = draw_panels(rows, size=(1.55, 1.85), bar="weight of a tap")
+    for axis in figure.axes[: -1 : len(rows[0])]:
+        for colour, (row, column) in pixels.items():
+            axis.plot(column, row, "s", ms=7, mfc="none", mec=colour, mew=2)
     return figure
