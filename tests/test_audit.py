@@ -1,7 +1,6 @@
 """Every defence is audited once, an interruption loses nothing, and every sanity check sees a broken defence."""
 
 import dataclasses
-import functools
 
 import numpy as np
 import pytest
@@ -143,14 +142,11 @@ def test_the_gray_box_worst_case_is_over_all_strengths_of_the_study(tmp_path, mo
     assert envelope.tolist() == [[1, 1, 1, 1, 1, 0], [1, 0, 1, 1, 0, 0]]
 
 
-@pytest.mark.parametrize(
-    ("steps", "expected"), [(40, (10, 40, 80)), (200, (10, 40, 100, 200, 400))]
-)
-def test_the_trace_goes_to_twice_the_largest_n(tmp_path, steps, expected, monkeypatch):
+def test_the_trace_goes_to_twice_the_largest_n(tmp_path, monkeypatch):
     monkeypatch.setattr(adaptive, "pgd", lambda network, x, y, eps, **options: x)
-    found = audit(small(tmp_path, audit_steps=steps), "attacked")
-    assert found.steps == (0, *expected)
-    assert len(found.trace) == len(found.margins) == 1 + len(expected)
+    found = audit(small(tmp_path, audit_steps=200), "attacked")
+    assert found.steps == (0, 10, 40, 100, 200, 400)
+    assert len(found.trace) == len(found.margins) == 6
 
 
 def test_strengths_that_the_study_lacks_are_refused(tmp_path):
@@ -190,16 +186,13 @@ def interrupting(monkeypatch, after):
     return calls
 
 
-@pytest.mark.parametrize("after", [0, 4])
-def test_an_interrupted_evaluation_goes_on_with_the_next_attack(
-    tmp_path, found, monkeypatch, after
-):
+def test_an_interrupted_evaluation_goes_on_with_the_next_attack(tmp_path, found, monkeypatch):
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        interrupting(patch, after)
+        interrupting(patch, 4)
         audit(small(tmp_path), "blurred")
     calls = interrupting(monkeypatch, None)
     assert equal(audit(small(tmp_path), "blurred"), found)
-    assert calls == (3 * [*found.eps[1:]])[after:]
+    assert calls == (3 * [*found.eps[1:]])[4:]
 
 
 def test_a_second_session_attacks_nothing(attacked, found, monkeypatch):
@@ -255,10 +248,9 @@ def test_a_combination_is_attacked_with_its_classifier(tmp_path):
         assert found.robust[name].tolist() == [(labels == 2).tolist()] * 4, name
 
 
-@pytest.mark.parametrize("method", ["PA-Filt(L_img)", "JPEG 50", "Filt+FPD"])
-def test_real_defences_are_audited(experiment, method):
-    changed = experiment.changed(audit_images=2, audit_steps=1)
-    found = audit(changed, method)
+def test_a_robust_classifier_behind_a_filter_is_audited(experiment):
+    """The notebooks audit the others."""
+    found = audit(experiment.changed(audit_images=2, audit_steps=1), "Filt+FPD")
     assert not found.worst()[0][~found.robust["PGD"][0]].any()
 
 
@@ -353,50 +345,31 @@ class Defence(nn.Module):
         return self.function(images)
 
 
-@pytest.fixture(scope="module")
-def broken(tmp_path_factory):
+@pytest.fixture
+def broken(tmp_path):
     """From a defence to the sanity checks that fail for it."""
-    home = tmp_path_factory.mktemp("checks")
 
-    @functools.cache
     def attack(name, **changes):
         study = dataclasses.replace(STUDY, audit_trace_eps=0.1, **changes)
-        experiment = SmallExperiment(home / f"{name}{changes}", study=study)
+        experiment = SmallExperiment(tmp_path / name, study=study)
         experiment.denoisers |= {
             "sound": Baseline("8-bit"),
-            "blurred": Baseline("Gaussian blur"),
             "rounding": Defence(lambda x: (x * 255).round() / 255),  # no straight-through gradient
-            "noise": Defence(lambda x: (x + 0.05 * torch.randn_like(x)).clamp(0, 1)),
-            "constant": Defence(lambda x: x.detach() + 0 * x),
-            "batch": Defence(lambda x: (x + 0.2 * (x.mean(dim=0) - x.mean())).clamp(0, 1)),
         }
         return set(failed(evaluate_adaptively(experiment, name), audit(experiment, name)))
 
     return attack
 
 
-@pytest.mark.parametrize("name", ["attacked", "sound", "blurred"])
-def test_sound_attacks_on_real_defences_pass(broken, name):
-    assert broken(name) == set()
-
-
-@pytest.mark.parametrize("name", ["rounding", "constant"])
-def test_a_hidden_gradient_is_noticed(broken, name):
-    assert broken(name) >= {"gradient", "oblivious", "Square"}
-
-
-@pytest.mark.parametrize("name", ["noise", "batch"])
-def test_a_defence_that_is_random_or_depends_on_the_batch_is_noticed(broken, name):
-    assert "deterministic" in broken(name)
+def test_a_sound_attack_passes_and_a_hidden_gradient_or_too_few_steps_are_noticed(broken):
+    assert broken("sound") == set()
+    assert broken("rounding") >= {"gradient", "oblivious", "Square"}
+    assert broken("attacked", audit_steps=8) == {"flat"}
 
 
 def test_saturated_logits_are_noticed(tmp_path):
     experiment = SmallExperiment(tmp_path, classifier=linear(scale=10_000))
     assert "saturation" in failed(evaluate_adaptively(experiment, "attacked"))
-
-
-def test_too_few_steps_are_noticed(broken):
-    assert broken("attacked", audit_steps=8) == {"flat"}
 
 
 def test_probabilities_are_refused(tmp_path):

@@ -377,7 +377,7 @@ def test_each_reading_has_its_own_regions(find_regions):
     assert find_regions(counts, 100) == {"S": [0], "M": [1, 2, 3], "L": [*range(4, 13)]}
 
 
-@pytest.mark.parametrize(("clean", "of"), [(20, 24), (25, 500), (495, 500), (50, 500)])
+@pytest.mark.parametrize(("clean", "of"), [(20, 24), (495, 500)])
 def test_exactly_80_percent_of_clean_accuracy_is_small(clean, of, find_regions):
     kept = clean * 4 // 5
     assert find_regions([clean, kept, kept - 1, *[0] * 10], of)["S"] == [0, 1]
@@ -449,18 +449,6 @@ def test_every_published_group_is_judged(group):
     assert set(rows.index) == PUBLISHED[group]
     assert set(rows.index[rows["plain_outcome"] == "fails"]) == BROKEN[group]
     assert set(rows["plain_outcome"]) <= {"holds", "fails"}
-
-
-@pytest.mark.parametrize(
-    ("group", "won"),
-    [(DEV, (13, 12)), (VGG, (12, 5)), (CIFAR, (9, 10)), (SVHN, (9, 13))],
-)
-def test_filtering_wins_as_many_published_columns(group, won):
-    text = published_claims().query("group == @group and claim == 'C1'")["plain_measured"].item()
-    counts = [
-        13 if "(" not in part else int(part.split("(")[1].split()[0]) for part in text.split(", ")
-    ]
-    assert tuple(counts) == won
 
 
 def test_the_worst_case_of_a_published_row_is_its_running_minimum():

@@ -254,15 +254,11 @@ def test_evaluate_takes_a_network_without_normalisation_and_one_strength():
     ("change", "message"),
     [
         (dict(images=pictures() * 255), r"\[0, 1\]"),
-        (dict(images=pictures()[:, :1]), "channels"),
-        (dict(labels=torch.zeros(23, dtype=torch.long)), "24 integer labels"),
         (dict(labels=torch.full((24,), 4)), "labels from 0"),
-        (dict(classifier=nn.Sequential(linear(), nn.Softmax(dim=1)).eval()), "probabilities"),
         (dict(classifier=linear().train()), "training mode"),
         (dict(denoiser=nn.BatchNorm2d(3)), "training mode"),
         (dict(eps=(0.1, -0.1)), "from 0 to 1"),
         (dict(eps=(0.0,)), "above 0"),
-        (dict(steps=0), "step"),
     ],
 )
 def test_evaluate_refuses(change, message):
@@ -314,8 +310,7 @@ def test_a_table_has_every_method_at_all_strengths_with_and_without_the_worst_ca
         np.testing.assert_allclose(found["value"], values)
 
 
-STACKS = {"attacked": "standard", "head_2": "standard", "median 3x3": "standard", "FD": "FD"}
-STACKS |= {"Filt+FPD": "FPD", "PA-Filt+Adv": "Adv"}
+STACKS = {"head_2": "standard", "FD": "FD", "Filt+FPD": "FPD"}
 
 
 @pytest.mark.parametrize(("method", "name"), STACKS.items())
@@ -394,7 +389,7 @@ def test_a_row_at_32_db_needs_a_checkpoint_near_it(psnr, near, experiment, repor
 # -- a classifier attacked itself ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["standard", *ROBUST])
+@pytest.mark.parametrize("name", ["Adv", "FPD"])
 def test_a_classifier_attacked_itself_withstands_the_images_that_a_fresh_attack_gives(
     name, experiment
 ):
@@ -404,7 +399,7 @@ def test_a_classifier_attacked_itself_withstands_the_images_that_a_fresh_attack_
     options = dict(steps=study.steps, seed=study.seed)
     found = attack_itself(experiment, name)
     assert found.shape == (len(study.evaluated_eps), study.test_images)
-    for row in (0, 6, 13):
+    for row in (0, 13):
         attacked = test.images
         if row:
             attacked = pgd(victim, attacked, test.labels, study.evaluated_eps[row], **options)
@@ -480,9 +475,7 @@ def test_robustness_counts_at_the_largest_strength_trained_against(crafted, lear
 # -- over the number of steps --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("counts", "half"), [((8, 8, 5, 1), 2), ((8, 4, 0, 0), 1), ((8, 8, 8, 8), 1)]
-)
+@pytest.mark.parametrize(("counts", "half"), [((8, 8, 5, 1), 2), ((8, 8, 8, 8), 1)])
 def test_the_strength_at_half_is_where_adv_has_half_of_its_clean_accuracy(crafted, counts, half):
     eps = (0.0, 0.1, 0.2, 0.5)
     experiment = crafted({("Adv", None, "standard"): shares(*counts)}, eps=eps)

@@ -102,11 +102,9 @@ def test_insertion_is_in_the_right_places_and_changes_nothing_yet(network, count
     torch.testing.assert_close(network.eval()(images), before)
 
 
-@pytest.mark.parametrize("name", ["vgg16_fd", "resnet50", "resnet9_fd"])
-def test_other_networks_are_refused(name):
-    message = "no classifier named" if name == "resnet9_fd" else "FD needs a residual network"
-    with torch.device("meta"), pytest.raises(ValueError, match=message):
-        build(name, 10, 32)
+def test_other_networks_are_refused():
+    with torch.device("meta"), pytest.raises(ValueError, match="FD needs a residual network"):
+        build("vgg16_fd", 10, 32)
 
 
 @pytest.mark.parametrize(

@@ -204,10 +204,9 @@ def test_files_of_another_form_are_refused(tmp_path, monkeypatch, content):
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("left", [slice(0), slice(-1000)])
-def test_damaged_files_are_refused(tmp_path, left):
+def test_damaged_files_are_refused(tmp_path):
     path = tmp_path / "weights.pkl"
     torch.save({"state_dict": tiny().state_dict()}, path)
-    path.write_bytes(path.read_bytes()[left])
+    path.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(ValueError, match=r"torch\.save"):
         load_authors_weights(tiny(), path)
