@@ -126,16 +126,6 @@ def test_marker_values_and_kernels(opened, explorer):
     assert np.allclose([float(each) for each in value.split()], wanted, atol=0.008)
 
 
-def test_the_scale_of_kernels_shows_them(opened):
-    root = opened.locator(".nbs")
-    root.get_by_role("slider").press("End")
-    kernel = root.locator(".nbs-kernels canvas").last
-    spread = "(c) => { const d = [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data].filter((_, i) => i % 4 === 1); return Math.max(...d) - Math.min(...d); }"
-    own = kernel.evaluate(spread)
-    root.get_by_role("combobox", name="scale of the kernels").select_option("common")
-    assert kernel.evaluate(spread) < own and own > 60
-
-
 def test_enlarging_saving_and_sweeping(opened, explorer):
     root = opened.locator(".nbs")
     root.get_by_role("button", name="enlarge denoised").click()
@@ -197,16 +187,3 @@ def test_it_can_be_read_at_every_width_in_both_themes(opened, request):
         assert every and all(
             each.evaluate("(e) => e.ariaLabel || e.textContent.trim() || e.alt") for each in every
         )
-
-
-def test_the_methods_differ_by_dash_or_marker(opened, explorer):
-    looks = opened.locator(".nbs-legend .curve").evaluate_all(
-        "(each) => each.map((g) => [g.querySelector('polyline').getAttribute('stroke-dasharray'), g.querySelector('polygon').getAttribute('points')].join())"
-    )
-    assert len(set(looks)) == len(looks) == len(explorer.fixed["methods"])
-
-
-@pytest.mark.matrix
-def test_the_static_page_of_all_methods_is_small(tmp_path):
-    static.write_page(tmp_path / "explorer.html")
-    assert (tmp_path / "explorer.html").stat().st_size <= 6e6
