@@ -117,14 +117,6 @@ def test_a_combination_is_its_denoiser_before_its_classifier(experiment):
 # -- made once -----------------------------------------------------------------------------------
 
 
-def test_asking_twice_gives_the_same_object(experiment):
-    assert experiment.classifier() is experiment.classifier("standard")
-    assert experiment.attacked("train") is experiment.attacked("train", None, classifier="standard")
-    assert experiment.denoiser("Filt(L_img)") is experiment.denoiser("Filt(L_img)")
-    heads = [experiment.denoiser(f"head_{head}").whole for head in (1, 4)]
-    assert heads[0] is heads[1] is experiment.trained("Multi-head-Filt(L_img)")[0]
-
-
 def test_a_second_session_loads_everything_and_makes_nothing(experiment, monkeypatch):
     first = {name: experiment.trained(name) for name in RECIPES}
     classifiers = {name: experiment.classifier(name) for name in KINDS}

@@ -18,7 +18,7 @@ from PIL import Image
 from scipy.io import savemat
 from torchvision.datasets import CIFAR10, SVHN
 
-from nbsupport.data import benchmarks, photographs
+from nbsupport.data import photographs
 from nbsupport.data.benchmarks import CLASSES, fit_to_images, load, locate
 from nbsupport.study import Study
 
@@ -205,12 +205,6 @@ def test_a_study_names_the_source_of_its_images(data, suffix, form):
     split = dict(train_images=16, validation_images=4)  # of 20
     assert fit_to_images(study) == replace(study, images_from=form, **split)
     assert locate(study) == (True, f"its images are in {data / 'cifar10'}")
-
-
-def test_images_are_not_decoded_before_they_are_needed(data, monkeypatch):
-    tree(data)
-    monkeypatch.setattr(benchmarks.image_folder, "read", lambda *arguments: pytest.fail("decoded"))
-    assert len(part("cifar10", number=7)) == 7
 
 
 def test_an_image_tree_with_other_classes_is_refused(data):

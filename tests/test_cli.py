@@ -14,8 +14,7 @@ import termios
 from pathlib import Path
 
 import pytest
-from PIL import Image
-from small import MODEL
+from small import write_yours
 
 from nbsupport.__main__ import INSTALL, main
 from nbsupport.experiments.evaluation import measure, measurement_specification, table
@@ -319,15 +318,7 @@ CUSTOM += ["--classifier", "model.py:factory"]
 @pytest.fixture
 def yours(tmp_path, monkeypatch):
     """A folder with a user's model file and images in three classes."""
-    (tmp_path / "model.py").write_text(MODEL)
-    for label, word in enumerate(("red", "green", "blue")):
-        (tmp_path / "photos" / word).mkdir(parents=True)
-        for number in range(4):
-            colour = [40, 40, 40]
-            colour[label] = 150 + 20 * number
-            image = Image.new("RGB", (13, 12), tuple(colour))
-            image.save(tmp_path / "photos" / word / f"{number}.png")
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(write_yours(tmp_path))
     return tmp_path
 
 

@@ -242,13 +242,6 @@ def test_evaluate_agrees_with_the_tables_of_a_study(experiment):
     pd.testing.assert_frame_equal(ours, theirs, atol=1e-3, check_dtype=False)
 
 
-def test_evaluate_takes_a_network_without_normalisation_and_one_strength():
-    layer = nn.Sequential(nn.Flatten(), nn.Linear(192, 4)).eval()
-    images = pictures()
-    labels = layer(images).argmax(dim=1)
-    assert set(evaluate(layer, None, images, labels, 0.1, steps=2)["eps"]) == {0.0, 0.1}
-
-
 @pytest.mark.usefixtures("no_shape_checker")
 @pytest.mark.parametrize(
     ("change", "message"),

@@ -16,7 +16,7 @@ from torchvision.transforms import Normalize
 
 from nbsupport.attacks.pgd import pgd
 from nbsupport.denoisers.filtering import filter_pixels, uncertainty_map
-from nbsupport.denoisers.models import Additive, Denoiser, Filtering, PAFilter
+from nbsupport.denoisers.models import Additive, Filtering, PAFilter
 from nbsupport.interactive import explorer as module
 from nbsupport.interactive.explorer import Exploration, Explorer, explore
 from nbsupport.interactive.screen import embed
@@ -208,48 +208,6 @@ def test_the_true_class_is_always_read():
     assert 17 not in best
 
 
-class Healing(Denoiser):
-    """Replaces what it is given by clean images where `healed` says so."""
-
-    def __init__(self, images, healed):
-        super().__init__()
-        self.images, self.healed = images, healed
-
-    def denoise(self, images):
-        nearest = torch.cdist(images.flatten(1), self.images.flatten(1)).argmin(dim=1)
-        clean = self.images[nearest]
-        healed = torch.tensor([bool(self.healed[number]) for number in nearest])
-        return torch.where(healed.view(-1, 1, 1, 1), clean, images)
-
-
-def test_it_opens_on_the_first_image_that_is_repaired_beside_the_first_that_is_not():
-    images, labels, classifier = pictures(8), torch.arange(8) % CLASSES, linear()
-    labels[0] = 1  # wrong from the beginning
-    right = classifier(images).argmax(dim=1) == labels
-    hats = torch.cat(
-        [pgd(classifier, x[None], y[None], 0.03) for x, y in zip(images, labels, strict=True)]
-    )
-    fooled = right & (classifier(hats).argmax(dim=1) != labels)
-    first, second, third = fooled.nonzero().flatten().tolist()[:3]
-    healed = torch.zeros(8)
-    healed[second], healed[third] = 1, 1
-    explorer = explore(
-        classifier, {"healing": Healing(images, healed)}, images, labels, eps=(0.0, 0.03)
-    )
-    order = [shown["number"] for shown in explorer.images]
-    assert order == [second, first, *(n for n in range(8) if n not in (first, second))]
-    assert (explorer.image, explorer.strength, explorer.method) == (second, 1, "healing")
-
-
-def test_the_first_three_denoisers_come_first(sent):
-    explorer = explored(2, **{f"{number}": nn.Identity() for number in range(5)})
-    explorer.page_state()
-    first, others = ["attacked", "0", "1", "2"], ["3", "4"]
-    order = [shown["number"] for shown in explorer.images]
-    wanted = [[n, name] for part in (first, others) for n in order for name in part]
-    assert [content["piece"]["key"] for content, _ in sent if "piece" in content] == wanted
-
-
 # -- the thread ----------------------------------------------------------------------------------
 
 
@@ -273,16 +231,6 @@ def test_what_is_computed_stays_after_an_error_and_can_be_completed(monkeypatch,
     ask(explorer, "go on")
     assert len(explorer.pieces) == 20
     assert explorer.progress == {"done": 20, "waiting": 0, "paused": 0, "images": 20, "error": ""}
-
-
-def test_it_stops_when_it_is_asked_and_goes_on(sent):
-    explorer = explored(20)
-    ask(explorer, "stop")
-    done = len(explorer.pieces)
-    assert explorer.progress["paused"] == 20 - done
-    assert explorer.progress["waiting"] == 0
-    ask(explorer, "go on")
-    assert len(explorer.pieces) == 20 and explorer.progress["paused"] == 0
 
 
 def test_a_page_of_nothing_is_an_error(monkeypatch):
@@ -321,13 +269,6 @@ def test_another_attack_changes_its_frames_alone_and_is_sent_before_what_depends
     assert np.array_equal(after[:2], before[:2]) and not np.array_equal(after[2], before[2])
 
 
-def test_a_question_that_fails_is_answered_with_its_error(explorer, sent):
-    ask(explorer, "kernels", image=99, strength=0, row=0, column=0)
-    assert sent[-1][0]["error"].startswith("KeyError")
-    ask(explorer, "hello")
-    assert sent[-1][0] == {"heard": 7, "error": ""}
-
-
 def upload(explorer, name, content):
     told = {"name": name, "type": "", "size": 1, "last_modified": datetime.now(UTC)}
     explorer.upload.value = (told | {"content": content},)
@@ -345,12 +286,6 @@ def test_an_own_image_is_cut_classified_attacked_and_filtered(explorer):
     assert np.allclose(corners, colours / 255, atol=0.1)
     assert explorer.images[-1]["label"] == linear()(image[None]).argmax()
     assert {(NUMBER, method) for method in METHODS} <= set(explorer.pieces)
-
-
-def test_what_is_no_picture_is_refused(explorer):
-    upload(explorer, "notes.txt", b"hello")
-    assert "expected a picture" in explorer.progress["error"]
-    assert len(explorer.images) == NUMBER
 
 
 def test_beyond_the_limit_pieces_are_sent_when_asked_for_and_a_page_has_fewer_images(

@@ -192,10 +192,7 @@ class Code:
         return os.mkdir, ("ran",)
 
 
-FORMS = [[1, 2], {"state_dict": {"conv.weight": 1.0}}, {"state_dict": Code()}]
-
-
-@pytest.mark.parametrize("content", FORMS, ids=["list", "number", "code"])
+@pytest.mark.parametrize("content", [[1, 2], {"state_dict": Code()}], ids=["list", "code"])
 def test_files_of_another_form_are_refused(tmp_path, monkeypatch, content):
     monkeypatch.chdir(tmp_path)
     torch.save(content, "weights.pkl")

@@ -12,7 +12,6 @@ from nbsupport.experiments.evaluation import measure
 from nbsupport.experiments.methods import BOTH_LOSSES, CLEAN_PSNR
 from nbsupport.results import operating_points
 from nbsupport.results.operating_points import DIAL, JPEG, SWEEPS, TRAINED, curve, list_dial
-from nbsupport.results.plots import draw_operating_points
 from nbsupport.results.tables import published
 from nbsupport.study import EPS as EPS_OF_PAPER
 
@@ -126,16 +125,3 @@ def test_the_paper_has_lines_and_where_it_has_clean_psnr_points(rows):
 def test_other_strengths_are_refused(experiment):
     with pytest.raises(ValueError, match=r"curve: expected ε among 0, 2e-2, .* got 3e-3"):
         curve(experiment, (3e-3,))
-
-
-def test_the_figure_has_every_number(rows):
-    for axis, eps in zip(draw_operating_points(rows).axes, EPS, strict=True):
-        lines = [line.get_xydata().tolist() for line in axis.lines]
-        heights = {line[0][1] for line in lines if len(line) == 2 and line[0][1] == line[1][1]}
-        points = [point for line in lines for point in line]
-        part = rows[(rows["eps"] == eps) & (rows["attack"] == "pgd")]
-        for row in part.rename(columns={CLEAN_PSNR: "psnr"}).itertuples():
-            if np.isnan(row.psnr) or row.method == "attacked":
-                assert row.accuracy in heights
-            else:
-                assert [min(row.psnr, 50), row.accuracy] in points

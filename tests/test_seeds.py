@@ -10,7 +10,6 @@ from scipy import stats
 from nbsupport.experiments.artifacts import Experiment
 from nbsupport.experiments.evaluation import measure
 from nbsupport.results import seeds
-from nbsupport.results.plots import draw_differences
 from nbsupport.results.seeds import COMPARISONS, MEAN, compare, estimate, retrain
 
 DRAWN = np.random.default_rng(0).integers(-1, 2, (3, 40)).astype(float)
@@ -98,13 +97,3 @@ def test_a_failed_training_is_left_out(two, fail):
     assert set(rows.loc[rows["method"] != FUSED, "seeds"]) == {"0 1"}
     fail((None, FUSED), (1, FUSED))
     assert set(compare(two)["method"]) == {"Filt(L_img)", "Filt(L_sem)"}
-
-
-def test_the_picture_has_a_line_for_each_seed_and_their_mean(two, fail):
-    fail()
-    rows = compare(two)
-    parts = rows[rows["eps"] != MEAN].groupby(["method", "other"], sort=False)
-    for axes, (_, part) in zip(draw_differences(rows).axes, parts, strict=True):
-        *each, mean, _ = axes.get_lines()
-        assert len(each) == 2
-        assert mean.get_ydata() == pytest.approx(part["value"].to_numpy(float))

@@ -1,7 +1,6 @@
-"""How far the study's work is from what the machine can do, what it takes on disk, and how it grows."""
+"""How far the study's work is from what the machine can do."""
 
 from functools import partial
-from time import perf_counter
 
 import pytest
 import torch
@@ -9,10 +8,9 @@ import torch.nn.functional as F
 
 from nbsupport.attacks.pgd import pgd, prepare
 from nbsupport.experiments.methods import RECIPES
-from nbsupport.experiments.store import Store
 from nbsupport.training.loop import fit
 
-STEPS, BATCH, STRENGTHS = 10, 120, 12
+STEPS, BATCH = 10, 120
 NAMES = ("Add(L_img)", "Filt(L_img)", "Filt(L_sem)", "Multi-head-Filt(L_img)", "Y-Net")
 
 
@@ -74,33 +72,3 @@ def test_training(benchmark, cifar_resnet20, name, way, tmp_path):
     benchmark.group = f"training {name}, width 12, 32x32"
     benchmark.pedantic(ours if way == "ours" else plain, rounds=3, warmup_rounds=1)
     print(f"\n{name}, {way}: {8 * BATCH / benchmark.stats.stats.median:.0f} images/s")
-
-
-@pytest.mark.parametrize("way", ["ours"])
-def test_disk_of_attacked_images(benchmark, way, tmp_path):
-    """Beside raw float32 images, everything counted that lies in the store."""
-    shape = (STRENGTHS, 256, 3, 32, 32)
-    made = {"ratios": torch.rand(shape).half()}
-    specification = {"kind": "attacked", "name": "noise"}
-    store = Store(tmp_path)
-    benchmark.group = "disk of attacked images"
-    benchmark.pedantic(lambda: store.tensors(specification, lambda _: (made, {})), rounds=1)
-    size = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) / (
-        shape[0] * shape[1]
-    )
-    print(f"\n{size:.0f} bytes per attacked image, {size / (4 * 3 * 32 * 32):.2f} of raw float32")
-
-
-@pytest.mark.parametrize("way", ["ours"])
-def test_time_grows_with_the_number_of_images(benchmark, cifar_resnet20, way):
-    """N, 2N and 4N images: the seconds for each, relative to N."""
-    classifier, images, labels = cifar_resnet20
-    benchmark.group, seconds = "growth over N, 2N, 4N images", {}
-    for number in (len(images) // 4, len(images) // 2, len(images)):
-        attack = partial(pgd, classifier, images[:number], labels[:number], 0.01, steps=STEPS)
-        attack()
-        start = perf_counter()
-        attack()
-        seconds[number] = perf_counter() - start
-    benchmark.pedantic(attack, rounds=1)
-    print("\n" + ", ".join(f"{number} images {value:.2f} s" for number, value in seconds.items()))

@@ -154,23 +154,6 @@ def test_its_keys_are_not_jupyterlabs(notebook, root):
     assert notebook.page.evaluate(cells) == before
 
 
-@pytest.mark.matrix
-@pytest.mark.parametrize("theme", ["Dark", "Light"])
-def test_it_can_be_read_in_both_themes(notebook, root, theme):
-    in_kernel(notebook, "it._report('What went wrong')")
-    notebook.execute(f"'apputils:change-theme', {{ theme: 'JupyterLab {theme}' }}")
-    alert = root.get_by_role("alert").element_handle()
-    ready = "document.body.dataset.jpThemeName.endsWith(b) && a.textContent && !document.querySelector('#jupyterlab-splash')"
-    notebook.until(ready, f"the theme {theme}", alert, theme)
-    notebook.page.wait_for_timeout(300)
-    notebook.shoot(f"explorer-{theme}")
-    texts, lines = root.evaluate("contrasts"), root.evaluate("lines")
-    in_kernel(notebook, "it._report()")
-    assert [each for each in texts if each[1] < 4.5] == []
-    assert [each for each in lines if each[1] < 3] == []
-    assert root.evaluate("cut") == []
-
-
 SLOW = """
 import time
 from nbsupport.interactive.explorer import Exploration
