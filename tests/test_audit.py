@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from small import EPS, IMAGES, STUDY, SmallExperiment, audited, linear, minimal, rows
+from small import IMAGES, STUDY, SmallExperiment, audited, linear, minimal, rows
 from torch import nn
 
 from nbsupport.attacks import adaptive
@@ -14,8 +14,7 @@ from nbsupport.denoisers.baselines import Baseline
 from nbsupport.experiments import audit as module
 from nbsupport.experiments.adaptive_evaluation import aim, evaluate_adaptively
 from nbsupport.experiments.audit import audit, check
-from nbsupport.experiments.evaluation import COLUMNS
-from nbsupport.experiments.methods import CHECKS, COSTS, GAIN
+from nbsupport.experiments.methods import CHECKS
 
 EFFORT = dict(audit_steps=3, audit_iterations=2, audit_queries=5, audit_images=6, audit_restarts=1)
 EFFORT |= dict(audit_trace_eps=0.1)
@@ -377,38 +376,3 @@ def test_probabilities_are_refused(tmp_path):
     softmax.victim.network = nn.Sequential(softmax.victim.network, nn.Softmax(dim=1)).eval()
     with pytest.raises(ValueError, match="probabilities"):
         evaluate_adaptively(softmax, "attacked")
-
-
-# -- as tables -----------------------------------------------------------------------------------
-
-
-def test_tidy_rows_hold_accuracies_gains_costs_and_checks(tmp_path):
-    experiment = SmallExperiment(tmp_path)
-    weaker = minimal(method="attacked", smallest=np.minimum(minimal().smallest, 0.2))
-    blind = minimal(method="8-bit", logits=False, zero_gradients=0.5)
-    found = {"attacked": weaker, "Filt(L_img*)": minimal(), "8-bit": blind}
-    audits = {"Filt(L_img*)": audited()}
-    tidy = module.rows(experiment, found, audits)
-    assert list(tidy) == COLUMNS and not tidy.drop(columns="value").duplicated().any()
-    index = ["method", "metric", "attack", "eps"]
-    values = tidy.fillna({"eps": -1.0}).set_index(index)["value"].sort_index()
-    for method, each in found.items():
-        curves = {"worst": each.robust(), "oblivious": each.gray_box}
-        for name, curve in curves.items():
-            line = [values[method, "accuracy", name, eps] for eps in EPS]
-            assert line == pytest.approx(curve.mean(axis=1))
-        assert [values[method, cost, "all", -1.0] for cost in COSTS] == [300, 100, 0.5]
-    gains = {metric: values["Filt(L_img*)", metric, "worst"] for metric in GAIN}
-    assert [gains["gain"][eps] for eps in EPS] == pytest.approx([0, 0, 0, 0.05])
-    assert -0.04 < gains["gain, low"][0.1] < 0 < gains["gain, high"][0.1] < 0.04
-    assert -0.02 < gains["gain, low"][0.5] < 0.05 < gains["gain, high"][0.5] < 0.12
-    assert ("attacked", "gain", "worst") not in values.index.droplevel("eps")
-    assert [values["Filt(L_img*)", "gap", "audit", eps] for eps in EPS] == [0, 0, 0, 0]
-    for name, curve in audits["Filt(L_img*)"].robust.items():
-        line = [values["Filt(L_img*)", "accuracy", f"audit: {name}", eps] for eps in EPS]
-        assert line == pytest.approx(curve.mean(axis=1))
-    failing = tidy[tidy["metric"].str.startswith("check: ") & (tidy["value"] == 0)]
-    assert set(failing["method"] + failing["metric"]) == {
-        "8-bitcheck: logits",
-        "8-bitcheck: gradient",
-    }

@@ -118,17 +118,6 @@ def complete(tmp_path, monkeypatch):
     return extension
 
 
-def test_doctor_says_what_the_store_holds(complete, finished, capsys):
-    main(["doctor", *SMOKE])
-    printed, home = capsys.readouterr().out, finished.store.home
-    held = re.search(rf"{home} \(there, .* GB free\): (.*); (.*) GB", printed)
-    counts = {kind.name: len(list(kind.glob("*/artifact.json"))) for kind in home.iterdir()}
-    assert held[1] == ", ".join(f"{kind} {counts[kind]} (0.0 h)" for kind in sorted(counts))
-    assert re.search(r"Tables 1 to 4 +about [1-9]\d* min", printed)
-    used = subprocess.run(["du", "-sb", home], capture_output=True, text=True, check=True).stdout
-    assert float(held[2]) == pytest.approx(int(used.split()[0]) / 1e9, abs=0.02)
-
-
 def test_doctor_lists_every_study_and_downloads_nothing(complete, capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("NBSUPPORT_DATA", str(tmp_path / "data"))
     assert exit_of("doctor", "--study", "cifar10", "--scale", "smoke") == 1

@@ -2,7 +2,6 @@
 
 import copy
 import sys
-import threading
 
 import pytest
 import torch
@@ -125,13 +124,6 @@ def test_any_module_passes_and_leaves_images_alone(module):
 
 def before_nothing():
     return before(lambda x: x)
-
-
-def test_a_network_that_cannot_be_copied_is_refused_by_name():
-    module = Tiny().eval()
-    module.lock = threading.Lock()
-    with pytest.raises(ValueError, match=r"^wrap: Tiny cannot be copied .*lock[^\n]*$"):
-        wrap(module)
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e4])
@@ -303,40 +295,6 @@ def test_a_file_that_is_missing_or_fails_is_named(file):
     file.write_text("import a_package_that_nobody_has")
     with pytest.raises(ValueError, match=r"model\.py failed with ModuleNotFoundError"):
         load(f"{file}:factory")
-
-
-LATE = """
-import argparse, sys
-from torch import nn
-parser = argparse.ArgumentParser()
-parser.add_argument("--width", type=int, default=12)
-WIDTH = parser.parse_args().width
-
-class Late(nn.Module):
-    def forward(self, images):
-        from sizes import CLASSES
-        from blocks.deep import SHIFT
-        return images.flatten(1)[:, :CLASSES] + SHIFT
-
-def factory():
-    import sizes
-    return Late().eval()
-"""
-
-
-def test_each_file_has_its_own_neighbours(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    images, arguments = torch.zeros(2, 3, 4, 4), sys.argv
-    for number in (3, 7):
-        folder = tmp_path / str(number)
-        (folder / "blocks").mkdir(parents=True)
-        (folder / "blocks" / "__init__.py").touch()
-        (folder / "sizes.py").write_text(f"CLASSES = {number}")
-        (folder / "blocks" / "deep.py").write_text("from sizes import CLASSES as SHIFT")
-        (folder / "model.py").write_text(LATE)
-        network = load(f"{folder}/model.py:factory")
-        assert torch.equal(network(images), torch.full((2, number), float(number)))
-        assert sys.argv is arguments
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,5 @@
 """Measurements per image against independent libraries and loops, and the tidy rows made of them."""
 
-from dataclasses import replace
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -398,17 +396,6 @@ def test_a_classifier_attacked_itself_withstands_the_images_that_a_fresh_attack_
             attacked = pgd(victim, attacked, test.labels, study.evaluated_eps[row], **options)
         expected = (classifier(attacked).argmax(dim=1) == test.labels).numpy()
         assert (found[row] != expected).sum() <= 1  # images are kept in half precision
-
-
-def test_a_robust_classifier_may_be_attacked_itself_on_fewer_images(experiment, counted):
-    study = experiment.study
-    fewer = Experiment(replace(study, self_attack_images=5), experiment.store)
-    assert (attack_itself(fewer, "standard") == attack_itself(experiment, "standard")[:, :5]).all()
-    # beside each other in a batch images are rounded differently
-    assert (attack_itself(fewer, "Adv") != attack_itself(experiment, "Adv")[:, :5]).sum() <= 1
-    rows = table(fewer, 5, "Adv")
-    assert set(rows[rows["attack"] == "pgd-on-itself"]["n"]) == {5}
-    assert set(rows[rows["attack"] != "pgd-on-itself"]["n"]) == {study.test_images}
 
 
 def shares(*counts, of=10):

@@ -91,14 +91,6 @@ def test_kernels_of_lower_precision_keep_it_in_their_gradient():
     assert kernels.grad.dtype == torch.bfloat16
 
 
-def test_a_second_derivative_is_refused():
-    images, kernels = pair((1, 1, 2, 2), 3, images=True, kernels=True)
-    loss = filter_pixels(images, kernels).square().sum()
-    (gradient,) = torch.autograd.grad(loss, images, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        gradient.sum().backward()
-
-
 @pytest.mark.parametrize("offset", [0, -10], ids=["both signs", "all negative"])
 def test_uncertainty_is_the_largest_entry_of_a_pixel(offset):
     kernels = random(2, 27, 3, 4).numpy() + offset

@@ -130,15 +130,6 @@ def test_a_study_asks_for_no_more_images_than_there_are(tree):
         load(study, "train", study.train_images)
 
 
-def test_a_split_is_decoded_once_until_the_files_are_looked_at_again(tree):
-    root = tree(*two_classes())
-    study = fit_to_images(Study.named("folder", "smoke", data=str(root), image_size=7))
-    before = load(study, "train", 8)
-    picture(99).save(image_folder.find(str(root)).files["train"][0][0])
-    assert load(study, "train", 8) is before
-    assert not torch.equal(load(fit_to_images(study), "train", 8).images, before.images)
-
-
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK"])
 def test_every_mode_becomes_rgb(mode, tree):
     made = picture(0, mode, (7, 7))
@@ -220,15 +211,6 @@ def test_all_unreadable_files_are_named_at_once(tree):
     expected = {f"test/cat/{name}" for name in ("notes.txt", "gone.png", "pipe.png")}
     damaged = ("5.png", "empty.jpg", "float.tiff", r"caf\udce9.png", r"два\nряда.png")
     assert set(names) == expected.union(f"train/dog/{name}" for name in damaged)
-
-
-def test_names_that_are_not_utf_8_are_read(tree):
-    root = tree(*two_classes())
-    (root / "cat/0.png").rename(root / "cat" / os.fsdecode(b"caf\xe9.png"))
-    (root / "dog").rename(root / os.fsdecode(b"\xff\xfe"))
-    split = images(root)
-    assert split.classes == ("cat", r"\udcff\udcfe")
-    assert split.images.shape == (8, 3, 7, 7) and split.specification["content"]
 
 
 @pytest.mark.parametrize("name", ["", "nowhere", "file.png"])

@@ -84,30 +84,6 @@ def test_architectures_show_what_the_networks_predict(experiment):
     np.testing.assert_allclose(shown(figure.axes[2]), residual, atol=1e-6)
 
 
-def test_uncertainty_shows_the_measured_maps(experiment):
-    figure = paper_figures.show_uncertainty(experiment, 4)
-    measured = measure(experiment, "Filt(L_img)")["uncertainty"]
-    maps = [axis.images[0] for axis in figure.axes[len(measured) : 2 * len(measured)]]
-    means = [map.get_array().mean() for map in maps]
-    np.testing.assert_allclose(means, measured[:, 4], rtol=1e-5)
-    assert len({map.get_clim() for map in maps}) == 1  # all share one scale
-
-
-def test_each_mark_stands_at_its_pixel_beside_its_three_kernels(experiment):
-    pixels = {"red": (8, 7), "gold": (0, 15)}
-    figure = paper_figures.show_kernels(experiment, "head_2", 0, (0.001, 0.3), pixels)
-    lines = [(eps, mark) for eps in (0.001, 0.3) for mark in pixels.items()]
-    for number, (eps, (colour, (row, column))) in enumerate(lines):
-        image, *axes = figure.axes[4 * number : 4 * number + 4]
-        (mark,) = image.lines
-        assert (mark.get_xdata(), mark.get_ydata()) == ([column], [row])
-        assert mark.get_markeredgecolor() == colour
-        kernels = experiment.denoiser("head_2").kernels(experiment.attacked("test").at(eps)[:1])
-        for channel, axis in enumerate(axes):
-            taps = kernels[0, 9 * channel : 9 * channel + 9, row, column]
-            np.testing.assert_allclose(shown(axis), taps.view(3, 3), atol=1e-6)
-
-
 @pytest.mark.parametrize("pixel", [(0, 16), (-1, 0)])
 def test_a_pixel_outside_is_refused(pixel, experiment):
     with pytest.raises(IndexError, match="outside"):

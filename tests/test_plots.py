@@ -81,14 +81,6 @@ def test_a_line_is_a_methods_values_over_eps():
     assert {text.get_text() for text in figure.legends[0].get_texts()} == set(ROWS["method"])
 
 
-def test_infinite_psnr_leaves_a_gap():
-    rows = tidy("attacked", metrics=("psnr",))
-    rows.loc[rows["eps"] == 0, "value"] = np.inf
-    figure = draw_curves(rows)
-    figure.draw_without_rendering()
-    assert np.isfinite(figure.axes[0].get_ylim()).all()
-
-
 def adaptive(*methods):
     """Tidy rows of an adaptive evaluation at three strengths; the values tell rows apart."""
     places = itertools.product(

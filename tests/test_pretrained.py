@@ -3,11 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
-import nbsupport
 from nbsupport.attacks.pgd import pgd
 from nbsupport.classifiers.models import Classifier
 from nbsupport.denoisers import models, pretrained
@@ -33,13 +31,6 @@ def correct(attacked, denoiser):
     with torch.no_grad():
         guesses = [classifier(denoiser(x)).argmax(dim=1) for x in images]
     return [int((guess == samples().labels).sum()) for guess in guesses]
-
-
-def test_a_classifier_and_four_small_denoisers_come_with_the_package():
-    methods = ("Add(L_img)", "Filt(L_img)", "Multi-head-Filt(L_img)", "PA-Filt(L_img)")
-    assert names() == [*(f"cifar10-{method}" for method in methods), "cifar10-classifier"]
-    assert nbsupport.load_pretrained is load_pretrained
-    assert sum(path.stat().st_size for path in pretrained.FOLDER.rglob("*")) <= 12_000_000
 
 
 @each
@@ -69,15 +60,6 @@ def test_it_is_as_accurate_as_recorded(name, attacked):
     assert record["again"].startswith("python -m nbsupport compute --study cifar10")
     assert record["study"]["name"] == "cifar10" and record["specification"]
     assert len(record["accuracy"]["test"]) == 13 and record["accuracy"]["test_images"] >= 500
-
-
-def test_the_samples_are_foolboxs():
-    split = samples()
-    folder = models.Path(pretrained.foolbox.__file__).parent / "data"
-    for number, (image, label) in enumerate(zip(split.images, split.labels, strict=True)):
-        pixels = np.asarray(Image.open(folder / f"cifar10_{number:02d}_{label}.png"))
-        assert np.array_equal((image * 255).round().byte().permute(1, 2, 0).numpy(), pixels)
-    assert split.classes[3] == "cat"
 
 
 def test_an_unknown_name_is_refused():

@@ -7,7 +7,6 @@ import subprocess
 from pathlib import Path
 from xml.etree import ElementTree
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -19,7 +18,6 @@ from nbsupport.experiments.evaluation import COLUMNS, measurement_specification
 from nbsupport.experiments.methods import CHECKS, CLEAN_PSNR
 from nbsupport.results import save as saving
 from nbsupport.results import tables
-from nbsupport.results.plots import draw_bands
 from nbsupport.results.save import REPOSITORY, commit, folder, roots, save
 from nbsupport.results.tables import caption, document
 from nbsupport.study import Study
@@ -122,16 +120,6 @@ def test_the_numbers_of_a_figure_and_what_failed_lie_beside_it(experiment, place
     assert read(place, "operating_points")["failures"] == ["W is the same everywhere"]
     path = write(experiment, "table4", tidy(table=4)).with_suffix(".md")
     assert "> W is the same everywhere" in path.read_text(encoding="utf-8")
-
-
-def test_the_same_figure_is_the_same_file(experiment, place):
-    found = []
-    settings = {"font.size": 30, "svg.hashsalt": "x", "svg.fonttype": "none", "savefig.dpi": 10}
-    for user in ({}, settings):
-        with plt.rc_context(user):
-            write(experiment, "fig2", draw_bands((0.0, 0.1), {"attacked": np.eye(2)}, "y"))
-        found.append({ending: (place / f"fig2.{ending}").read_bytes() for ending in ("svg", "png")})
-    assert found[0] == found[1]
 
 
 def test_frames_become_png_and_json(experiment, place):

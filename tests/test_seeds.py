@@ -1,13 +1,10 @@
 """The main comparisons over seeds: another seed's denoisers, the interval, and the rows."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
-from nbsupport.experiments.artifacts import Experiment
 from nbsupport.experiments.evaluation import measure
 from nbsupport.results import seeds
 from nbsupport.results.seeds import COMPARISONS, MEAN, compare, estimate, retrain
@@ -63,12 +60,6 @@ def test_another_seed_is_another_denoiser_for_the_same_attacks(two, experiment):
     assert not any(torch.equal(ours[name], theirs[name]) for name in weights)
     fusion = second.denoiser_specification(FUSED)
     assert fusion["seed"] == fusion["base"]["seed"] == 1 and fusion["attacked"]["seed"] == 0
-
-
-def test_a_custom_classifier_stays(experiment):
-    custom, study = experiment.classifier(), replace(experiment.study, classifier="resnet20")
-    (again,) = retrain(Experiment(study, experiment.store, custom), (1,))
-    assert again.custom["standard"] is custom
 
 
 def test_values_are_mean_differences_of_accuracy(two, fail):

@@ -1,7 +1,5 @@
 """How classifiers learn: against attacks on themselves, each phase only what it should."""
 
-import dataclasses
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +7,7 @@ import torch.nn.functional as F
 from nbsupport.attacks.pgd import pgd
 from nbsupport.study import Study
 from nbsupport.training import classifiers as module
-from nbsupport.training.classifiers import KINDS, specify_training, train
+from nbsupport.training.classifiers import KINDS, train
 
 CLASSES, SIDE, NUMBER = 3, 9, 10
 EPOCHS = dict(classifier_epochs=3, adversarial_epochs=2)
@@ -38,17 +36,6 @@ def run(name, scratch):
     classifier = untrained(name)
     scratch.mkdir(exist_ok=True)
     return classifier, train(name, classifier, IMAGES, LABELS, STUDY, scratch)
-
-
-def test_the_specification_contains_the_attack():
-    for change in (f"adversarial_{each}" for each in ("eps", "steps", "rel_step", "epochs")):
-        changed = dataclasses.replace(STUDY, **{change: 2 * getattr(STUDY, change)})
-        assert specify_training("FPD", changed) != specify_training("FPD", STUDY)
-
-
-def test_an_unknown_kind_is_refused():
-    with pytest.raises(ValueError, match=r"adv.*standard"):
-        specify_training("adv", STUDY)
 
 
 @pytest.fixture

@@ -102,24 +102,6 @@ def test_an_error_is_shown_and_goes(notebook, root, explorer):
     notebook.until("a.textContent === ''", "the message to go", alert)
 
 
-def test_recomputing_changes_the_attack_and_says_so(notebook, root):
-    before = pixels(root, "attacked")
-    button = root.get_by_role("button", name="recompute with PGD")
-    button.evaluate("watch")
-    button.click()
-    notebook.until(
-        "a.ariaBusy === 'false' && window.seen.includes('true attacking …')",
-        "another attack",
-        root.locator("[aria-busy]").element_handle(),
-    )
-    assert "true attacking …" in notebook.page.evaluate("() => window.seen")
-    for _ in range(100):  # until it is unpacked
-        if not np.array_equal(pixels(root, "attacked"), before):
-            return
-        notebook.page.wait_for_timeout(100)
-    pytest.fail("the same attack")
-
-
 def choose(notebook, root, file):
     with notebook.page.expect_file_chooser() as chooser:
         root.get_by_role("button", name="own image").click()

@@ -5,15 +5,10 @@ from contextlib import closing
 
 import numpy as np
 import pytest
-import torch
 from homes import agrees, pixels, walk_all, write_notebook
 from PIL import Image
-from torch import nn
 
-from nbsupport.classifiers.models import Classifier
 from nbsupport.interactive import page as static
-from nbsupport.interactive.explorer import explore
-from nbsupport.interactive.screen import embed
 from nbsupport.results import notebooks
 from nbsupport.study import eps_label
 
@@ -143,19 +138,6 @@ def test_enlarging_saving_and_sweeping(opened, explorer):
         "(text) => document.querySelector('.nbs input').ariaValueText !== text", arg=before
     )
     root.get_by_role("button", name="pause").click()
-
-
-def test_large_images_are_enlarged_pixel_by_pixel(contexts, tmp_path):
-    layer = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 3))
-    images = torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-    explorer = explore(Classifier(layer).eval(), {}, images, torch.tensor([0]), eps=(0.0, 0.1))
-    (tmp_path / "large.html").write_text(embed(explorer), encoding="utf-8")
-    with closing(contexts.new_context()) as context:
-        page = context.new_page()
-        page.goto((tmp_path / "large.html").as_uri())
-        page.get_by_role("button", name="enlarge clean").click()
-        canvas = page.locator("dialog canvas")
-        assert canvas.evaluate("(c) => c.width") == 224 <= canvas.bounding_box()["width"]
 
 
 LOOKS = [pytest.param(("static", 588 // 2, "light", 2), marks=pytest.mark.matrix)]
