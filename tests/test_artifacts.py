@@ -64,6 +64,7 @@ SPECIFICATIONS |= {
 }
 SPECIFICATIONS |= {name: lambda e, name=name: e.denoiser_specification(name) for name in RECIPES}
 EVERYTHING, ATTACKED = set(SPECIFICATIONS), {"train", "test"}
+CHECKPOINTS = {x for x in RECIPES if RECIPES[x].checkpoints} | {AS_PUBLISHED, BOTH}
 DEPENDENCIES = [
     (CLASSIFIER, EVERYTHING),
     (dict(classifier="resnet18"), EVERYTHING - {"second"}),
@@ -75,10 +76,7 @@ DEPENDENCIES = [
     (dict(fusion_start="default"), FUSED - {AS_PUBLISHED}),
     (dict(fusion_inputs="all"), FUSED - {AS_PUBLISHED} | {BOTH}),
     (dict(image_weight=5.0), {BOTH}),
-    (
-        dict(validation_images=11),
-        {x for x in RECIPES if RECIPES[x].checkpoints} | {AS_PUBLISHED, BOTH},
-    ),
+    (dict(validation_images=11), CHECKPOINTS),
     (dict(fusion_epochs=2), FUSED),
     (AGAINST, ROBUST | {"PA-Filt(L_adv)"}),
     (dict(adversarial_epochs=2), ROBUST),
@@ -148,13 +146,6 @@ def test_networks_are_frozen(experiment):
     for network in networks + [experiment.trained(name)[0] for name in RECIPES]:
         assert not any(module.training for module in network.modules())
         assert not any(parameter.requires_grad for parameter in network.parameters())
-
-
-def test_the_second_classifier_is_of_another_family_and_seed(experiment):
-    names = ("standard", "second")
-    one, two = (experiment.classifier_specification(name) for name in names)
-    assert two == one | {"seed": one["seed"] + 1, "name": "half_vgg16"}
-    assert of(classifier="vgg16").architecture("second") == "resnet20"
 
 
 def test_nothing_made_from_other_weights_is_used(experiment, tmp_path, monkeypatch):
@@ -234,9 +225,8 @@ def test_only_a_missing_block_is_attacked_again(untrained, asked, monkeypatch):
     blocks = [slice(0, 10), slice(10, 20), slice(20, 24)]
     monkeypatch.setattr(Experiment, "blocks", lambda experiment, split: blocks)
     found = untrained.attacked("test").ratios
-    stored = sorted(
-        (untrained.store.home / "attacked").iterdir(), key=lambda each: each.stat().st_mtime_ns
-    )
+    every = (untrained.store.home / "attacked").iterdir()
+    stored = sorted(every, key=lambda each: each.stat().st_mtime_ns)
     assert len(stored) == 3
     shutil.rmtree(stored[1])
     asked.clear()
@@ -359,16 +349,6 @@ def test_a_recipe_minimises_the_loss_in_its_name(experiment, batch, name):
 # -- methods -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("method", "name", "output"),
-    [("head_4", "Multi-head-Filt(L_img)", 4), ("PA-Filt(L_img)_m", "Y-Net", "m")],
-)
-def test_a_view_is_one_output_of_its_whole(experiment, method, name, output):
-    images = experiment.attacked("test").at(0.1)
-    expected = experiment.trained(name)[0].kernels(images, output)
-    assert torch.equal(experiment.denoiser(method).kernels(images), expected)
-
-
 def test_unknown_methods_and_classifiers_are_refused(experiment):
     with pytest.raises(ValueError, match=r"'Filt'.*Add\(L_img\), .*head_1.*JPEG 50"):
         experiment.denoiser("Filt")
@@ -382,9 +362,8 @@ def test_some_strengths_are_taken_from_the_stored_ones_and_others_attacked(tmp_p
     experiment.attacked("test")
     eps, part = (0.01, 0.02, 0.5), experiment.images("test")
     found = experiment.attacked("test", eps=eps)
-    expected = ratios(
-        experiment.victim, part.images, part.labels, eps, steps=experiment.study.steps
-    )
+    given = experiment.victim, part.images, part.labels, eps
+    expected = ratios(*given, steps=experiment.study.steps)
     assert found.eps == (0.0, *eps) and torch.equal(found.ratios, expected)
     stored = [json.loads(path.read_text()) for path in tmp_path.glob("attacked/*/artifact.json")]
     strengths = {tuple(record["specification"]["eps"]) for record in stored}

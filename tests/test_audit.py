@@ -194,17 +194,6 @@ def test_an_interrupted_evaluation_goes_on_with_the_next_attack(tmp_path, found,
     assert calls == (3 * [*found.eps[1:]])[4:]
 
 
-def test_a_second_session_attacks_nothing(attacked, found, monkeypatch):
-    def never(*arguments, **options):
-        raise AssertionError("attacked again")
-
-    monkeypatch.setattr(module, "survive", never)
-    for name in ("over_steps", "minimal_norms"):
-        monkeypatch.setattr(adaptive, name, never)
-    assert audit(attacked, "blurred") is found
-    assert equal(audit(small(attacked.store.home), "blurred"), found)
-
-
 def test_other_weights_of_any_network_are_attacked_anew(attacked, monkeypatch):
     calls, other = interrupting(monkeypatch, None), small(attacked.store.home)
     other.victim = linear(5)

@@ -152,12 +152,6 @@ def test_a_failed_download_is_reported_and_repeated(absent, cifar):
     assert len(part("cifar10")) == 5 * PER_BATCH
 
 
-def test_a_killed_download_is_repeated(cifar, data):
-    data.mkdir()
-    (data / CIFAR10.filename).write_bytes(b"half")
-    assert len(part("cifar10"))
-
-
 def test_a_damaged_file_is_not_used_until_it_is_removed(cifar, data):
     folder, split, name = data / CIFAR10.base_folder, "train", "data_batch_3"
     part("cifar10")

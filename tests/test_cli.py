@@ -41,10 +41,8 @@ def finished(experiment, monkeypatch):
 def computed(monkeypatch):
     """The studies and tables that ``compute`` would make."""
     calls = []
-    monkeypatch.setattr(
-        "nbsupport.__main__._compute",
-        lambda options, study, choices: calls.append((study, options.tables)),
-    )
+    record = lambda options, study, choices: calls.append((study, options.tables))  # noqa: E731
+    monkeypatch.setattr("nbsupport.__main__._compute", record)
     return calls
 
 

@@ -52,17 +52,6 @@ def assert_equal(experiment, alone):
             np.testing.assert_array_equal(found[metric], values)
 
 
-def test_the_estimate_counts_what_the_tasks_do(tmp_path, monkeypatch):
-    """One kind of work at a time: 64 images are timed, at one ε or two, for two steps of PGD."""
-    times = iter([2, 0, 0, 0, 64, 0, 0, 0, 128])
-    monkeypatch.setattr(cluster, "_time", lambda run: (run(), next(times))[1])
-    experiment, train, test, classifier = open_experiment(tmp_path), 128 * 12, 70 * 14, 200
-    seconds = [cluster.estimate(experiment, METHODS) for _ in range(3)]
-    gradients = 4 * (train + test) + 2 * classifier
-    epochs = 2 + 1  # of the Y-Net and the fusion
-    assert seconds == pytest.approx([gradients / 64, epochs * train, len(METHODS) * test])
-
-
 def test_tasks_come_after_those_they_depend_on(tmp_path):
     tasks = cluster.list_tasks(open_experiment(tmp_path), METHODS)
     seen = set()

@@ -12,9 +12,9 @@ from nbsupport.attacks.pgd import AttackedSet, pgd
 from nbsupport.classifiers.feature_pyramid import attack_target
 from nbsupport.classifiers.models import Classifier
 from nbsupport.denoisers.baselines import Baseline
-from nbsupport.denoisers.models import Additive, Denoiser, Filtering, MultiHead, PAFilter, View
-from nbsupport.experiments import artifacts, evaluation
-from nbsupport.experiments.artifacts import Experiment, Trained
+from nbsupport.denoisers.models import Additive, Filtering, MultiHead, PAFilter, View
+from nbsupport.experiments import evaluation
+from nbsupport.experiments.artifacts import Trained
 from nbsupport.experiments.evaluation import (
     COLUMNS,
     attack_itself,
@@ -481,22 +481,6 @@ def test_table_5_has_the_sweep_over_n_of_attacks_on_the_standard_classifier(expe
 
 
 # -- stored once ---------------------------------------------------------------------------------
-
-
-def test_a_second_session_calls_no_network(experiment, monkeypatch):
-    assert measure(experiment, "Filt(L_img)") is measure(experiment, "Filt(L_img)")
-    tables = {number: table(experiment, number) for number in TABLES}
-
-    def never(*arguments):
-        raise AssertionError("measured again")
-
-    for kind in (Denoiser, Classifier):
-        monkeypatch.setattr(kind, "forward", never)
-    monkeypatch.setattr(evaluation, "measure_images", never)
-    monkeypatch.setattr(artifacts, "ratios", never)
-    second = Experiment(experiment.study, Store(experiment.store.home))
-    for number, rows in tables.items():
-        pd.testing.assert_frame_equal(table(second, number), rows)
 
 
 def test_a_measurement_depends_on_denoiser_classifier_images_and_attack(experiment):

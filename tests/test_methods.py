@@ -8,7 +8,6 @@ from nbsupport.experiments.methods import find_recipe, split_method
 @pytest.mark.parametrize(
     ("method", "denoiser", "classifier"),
     [
-        ("8-bit", "8-bit", "standard"),
         ("Adv", "attacked", "Adv"),
         ("Filt+FD", "Filt(L_img)", "FD"),
         ("PA-Filt+Adv", "PA-Filt(L_img)", "Adv"),
@@ -21,14 +20,11 @@ def test_a_method_is_a_denoiser_before_a_classifier(method, denoiser, classifier
 @pytest.mark.parametrize(
     ("method", "recipe"),
     [
-        ("Filt(L_img*)", ("Filt(L_img*)", None)),
         ("head_3", ("Multi-head-Filt(L_img)", 3)),
-        ("PA-Filt(L_img)_m", ("Y-Net", "m")),
         ("PA-Filt(L_img)_m@32dB", ("Y-Net_as_published", "m")),
         ("Filt(L_img)_as_published@250", ("Filt(L_img)_as_published", None)),
         ("Filt+FD", ("Filt(L_img)", None)),
         ("Adv", (None, None)),
-        ("JPEG 7", (None, None)),
         ("Gaussian blur 0.45", (None, None)),
     ],
 )

@@ -15,8 +15,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from nbsupport.interactive.screen import EXPORT, embed
-from nbsupport.interactive.widgets import Browser, eps_choices
-from nbsupport.study import eps_label
+from nbsupport.interactive.widgets import Browser
 
 LETTERS, NUMBERS = {"first": "a", "second": "b", "third": "c"}, {"one": 1, "two": 2}
 
@@ -51,11 +50,6 @@ def test_every_combination_is_drawn_once_and_stands_at_its_place():
         assert np.array_equal(pixels(browser.frames[place]), pixels(buffer.getvalue()))
         assert browser.texts[place] == f"{letter} {number}"
     assert draw.call_count == len(browser.frames) == 6
-
-
-def test_eps_has_its_sign_and_its_labels():
-    ((name, labels),) = Browser(picture, eps=eps_choices([0.0, 0.1])).sliders
-    assert (name, labels) == ("ε", [eps_label(0.0), eps_label(0.1)])
 
 
 def test_a_slider_without_choices_is_refused():
