@@ -59,11 +59,10 @@ TRAINING = dict(width=5, kernel_size=5, epochs=2, batch_size=47, learning_rate=1
 AGAINST = dict(adversarial_eps=0.2, adversarial_steps=3, adversarial_rel_step=0.1)
 ROBUST = {"Adv", "FD", "FPD"}
 SPECIFICATIONS = {name: lambda e, name=name: e.classifier_specification(name) for name in KINDS}
-SPECIFICATIONS |= {
-    split: lambda e, split=split: e.attacked_specification(split) for split in ("train", "test")
-}
+ATTACKED = {"train", "test"}
+SPECIFICATIONS |= {name: lambda e, name=name: e.attacked_specification(name) for name in ATTACKED}
 SPECIFICATIONS |= {name: lambda e, name=name: e.denoiser_specification(name) for name in RECIPES}
-EVERYTHING, ATTACKED = set(SPECIFICATIONS), {"train", "test"}
+EVERYTHING = set(SPECIFICATIONS)
 CHECKPOINTS = {x for x in RECIPES if RECIPES[x].checkpoints} | {AS_PUBLISHED, BOTH}
 DEPENDENCIES = [
     (CLASSIFIER, EVERYTHING),

@@ -43,13 +43,6 @@ def test_images_of_any_size_are_rgb_in_0_to_1():
     assert 0 <= images.min() < images.max() <= 1
 
 
-def test_fewer_images_are_the_first_ones_whatever_the_seed():
-    whole, first = part("photographs", number=20), part("photographs", number=7, seed=1)
-    assert torch.equal(first.images, whole.images[:7])
-    assert torch.equal(first.labels, whole.labels[:7])
-    assert first.specification == photographs.load("train", 7, 16).specification
-
-
 def test_photographs_of_their_own_size_are_their_patches():
     test = part("photographs", "test", 20, image_size=32)
     assert torch.equal(test.images, photographs.cut("test", 20))

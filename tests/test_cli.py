@@ -68,10 +68,8 @@ def test_compute_makes_and_prints_every_method(finished, capsys):
 
 
 def test_compute_names_a_failed_training(finished, capsys, monkeypatch):
-    monkeypatch.setattr(
-        "nbsupport.experiments.evaluation.failure",
-        lambda experiment, method: "W is constant" if method == "PA-Filt(L_img)" else None,
-    )
+    failed = lambda _, method: "W is constant" if method == "PA-Filt(L_img)" else None  # noqa: E731
+    monkeypatch.setattr("nbsupport.experiments.evaluation.failure", failed)
     main(["compute", *SMOKE, "--tables", "4"])
     assert "W is constant" in capsys.readouterr().out
 

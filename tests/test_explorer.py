@@ -54,9 +54,8 @@ def explored(number=NUMBER, eps=EPS, classes=("one", "two"), classifier=None, **
 def sent(monkeypatch):
     """All messages to the browser."""
     messages = []
-    monkeypatch.setattr(
-        Explorer, "send", lambda _, content, buffers=None: messages.append((content, buffers))
-    )
+    send = lambda _, content, buffers=None: messages.append((content, buffers))  # noqa: E731
+    monkeypatch.setattr(Explorer, "send", send)
     return messages
 
 
@@ -214,9 +213,8 @@ def test_the_true_class_is_always_read():
 def interrupted(monkeypatch, stop):
     """An explorer of 20 images whose thread calls `stop` before the fifth."""
     attack, count = Exploration._attack, iter(range(30))
-    monkeypatch.setattr(
-        Exploration, "_attack", lambda *given: (next(count) == 4 and stop(given[0]), attack(*given))
-    )
+    stopping = lambda *given: (next(count) == 4 and stop(given[0]), attack(*given))  # noqa: E731
+    monkeypatch.setattr(Exploration, "_attack", stopping)
     explorer = explored(20)
     explorer._tokens.join()
     return explorer

@@ -85,7 +85,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT], ids=["full", "quota"])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_is_named_with_a_remedy(tmp_path, number):
     message = rf"the disk is full: .* {tmp_path}; .* NBSUPPORT_HOME"
     with pytest.raises(OSError, match=message) as caught, room(tmp_path):

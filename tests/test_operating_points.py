@@ -13,11 +13,8 @@ from nbsupport.experiments.methods import BOTH_LOSSES, CLEAN_PSNR
 from nbsupport.results import operating_points
 from nbsupport.results.operating_points import DIAL, JPEG, SWEEPS, TRAINED, curve, list_dial
 
-FAILED, EPS, STEPS = (
-    "Filt(L_img*)",
-    (0.02, 0.1),
-    {3: "Gaussian blur 1", 7: "median 3x3", 12: "8-bit"},
-)
+FAILED, EPS = "Filt(L_img*)", (0.02, 0.1)
+STEPS = {3: "Gaussian blur 1", 7: "median 3x3", 12: "8-bit"}
 
 
 class Blurring(SmallExperiment):
@@ -74,9 +71,8 @@ def test_every_point_is_what_was_measured(rows, experiment):
 
 
 def test_the_dial_has_a_point_for_each_training_that_did_not_fail(experiment, monkeypatch):
-    monkeypatch.setattr(
-        operating_points, "failure", lambda each, _: "!" * (each.study.image_weight == DIAL[0])
-    )
+    failure = lambda each, _: "!" * (each.study.image_weight == DIAL[0])  # noqa: E731
+    monkeypatch.setattr(operating_points, "failure", failure)
     rows = curve(experiment, EPS, list_dial)
     found = rows[rows["series"] == BOTH_LOSSES]
     assert list(found["parameter"].unique()) == [*DIAL[1:]]

@@ -136,13 +136,6 @@ def test_a_stored_artifact_is_not_made_again(store, job):
     assert calls == []
 
 
-def test_a_report_comes_back_as_json_keeps_it(store):
-    report = {"loss": (0.1, 1e-300), "ε": "½", "heads": {2: "b", 10: "a"}, "none": None}
-    expected = {"loss": [0.1, 1e-300], "ε": "½", "heads": {"2": "b", "10": "a"}, "none": None}
-    assert store.tensors(SPECIFICATION, lambda scratch: (TENSORS, report))[1] == expected
-    assert store.tensors(SPECIFICATION, pytest.fail)[1] == expected
-
-
 def test_tensors_may_share_memory_lie_in_any_order_and_have_any_type(store):
     image = torch.rand(1, 3, 4, 4).to(memory_format=torch.channels_last)
     tensors = {"image": image, "tied": image, "part": image[:, 1:], "half": image.bfloat16()}

@@ -34,13 +34,6 @@ def test_a_scale_changes_sizes_only(name):
             assert specification[field] == specifications[0][field]
 
 
-@pytest.mark.parametrize("name", ["photographs", "cifar10", "svhn", "neurips2017dev"])
-def test_the_scale_paper_is_the_papers(name):
-    study = Study.named(name, "paper")
-    assert (study.width, study.kernel_size, study.steps) == (64, 5, 40)
-    assert (study.sweep_eps, study.sweep_steps) == (0.3, (10, 30, 50, 70, 90))
-
-
 def test_the_strengths_are_the_papers():
     attacked = [float(f"{digit}e-{power}") for power in (4, 3, 2, 1) for digit in (1, 3, 5)]
     assert [0, *attacked] == list(EPS) == list(Study.named().eps)

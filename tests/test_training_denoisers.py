@@ -261,9 +261,8 @@ def test_a_strength_weighs_what_its_kind_says(kind, classifier, attacked):
     denoiser, clean = untrained(FUSED).eval().requires_grad_(False), attacked.images
 
     def compare(images):
-        expected, found = (
-            log_softmax(classifier(x).detach().double().numpy(), axis=1) for x in (clean, images)
-        )
+        logits = (classifier(x).detach().double().numpy() for x in (clean, images))
+        expected, found = (log_softmax(each, axis=1) for each in logits)
         cross_entropy = -(np.exp(expected) * found).sum(axis=1).mean()
         return cross_entropy, (np.exp(expected) * (expected - found)).sum(axis=1).mean()
 

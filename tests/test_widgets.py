@@ -88,11 +88,6 @@ def test_what_is_displayed_where(browser, export, monkeypatch):
 # -- the tests' own harness ----------------------------------------------------------------------
 
 
-def test_exercise_counts_all_sliders(browser):
-    Browser(picture, letter=LETTERS, number={"one": 1})
-    assert exercise() == 4
-
-
 def test_exercise_finds_a_still_picture_a_missing_one_and_an_error_in_an_output(browser):
     frames = browser.frames
     browser.frames = [frames[0]] * len(frames)

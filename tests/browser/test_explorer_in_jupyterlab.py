@@ -81,9 +81,8 @@ def test_a_busy_kernel_is_waited_for_where_it_is_needed_alone(notebook, root, ex
     free.touch()
     notebook.until("a.textContent === ''", "the kernel's answer", status(root))
     notebook.until("a.querySelector('.nbs-kernels canvas')", "the kernels", root.element_handle())
-    taps = (
-        explorer.exploration.frames[explorer.image, 3, "Filt(L_img)"].kernels[""][:, 5, 7].float()
-    )
+    kernels = explorer.exploration.frames[explorer.image, 3, "Filt(L_img)"].kernels[""]
+    taps = kernels[:, 5, 7].float()
     assert np.allclose(sums(root), taps.view(3, -1).sum(dim=1), atol=0.01)
 
 
@@ -160,10 +159,8 @@ def test_what_is_not_computed_is_said_and_can_be_completed(notebook, root):
     said = "/^stopped after \\d+ of 20 images/.test(a.textContent)"
     notebook.until(said, "the explorer to stop", status(root))
     root.locator(".nbs-strip button").last.click()
-    assert (
-        root.locator("figure.empty").count() > 3
-        and "not computed" in root.locator(".nbs-verdict").inner_text()
-    )
+    assert root.locator("figure.empty").count() > 3
+    assert "not computed" in root.locator(".nbs-verdict").inner_text()
     notebook.shoot("explorer-stopped")
     root.get_by_role("button", name="go on").click()
     done = "a.querySelector('.nbs-verdict').textContent.startsWith('true class')"
@@ -183,15 +180,11 @@ def test_a_restarted_kernel_leaves_all_that_was_computed(notebook, root, explore
     whole = "a.querySelector('.nbs-plot h4').textContent === 'accuracy on 4 images'"
     notebook.until(whole, "all pieces", root.element_handle())
     root.get_by_role("slider").press("Home")
-    notebook.page.evaluate(
-        f"async () => {{ await {PANEL}.sessionContext.session.kernel.restart(); }}"
-    )
+    restart = f"{PANEL}.sessionContext.session.kernel.restart()"
+    notebook.page.evaluate(f"async () => {{ await {restart}; }}")
     notebook.page.evaluate("() => { window.kernel.statuses.length = 0; }")
-    notebook.until(
-        "a.textContent.startsWith('The kernel has ended or restarted: run this cell again')",
-        "the explorer",
-        status(root),
-    )
+    said = "a.textContent.startsWith('The kernel has ended or restarted: run this cell again')"
+    notebook.until(said, "the explorer", status(root))
     notebook.shoot("explorer-restarted")
     walk_all(root, explorer.exploration, explorer.fixed["classes"], explorer.image)
     notebook.page.evaluate("() => { window.kernel.reported.length = 0; }")  # a new kernel's notes

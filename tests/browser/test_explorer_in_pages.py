@@ -5,6 +5,7 @@ from contextlib import closing
 
 import numpy as np
 import pytest
+import torch
 from homes import agrees, pixels, walk_all, write_notebook
 from PIL import Image
 
@@ -26,10 +27,8 @@ def pages(explorer, tmp_path_factory):
         patch.setattr(notebooks, "PAGES", folder)
         write_notebook(folder / "00_small.ipynb", str(__file__).rpartition("/")[0])
         notebooks.run([], "photographs", "smoke")
-    return {
-        "static": folder / "explorer.html",
-        "exported": folder / "photographs-smoke/00_small.html",
-    }
+    exported = folder / "photographs-smoke/00_small.html"
+    return {"static": folder / "explorer.html", "exported": exported}
 
 
 @pytest.fixture(scope="session")
@@ -49,24 +48,19 @@ def opened(contexts, pages, request):
     page.add_init_script(path=str(__file__).rpartition("/")[0] + "/probes.js")
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("console", lambda message: message.type == "error" and errors.append(message.text))
-    page.on(
-        "request",
-        lambda asked: asked.url.startswith(("file:", "data:", "blob:")) or errors.append(asked.url),
-    )
+    local = ("file:", "data:", "blob:")
+    page.on("request", lambda asked: asked.url.startswith(local) or errors.append(asked.url))
     page.goto(pages[home].as_uri())
     with closing(context):
         yield page
         assert errors == []
 
 
-@pytest.mark.parametrize(
-    "opened", [(home, 900, "light") for home in HOMES], indirect=True, ids=HOMES
-)
+@pytest.mark.parametrize("opened", [(home, 900, "light") for home in HOMES], indirect=True)
 def test_all_strengths_and_methods_change_picture_and_verdict(opened, explorer):
     root, classes = opened.locator(".nbs").first, explorer.fixed["classes"]
-    opened.wait_for_function(
-        "() => document.querySelector('.nbs-verdict').textContent.startsWith('true class')"
-    )
+    verdict = "document.querySelector('.nbs-verdict').textContent"
+    opened.wait_for_function(f"() => {verdict}.startsWith('true class')")
     agrees(root, explorer.exploration, classes, explorer.image, explorer.strength, explorer.method)
     walk_all(root, explorer.exploration, classes, explorer.image)
     root.get_by_role("group", name="images").get_by_role("button").nth(1).click()
@@ -77,10 +71,7 @@ def test_all_strengths_and_methods_change_picture_and_verdict(opened, explorer):
 @pytest.mark.parametrize("opened", [("exported", 900, "light")], indirect=True)
 def test_sliders_move_without_a_kernel(opened):
     browser = opened.locator(".nbs-sliders")
-    image, eps = (
-        browser.get_by_role("slider", name="image"),
-        browser.get_by_role("slider", name="ε"),
-    )
+    image, eps = (browser.get_by_role("slider", name=name) for name in ("image", "ε"))
     picture, seen = browser.locator("img"), set()
     for key in ("Home", "End"):
         image.press(key)
@@ -104,24 +95,20 @@ def test_marker_values_and_kernels(opened, explorer):
     assert root.get_by_role("heading", name="kernels of pixel (20, 8)").count() == 1
     assert np.array_equal(pixels(root, "attacked"), before)
     frame = exploration.frames[explorer.image, explorer.strength, explorer.method]
-    sums = [
-        float(taps[:, 20, 8].float().view(3, -1)[c].sum())
-        for taps in frame.kernels.values()
-        for c in range(3)
-    ]
+    taps = torch.stack([each[:, 20, 8].float() for each in frame.kernels.values()])
+    sums = taps.view(3 * len(taps), -1).sum(dim=1)
     said = root.locator(".nbs-kernels figcaption").all_inner_texts()
     assert np.allclose([float(each[2:].replace("−", "-")) for each in said], sums, atol=0.08)
     pad.press("ArrowUp")
     assert root.get_by_role("heading", name="kernels of pixel (16, 8)").count() == 1
     pad.hover(position={"x": box["width"] * 3.5 / 32, "y": box["height"] * 5.5 / 32})
     value = root.locator(".nbs-pictures figure").nth(1).locator("output").inner_text()
-    wanted = exploration.frames[explorer.image, explorer.strength, "attacked"].pictures["denoised"][
-        :, 5, 3
-    ]
+    frame = exploration.frames[explorer.image, explorer.strength, "attacked"]
+    wanted = frame.pictures["denoised"][:, 5, 3]
     assert np.allclose([float(each) for each in value.split()], wanted, atol=0.008)
 
 
-def test_enlarging_saving_and_sweeping(opened, explorer):
+def test_enlarging_saving_and_sweeping(opened):
     root = opened.locator(".nbs")
     root.get_by_role("button", name="enlarge denoised").click()
     assert root.locator("dialog canvas").bounding_box()["width"] >= 320
@@ -134,9 +121,8 @@ def test_enlarging_saving_and_sweeping(opened, explorer):
     slider = root.get_by_role("slider")
     before = slider.get_attribute("aria-valuetext")
     root.get_by_role("button", name="play").click()
-    opened.wait_for_function(
-        "(text) => document.querySelector('.nbs input').ariaValueText !== text", arg=before
-    )
+    moved = "(text) => document.querySelector('.nbs input').ariaValueText !== text"
+    opened.wait_for_function(moved, arg=before)
     root.get_by_role("button", name="pause").click()
 
 
@@ -148,13 +134,9 @@ LOOKS += [pytest.param(("static", width, scheme), marks=[pytest.mark.matrix] * (
 @pytest.mark.parametrize("opened", LOOKS, indirect=True, ids=str)
 def test_it_can_be_read_at_every_width_in_both_themes(opened, request):
     root = opened.locator(".nbs")
-    root.evaluate(
-        "(root, width) => { root.style.width = `${width}px`; }",
-        request.node.callspec.params["opened"][1],
-    )
-    root.evaluate(
-        "(root) => { root.closest('body').style.margin = root.closest('body').style.padding = 0; }"
-    )
+    width = request.node.callspec.params["opened"][1]
+    root.evaluate("(root, width) => { root.style.width = `${width}px`; }", width)
+    opened.evaluate("() => { document.body.style.margin = document.body.style.padding = 0; }")
     for method in root.get_by_role("combobox", name="method").locator("option").all_inner_texts():
         root.get_by_role("combobox", name="method").select_option(label=method)
         opened.wait_for_timeout(100)
@@ -166,6 +148,5 @@ def test_it_can_be_read_at_every_width_in_both_themes(opened, request):
         assert [each for each in root.evaluate("lines") if each[1] < 3] == []
     for role in ("button", "slider", "combobox", "img", "application", "group"):
         every = root.get_by_role(role).all()
-        assert every and all(
-            each.evaluate("(e) => e.ariaLabel || e.textContent.trim() || e.alt") for each in every
-        )
+        label = "(e) => e.ariaLabel || e.textContent.trim() || e.alt"
+        assert every and all(each.evaluate(label) for each in every)
