@@ -1,4 +1,4 @@
-"""The operating point: every point against a measurement of its own, and what the figure shows."""
+"""The operating point: every point against a measurement of its own."""
 
 from dataclasses import replace
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""Drawing: the values that a figure shows, its colours, and that it leaves nothing behind."""
+"""Drawing: the values that a figure shows, and that it leaves nothing behind."""
 
 import itertools
 from xml.etree import ElementTree

@@ -1,4 +1,4 @@
-"""What importing the package, `nbsupport.setup` and `full_precision` change in the process."""
+"""What importing the package and `full_precision` change in the process."""
 
 import subprocess
 import sys
