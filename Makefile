@@ -23,7 +23,7 @@ help:
 	@echo "make doctor   what is installed, what is there, what is missing"
 	@echo "make test     check everything: style, types, unit tests, every notebook, and each in a browser"
 	@echo "make test-all the same with the larger matrices (widths, themes, killed processes)"
-	@echo "make bench    speed and memory beside the usual ways"
+	@echo "make bench    speed beside the usual ways"
 	@echo "make figures  for maintainers: run all notebooks and write figures/ and the README's table"
 	@echo "make clean    remove the virtual environment and build/ (not the store)"
 

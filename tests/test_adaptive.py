@@ -30,7 +30,7 @@ from nbsupport.attacks.adaptive import (
 from nbsupport.attacks.pgd import pgd
 from nbsupport.classifiers import feature_pyramid
 from nbsupport.denoisers.baselines import BASELINES, Baseline
-from nbsupport.denoisers.models import Filtering, PAFilter
+from nbsupport.denoisers.models import PAFilter
 
 
 @pytest.fixture
@@ -94,10 +94,9 @@ def test_a_baseline_without_a_useful_gradient_gets_the_identitys(name):
     assert len(approximations) == name.startswith("JPEG")
 
 
-@pytest.mark.parametrize("quality", [20, 50, 90])
-def test_jpeg_is_also_attacked_through_a_differentiable_approximation(quality):
+def test_jpeg_is_also_attacked_through_a_differentiable_approximation():
     images = pictures(4).detach().requires_grad_()
-    denoiser = Baseline(f"JPEG {quality}")
+    denoiser = Baseline("JPEG 50")
     _, found = surrogates(denoiser)
     value, exact = found(images), denoiser(images.detach())
     assert (value - exact).abs().mean() < 0.3 * (exact - images).abs().mean()
@@ -146,9 +145,7 @@ def survivors_of_every_variant(denoiser, victim, images, labels, eps, steps, res
 
 
 DENOISERS = {
-    "none": nn.Identity,
     "8-bit": lambda: Baseline("8-bit"),
-    "Filt": lambda: disturbed(Filtering(2, 3), scale=0.02),
     "PA-Filt": lambda: disturbed(PAFilter(2, 3), scale=0.02),
 }
 
@@ -166,53 +163,28 @@ def test_survivors_are_those_that_no_variant_fools(make, victim, images):
     assert 0 < found.sum() < 4 and not found[0]
 
 
-@pytest.mark.parametrize("steps", [3, 100])
-def test_the_plan_of_pgd(steps, victim, images, labels, monkeypatch):
-    calls = []
-
-    def spy(network, x, y, eps, **options):
-        calls.append((options["steps"], options["rel_step"], options["seed"], options["loss"]))
-        return x  # which fools nobody
-
-    monkeypatch.setattr(adaptive, "pgd", spy)
-    found = pgd_through(
-        Target(nn.Identity(), victim, images, labels), 0.1, steps=steps, restarts=2, seed=7
-    )
-    short = [(min(40, steps), rel, seed) for seed in (7, 8) for rel in (0.25, 0.01 / 0.3, 0.01)]
-    assert calls == [(*run, loss) for run in [*short, (steps, 0.01 / 0.3, 9)] for loss in LOSSES]
-    assert found.tolist() == [True] * 17 + [False] * 3
-
-
-@pytest.mark.parametrize("eps", [1e-4, 0.02, 0.05, 0.2])
-def test_pgd_finds_the_closed_form(eps, victim, images, labels):
+def test_pgd_finds_the_closed_form(victim, images, labels):
     """The corner of the ball: cross-entropy may prefer another class, the margin does not near the border."""
-    exact = radii(victim, images, labels, 1)
+    exact, eps = radii(victim, images, labels, 1), 0.02
     found = pgd_through(Target(nn.Identity(), victim, images, labels), eps, steps=100, restarts=1)
     sure = (exact / eps - 1).abs() > 0.05
     assert sure.sum() > 10
     assert torch.equal(found[sure], exact[sure] > eps)
 
 
-@pytest.mark.parametrize("eps", [0.015, 0.03])
-@pytest.mark.parametrize(
-    ("attacks", "within"), [(AUTOATTACK, 0.03), (["apgd-ce"], 0.1), (["fab-t"], 0.03)], ids=str
-)
-def test_autoattack_finds_the_closed_form(attacks, within, eps, victim, images, labels):
-    exact = radii(victim, images, labels, 1)
-    found = run_autoattack(
-        Target(nn.Identity(), victim, images, labels), eps, attacks=attacks, iterations=20
-    )
-    sure = (exact / eps - 1).abs() > within
+def test_autoattack_finds_the_closed_form(victim, images, labels):
+    exact, eps = radii(victim, images, labels, 1), 0.03
+    target = Target(nn.Identity(), victim, images, labels)
+    found = run_autoattack(target, eps, attacks=AUTOATTACK, iterations=20)
+    sure = (exact / eps - 1).abs() > 0.03
     assert sure.sum() > 10 and 0 < (exact[:-3] > eps).sum() < 17
     assert torch.equal(found[sure], exact[sure] > eps)
 
 
-@pytest.mark.parametrize("hidden", [False, True])
-def test_square_finds_it_without_a_gradient(hidden, victim, images, labels):
-    denoiser, exact, eps = Masked(20 * hidden), radii(victim, images, labels, 1), 0.02
-    found = run_autoattack(
-        Target(denoiser, victim, images, labels), eps, attacks=["square"], queries=1000
-    )
+def test_square_finds_it_without_a_gradient(victim, images, labels):
+    target, exact = Target(Masked(20), victim, images, labels), radii(victim, images, labels, 1)
+    eps = 0.02
+    found = run_autoattack(target, eps, attacks=["square"], queries=1000)
     assert found[exact > eps].all() and not found[-3:].any()
     assert not found[exact < 0.5 * eps].any()
     assert (exact[:-3] < 0.5 * eps).any() and (exact > eps).any()
@@ -245,23 +217,20 @@ def test_autoattack_runs_as_configured(classes, targets, images, monkeypatch):
     arguments = nn.Identity(), linear(classes=classes), images
     labels = arguments[1](images).argmax(dim=1)
     labels[17:] = (labels[17:] + 1) % classes
-    found = run_autoattack(
-        Target(*arguments, labels), 0.1, attacks=AUTOATTACK, iterations=7, queries=11
-    )
+    options = dict(attacks=AUTOATTACK, iterations=7, queries=11)
+    found = run_autoattack(Target(*arguments, labels), 0.1, **options)
     assert found.tolist() == [True] * 17 + [False] * 3
     assert seen == [(["apgd-ce", "apgd-t", "fab-t"], 0.1, [7, 7, 7], [targets, targets], 11)]
 
 
-@pytest.mark.parametrize("attacks", [AUTOATTACK, ["square"]], ids=str)
-def test_the_seed_decides_and_the_global_random_state_does_not(attacks, victim, images, labels):
-    results = []
+def test_the_seed_decides_and_the_global_random_state_does_not(victim, images, labels):
+    results, attacks = [], [*AUTOATTACK, "square"]
     for state in (1, 2):
         torch.manual_seed(state)
         before = torch.get_rng_state()
+        target = Target(nn.Identity(), victim, images, labels)
         options = dict(attacks=attacks, iterations=3, queries=15, seed=3)
-        results.append(
-            run_autoattack(Target(nn.Identity(), victim, images, labels), 0.04, **options)
-        )
+        results.append(run_autoattack(target, 0.04, **options))
         assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(*results)
 
@@ -276,11 +245,8 @@ def test_the_trace_is_that_of_pgd_with_the_margin_loss(victim, images, labels):
         assert torch.equal(correct[row], victim(tried).argmax(dim=1) == labels)
 
 
-@pytest.mark.parametrize("number", [0, 5, 20])
-def test_zero_gradients_are_counted(number, victim, images, labels):
-    assert zero_gradients(Target(Masked(number), victim, images, labels)) == pytest.approx(
-        number / 20
-    )
+def test_zero_gradients_are_counted(victim, images, labels):
+    assert zero_gradients(Target(Masked(5), victim, images, labels)) == pytest.approx(5 / 20)
 
 
 def test_l2_attacks_find_the_distance_to_the_hyperplane(victim, images, labels):
@@ -339,7 +305,7 @@ def test_the_smallest_eps_fools_the_defence_and_not_only_its_surrogate(victim, i
     assert (found >= exact - 0.5 / 255).all()  # rounding moves a value by half a step at most
 
 
-@pytest.mark.parametrize("factor", [1.0, 3.0, float("inf")])
+@pytest.mark.parametrize("factor", [1.0, float("inf")])
 def test_descending_corrects_what_the_first_attack_missed(factor, victim, images, labels):
     exact = radii(victim, images, labels, 1).float()
     exact[-3:] = 0
@@ -376,13 +342,6 @@ def test_only_uncertain_images_are_attacked_again(victim, images, labels):
     assert {(image, round(eps, 6)) for image, eps in asked} == expected
 
 
-def test_every_image_is_attacked_at_its_own_strength(victim, images, labels):
-    exact = radii(victim, images, labels, 1).float()
-    target = Target(nn.Identity(), victim, images, labels)
-    for factor, left in ((0.9, 17), (1.1, 0)):
-        assert survive(target, factor * exact, ensemble(target)).sum() == left
-
-
 def test_what_an_attack_costs_is_counted_per_image(victim, images, labels):
     target = Target(nn.Identity(), victim, images, labels)
     minimal_eps(target, steps=7)
@@ -408,6 +367,15 @@ def test_a_random_defence_is_attacked_and_judged_by_its_expected_logits(victim, 
         every = [victim(Noise()(images)) for _ in range(SAMPLES)]
         torch.testing.assert_close(found, torch.stack(every).mean(dim=0), rtol=1e-3, atol=1e-3)
     assert Target(Baseline("8-bit"), victim, images, labels).deterministic
+
+
+class OfTheBatch(nn.Module):
+    def forward(self, images):
+        return (images + 0.2 * (images.mean(dim=0) - images.mean())).clamp(0, 1)
+
+
+def test_a_defence_that_depends_on_the_batch_is_noticed(victim, images, labels):
+    assert not Target(OfTheBatch().eval(), victim, images, labels).deterministic
 
 
 def test_images_of_any_memory_layout_are_attacked(victim, images, labels):

@@ -45,9 +45,8 @@ def test_a_linear_classifier_falls_where_its_closed_form_says(tmp_path):
 def test_transferred_attacks_count(tmp_path, monkeypatch):
     """Even where the attacks through the defence find nothing."""
     experiment = small(tmp_path)
-    monkeypatch.setattr(
-        module, "minimal_eps", lambda target, steps: torch.full((2, len(target.images)), torch.inf)
-    )
+    nothing = lambda target, steps: torch.full((2, len(target.images)), torch.inf)  # noqa: E731
+    monkeypatch.setattr(module, "minimal_eps", nothing)
     monkeypatch.setattr(module, "plan_ensemble", lambda target, **options: [])
     found, eps = evaluate_adaptively(experiment, "blurred"), experiment.study.evaluated_eps
     survived = [
@@ -64,11 +63,8 @@ def test_transferred_attacks_count(tmp_path, monkeypatch):
 def test_an_interrupted_evaluation_goes_on_with_the_next_block(
     tmp_path, blocks_of_four, monkeypatch
 ):
-    expected, honest, sizes = (
-        evaluate_adaptively(small(tmp_path / "whole"), "blurred"),
-        module.descend,
-        [],
-    )
+    expected = evaluate_adaptively(small(tmp_path / "whole"), "blurred")
+    honest, sizes = module.descend, []
 
     def attack(target, *arguments):
         if len(sizes) == 1:

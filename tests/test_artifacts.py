@@ -14,7 +14,7 @@ from nbsupport.attacks.pgd import ratios
 from nbsupport.denoisers.models import MultiHead, PAFilter, YNet
 from nbsupport.experiments import artifacts as module
 from nbsupport.experiments.artifacts import Experiment
-from nbsupport.experiments.methods import AS_PUBLISHED, RECIPES, TABLES
+from nbsupport.experiments.methods import AS_PUBLISHED, RECIPES
 from nbsupport.experiments.store import Store
 from nbsupport.study import Study
 from nbsupport.training import classifiers as classifier_training
@@ -22,7 +22,6 @@ from nbsupport.training import denoisers as denoiser_training
 from nbsupport.training.classifiers import KINDS
 from nbsupport.training.denoisers import fusion_loss, image_loss, semantic_loss
 
-METHODS = sorted({method for methods in TABLES.values() for method in methods} | {"PA-Filt(L_adv)"})
 FUSED = {"PA-Filt(L_img)", AS_PUBLISHED, "PA-Filt(L_adv)"}
 BOTH = "PA-Filt(L_img+KL)"
 
@@ -56,16 +55,15 @@ def equal_weights(one, other):
 # -- specifications ------------------------------------------------------------------------------
 
 CLASSIFIER = dict(classifier_epochs=3, image_size=20, seed=1)
-ATTACK = dict(steps=5, train_images=49, eps=(0.0, 0.1, 0.3, 0.5))
 TRAINING = dict(width=5, kernel_size=5, epochs=2, batch_size=47, learning_rate=1e-3)
 AGAINST = dict(adversarial_eps=0.2, adversarial_steps=3, adversarial_rel_step=0.1)
 ROBUST = {"Adv", "FD", "FPD"}
 SPECIFICATIONS = {name: lambda e, name=name: e.classifier_specification(name) for name in KINDS}
-SPECIFICATIONS |= {
-    split: lambda e, split=split: e.attacked_specification(split) for split in ("train", "test")
-}
+ATTACKED = {"train", "test"}
+SPECIFICATIONS |= {name: lambda e, name=name: e.attacked_specification(name) for name in ATTACKED}
 SPECIFICATIONS |= {name: lambda e, name=name: e.denoiser_specification(name) for name in RECIPES}
-EVERYTHING, ATTACKED = set(SPECIFICATIONS), {"train", "test"}
+EVERYTHING = set(SPECIFICATIONS)
+CHECKPOINTS = {x for x in RECIPES if RECIPES[x].checkpoints} | {AS_PUBLISHED, BOTH}
 DEPENDENCIES = [
     (CLASSIFIER, EVERYTHING),
     (dict(classifier="resnet18"), EVERYTHING - {"second"}),
@@ -77,10 +75,7 @@ DEPENDENCIES = [
     (dict(fusion_start="default"), FUSED - {AS_PUBLISHED}),
     (dict(fusion_inputs="all"), FUSED - {AS_PUBLISHED} | {BOTH}),
     (dict(image_weight=5.0), {BOTH}),
-    (
-        dict(validation_images=11),
-        {x for x in RECIPES if RECIPES[x].checkpoints} | {AS_PUBLISHED, BOTH},
-    ),
+    (dict(validation_images=11), CHECKPOINTS),
     (dict(fusion_epochs=2), FUSED),
     (AGAINST, ROBUST | {"PA-Filt(L_adv)"}),
     (dict(adversarial_epochs=2), ROBUST),
@@ -119,14 +114,6 @@ def test_a_combination_is_its_denoiser_before_its_classifier(experiment):
 # -- made once -----------------------------------------------------------------------------------
 
 
-def test_asking_twice_gives_the_same_object(experiment):
-    assert experiment.classifier() is experiment.classifier("standard")
-    assert experiment.attacked("train") is experiment.attacked("train", None, classifier="standard")
-    assert experiment.denoiser("Filt(L_img)") is experiment.denoiser("Filt(L_img)")
-    heads = [experiment.denoiser(f"head_{head}").whole for head in (1, 4)]
-    assert heads[0] is heads[1] is experiment.trained("Multi-head-Filt(L_img)")[0]
-
-
 def test_a_second_session_loads_everything_and_makes_nothing(experiment, monkeypatch):
     first = {name: experiment.trained(name) for name in RECIPES}
     classifiers = {name: experiment.classifier(name) for name in KINDS}
@@ -158,13 +145,6 @@ def test_networks_are_frozen(experiment):
     for network in networks + [experiment.trained(name)[0] for name in RECIPES]:
         assert not any(module.training for module in network.modules())
         assert not any(parameter.requires_grad for parameter in network.parameters())
-
-
-def test_the_second_classifier_is_of_another_family_and_seed(experiment):
-    names = ("standard", "second")
-    one, two = (experiment.classifier_specification(name) for name in names)
-    assert two == one | {"seed": one["seed"] + 1, "name": "half_vgg16"}
-    assert of(classifier="vgg16").architecture("second") == "resnet20"
 
 
 def test_nothing_made_from_other_weights_is_used(experiment, tmp_path, monkeypatch):
@@ -244,9 +224,8 @@ def test_only_a_missing_block_is_attacked_again(untrained, asked, monkeypatch):
     blocks = [slice(0, 10), slice(10, 20), slice(20, 24)]
     monkeypatch.setattr(Experiment, "blocks", lambda experiment, split: blocks)
     found = untrained.attacked("test").ratios
-    stored = sorted(
-        (untrained.store.home / "attacked").iterdir(), key=lambda each: each.stat().st_mtime_ns
-    )
+    every = (untrained.store.home / "attacked").iterdir()
+    stored = sorted(every, key=lambda each: each.stat().st_mtime_ns)
     assert len(stored) == 3
     shutil.rmtree(stored[1])
     asked.clear()
@@ -276,7 +255,7 @@ def test_fpd_is_attacked_before_its_tanh_with_the_margin(untrained, asked):
 # -- trainings -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", ["Filt(L_img)", AS_PUBLISHED, "PA-Filt(L_adv)", BOTH])
 def test_a_training_is_that_of_its_specification(untrained, monkeypatch, name):
     calls = []
 
@@ -290,7 +269,7 @@ def test_a_training_is_that_of_its_specification(untrained, monkeypatch, name):
         changed.trained(RECIPES[name].base)  # it needs real checkpoints
     monkeypatch.setattr(denoiser_training, "fit", spy)
     losses, specification = changed.report(name)["loss"], changed.denoiser_specification(name)
-    epochs = {"PA-Filt(L_img)": 3, AS_PUBLISHED: 3, "PA-Filt(L_adv)": 4}.get(name, 2)
+    epochs = {AS_PUBLISHED: 3, "PA-Filt(L_adv)": 4}.get(name, 2)
     assert len(losses) == specification["epochs"] == epochs
     for option in ("epochs", "batch_size", "learning_rate", "seed"):
         assert calls[-1][option] == specification[option]
@@ -369,37 +348,11 @@ def test_a_recipe_minimises_the_loss_in_its_name(experiment, batch, name):
 # -- methods -------------------------------------------------------------------------------------
 
 
-def test_every_method_of_the_tables_makes_images(experiment):
-    images = experiment.attacked("test").at(0.5)
-    for method in METHODS:
-        with torch.no_grad():
-            denoised = experiment.denoiser(method)(images)
-        assert denoised.shape == images.shape
-        assert denoised.min() >= 0 and denoised.max() <= 1, method  # False for NaN, too
-
-
-@pytest.mark.parametrize(
-    ("method", "name", "output"),
-    [("head_4", "Multi-head-Filt(L_img)", 4), ("PA-Filt(L_img)_m", "Y-Net", "m")],
-)
-def test_a_view_is_one_output_of_its_whole(experiment, method, name, output):
-    images = experiment.attacked("test").at(0.1)
-    expected = experiment.trained(name)[0].kernels(images, output)
-    assert torch.equal(experiment.denoiser(method).kernels(images), expected)
-
-
 def test_unknown_methods_and_classifiers_are_refused(experiment):
     with pytest.raises(ValueError, match=r"'Filt'.*Add\(L_img\), .*head_1.*JPEG 50"):
         experiment.denoiser("Filt")
     with pytest.raises(ValueError, match=r"'robust'.*standard, second, Adv, FD, FPD"):
         experiment.classifier("robust")
-
-
-def test_open_takes_the_study_and_the_environments_overrides(monkeypatch):
-    changed = Study.named("photographs", "smoke", seed=3)
-    assert Experiment.open("photographs", "smoke", seed=3).study == changed
-    monkeypatch.setenv("NBSUPPORT_SCALE", "smoke")
-    assert Experiment.open("photographs").study == Study.named("photographs", "smoke")
 
 
 def test_some_strengths_are_taken_from_the_stored_ones_and_others_attacked(tmp_path):
@@ -408,9 +361,8 @@ def test_some_strengths_are_taken_from_the_stored_ones_and_others_attacked(tmp_p
     experiment.attacked("test")
     eps, part = (0.01, 0.02, 0.5), experiment.images("test")
     found = experiment.attacked("test", eps=eps)
-    expected = ratios(
-        experiment.victim, part.images, part.labels, eps, steps=experiment.study.steps
-    )
+    given = experiment.victim, part.images, part.labels, eps
+    expected = ratios(*given, steps=experiment.study.steps)
     assert found.eps == (0.0, *eps) and torch.equal(found.ratios, expected)
     stored = [json.loads(path.read_text()) for path in tmp_path.glob("attacked/*/artifact.json")]
     strengths = {tuple(record["specification"]["eps"]) for record in stored}

@@ -67,7 +67,7 @@ def test_total_variation_is_scikit_images_on_each_image(images):
 
 
 @pytest.mark.parametrize("name", [*BASELINES, "Gaussian blur 1.5"])
-@pytest.mark.parametrize("size", [(1, 1), (2, 1), (5, 7)], ids=str)
+@pytest.mark.parametrize("size", [(1, 1), (5, 7)], ids=str)
 def test_images_of_any_size_stay_images_of_that_size(name, size):
     images = torch.rand(2, 3, *size)
     before, denoised = images.clone(), Baseline(name)(images)

@@ -13,7 +13,6 @@ from nbsupport.results.claims import (
     Above,
     Curves,
     check,
-    claim_matrix,
     judge,
     per_image,
     published_claims,
@@ -238,10 +237,8 @@ def test_outcomes(after, outcome, craft):
     [(195, "holds"), (194, "inconclusive"), (6, "inconclusive"), (5, "fails")],
 )
 def test_the_outcome_follows_from_the_share_of_resamples(times, outcome, craft, monkeypatch):
-    experiment, met = (
-        craft({"attacked": right(20)}),
-        np.where(np.arange(200)[None] < times, 1.0, -1.0),
-    )
+    experiment = craft({"attacked": right(20)})
+    met = np.where(np.arange(200)[None] < times, 1.0, -1.0)
     crafted = lambda c: [Above("", met if c["attacked"].ndim == 2 else met.mean(axis=1))]  # noqa: E731
     monkeypatch.setitem(CLAIMS, "C2", ("", crafted))
     row = judged(experiment, "C2", resamples=200)
@@ -377,7 +374,7 @@ def test_each_reading_has_its_own_regions(find_regions):
     assert find_regions(counts, 100) == {"S": [0], "M": [1, 2, 3], "L": [*range(4, 13)]}
 
 
-@pytest.mark.parametrize(("clean", "of"), [(20, 24), (25, 500), (495, 500), (50, 500)])
+@pytest.mark.parametrize(("clean", "of"), [(20, 24), (495, 500)])
 def test_exactly_80_percent_of_clean_accuracy_is_small(clean, of, find_regions):
     kept = clean * 4 // 5
     assert find_regions([clean, kept, kept - 1, *[0] * 10], of)["S"] == [0, 1]
@@ -465,9 +462,8 @@ def test_filtering_wins_as_many_published_columns(group, won):
 
 def test_the_worst_case_of_a_published_row_is_its_running_minimum():
     rows = published_claims().query("group == @DEV").set_index("claim")
-    numbers = (
-        published(*PAPER).query("table == 1").pivot(index="method", columns="eps", values="value")
-    )
+    numbers = published(*PAPER).query("table == 1")
+    numbers = numbers.pivot(index="method", columns="eps", values="value")
     lowest = {method: [row[:n].min() for n in range(1, 14)] for method, row in numbers.iterrows()}
     large = [n for n, left in enumerate(lowest["attacked"]) if left <= 0.02]
     expected = np.mean([lowest["Filt(L_img)"][n] - lowest["Filt(L_sem)"][n] for n in large])
@@ -478,28 +474,8 @@ def test_the_worst_case_of_a_published_row_is_its_running_minimum():
 @pytest.mark.parametrize(("claim", "middle"), [("C3", M), ("C6", EPS[4:9]), ("C9", M)])
 def test_the_regions_of_the_papers_text_decide_its_claims_as_ours_do(claim, middle):
     numbers = published(*PAPER).query("steps == 40 and metric == 'accuracy'")
-    rows = numbers.drop_duplicates(["method", "eps"]).pivot(
-        index="method", columns="eps", values="value"
-    )
+    rows = numbers.drop_duplicates(["method", "eps"])
+    rows = rows.pivot(index="method", columns="eps", values="value")
     given = {method: row.to_numpy() for method, row in rows.iterrows()}
     for regions in (REGIONS | {"M": within(middle)}, claims.find_regions(given["attacked"])):
         assert verdict(claim, given, regions)
-
-
-def test_the_matrix_has_both_outcomes_of_every_group_and_study():
-    both = {"outcome": ["fails", "holds"], "plain_outcome": ["holds", "holds"]}
-    rows = pd.DataFrame({"claim": ["C1", "C12"], **both})
-    older = rows.drop(columns="plain_outcome")
-    matrix = claim_matrix(
-        {"cifar10": rows, "mine": older, "mixed": pd.concat([rows[:1], older[1:]])}
-    )
-    assert list(matrix.index) == list(CLAIMS)
-    assert list(matrix.columns) == ["predicate", *PUBLISHED, "CIFAR-10", "mine", "mixed"]
-    assert matrix.loc["C3", [DEV, CIFAR, FD]].tolist() == ["fails / holds", "fails", ""]
-    assert matrix.loc["C1", "CIFAR-10":].tolist() == [
-        "fails / holds",
-        "fails (plain)",
-        "fails / holds",
-    ]
-    assert matrix.loc["C12", "CIFAR-10":].tolist() == ["holds", "holds (plain)", "holds (plain)"]
-    assert matrix.loc["C2", "CIFAR-10":].tolist() == [""] * 3

@@ -106,17 +106,6 @@ def test_the_small_resnet_of_3_blocks_is_resnet_20():
     assert network.stages(network.stem(torch.rand(2, 3, 16, 16))).shape == (2, 64, 4, 4)
 
 
-@pytest.mark.parametrize("size", [6, 17, 224])
-def test_the_half_vgg_has_vgg_16s_convolutions_at_half_width_for_every_size(size):
-    half, whole = on_meta("half_vgg16", size, classes=7), on_meta("vgg16_bn", 224, classes=7)
-    assert half.unchecked(torch.empty(2, 3, size, size, device="meta")).shape == (2, 7)
-    widths = [
-        [layer.out_channels for layer in each.modules() if isinstance(layer, nn.Conv2d)]
-        for each in (half, whole)
-    ]
-    assert [2 * width for width in widths[0]] == widths[1] and len(widths[0]) + 3 == 16
-
-
 @pytest.mark.parametrize("name", ["resnet51", "", "fcn_resnet50"])
 def test_an_unknown_name_is_refused(name):
     with pytest.raises(ValueError, match=f"no classifier named '{name}'"):

@@ -14,8 +14,7 @@ import termios
 from pathlib import Path
 
 import pytest
-from PIL import Image
-from small import MODEL
+from small import write_yours
 
 from nbsupport.__main__ import INSTALL, main
 from nbsupport.experiments.evaluation import measure, measurement_specification, table
@@ -42,10 +41,8 @@ def finished(experiment, monkeypatch):
 def computed(monkeypatch):
     """The studies and tables that ``compute`` would make."""
     calls = []
-    monkeypatch.setattr(
-        "nbsupport.__main__._compute",
-        lambda options, study, choices: calls.append((study, options.tables)),
-    )
+    record = lambda options, study, choices: calls.append((study, options.tables))  # noqa: E731
+    monkeypatch.setattr("nbsupport.__main__._compute", record)
     return calls
 
 
@@ -71,10 +68,8 @@ def test_compute_makes_and_prints_every_method(finished, capsys):
 
 
 def test_compute_names_a_failed_training(finished, capsys, monkeypatch):
-    monkeypatch.setattr(
-        "nbsupport.experiments.evaluation.failure",
-        lambda experiment, method: "W is constant" if method == "PA-Filt(L_img)" else None,
-    )
+    failed = lambda _, method: "W is constant" if method == "PA-Filt(L_img)" else None  # noqa: E731
+    monkeypatch.setattr("nbsupport.experiments.evaluation.failure", failed)
     main(["compute", *SMOKE, "--tables", "4"])
     assert "W is constant" in capsys.readouterr().out
 
@@ -82,25 +77,14 @@ def test_compute_names_a_failed_training(finished, capsys, monkeypatch):
 # -- report ----------------------------------------------------------------------------------------
 
 
-def test_the_summary_fits_a_terminal(finished, capsys):
+def test_report_prints_a_summary_or_the_chosen_tables_and_their_claims(finished, capsys):
     main(["report", *SMOKE])
-    printed = capsys.readouterr().out
-    assert "Filt(L_img)" in printed
-    assert "no filter" in printed
-    assert max(map(len, printed.splitlines())) <= 100
-
-
-@pytest.mark.parametrize("numbers", [[2], [5], [4, 7]], ids=str)
-def test_report_prints_the_chosen_tables_and_their_claims(numbers, finished, capsys):
-    main(["report", *SMOKE, "--tables", *map(str, numbers)])
-    printed = capsys.readouterr().out
-    assert [number for number in TABLES if f"Table {number}." in printed] == numbers
-    claims = set(re.findall(r"^(C\d+) ", printed, re.MULTILINE))
-    robust = {5: {"C14", "C15"}, 7: {"C17"}}
-    expected = set(CORE_CLAIMS) if set(numbers) & {1, 2, 3, 4} else set()
-    assert claims == expected.union(*(robust.get(number, set()) for number in numbers))
-    tables = printed.split("The claims")[0]
-    assert max(map(len, tables.splitlines())) <= 100
+    assert "no filter" in capsys.readouterr().out
+    for numbers, expected in (([5], {"C14", "C15"}), ([4, 7], {*CORE_CLAIMS, "C17"})):
+        main(["report", *SMOKE, "--tables", *map(str, numbers)])
+        printed = capsys.readouterr().out
+        assert [number for number in TABLES if f"Table {number}." in printed] == numbers
+        assert set(re.findall(r"^(C\d+) ", printed, re.MULTILINE)) == expected
 
 
 def test_the_page_is_written_where_it_is_wanted(tmp_path, capsys, monkeypatch):
@@ -130,17 +114,6 @@ def complete(tmp_path, monkeypatch):
     return extension
 
 
-def test_doctor_says_what_the_store_holds(complete, finished, capsys):
-    main(["doctor", *SMOKE])
-    printed, home = capsys.readouterr().out, finished.store.home
-    held = re.search(rf"{home} \(there, .* GB free\): (.*); (.*) GB", printed)
-    counts = {kind.name: len(list(kind.glob("*/artifact.json"))) for kind in home.iterdir()}
-    assert held[1] == ", ".join(f"{kind} {counts[kind]} (0.0 h)" for kind in sorted(counts))
-    assert re.search(r"Tables 1 to 4 +about [1-9]\d* min", printed)
-    used = subprocess.run(["du", "-sb", home], capture_output=True, text=True, check=True).stdout
-    assert float(held[2]) == pytest.approx(int(used.split()[0]) / 1e9, abs=0.02)
-
-
 def test_doctor_lists_every_study_and_downloads_nothing(complete, capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("NBSUPPORT_DATA", str(tmp_path / "data"))
     assert exit_of("doctor", "--study", "cifar10", "--scale", "smoke") == 1
@@ -151,7 +124,7 @@ def test_doctor_lists_every_study_and_downloads_nothing(complete, capsys, monkey
     assert not list(tmp_path.glob("data/*"))
 
 
-@pytest.mark.parametrize("missing", ["jupyterlab", "ipywidgets", "widget extension"])
+@pytest.mark.parametrize("missing", ["jupyterlab", "widget extension"])
 def test_doctor_says_how_to_install_what_is_missing(missing, complete, capsys, monkeypatch):
     def version(name):
         if name == missing:
@@ -172,28 +145,19 @@ def test_doctor_says_how_to_install_what_is_missing(missing, complete, capsys, m
     ("arguments", "word"),
     [
         (["compute", "--study", "photograph"], "'photograph'; there are: photographs"),
-        (["report", "--scale", "large"], "'large'; there are: smoke, quick, paper"),
-        (["train"], "invalid choice: 'train'"),
-        ([], "required: command"),
-        (["doctor", "07"], "unrecognized arguments: 07"),
         (["compute", "--tables", "8"], "--tables: invalid choice"),
         (["compute", "--data", "photos"], "--data"),
         (["compute", "--image-size", "large"], "'large'"),
-        (["compute", "--image-size", "0"], "image_size"),
         (["compute", "--image-size", "5"], "image_size"),
+        (["report"], "'nonsense'; there are: smoke, quick, paper"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_a_mistake_ends_with_code_2_and_a_line_that_helps(arguments, word, capsys):
+def test_a_mistake_ends_with_code_2_and_a_line_that_helps(arguments, word, capsys, monkeypatch):
+    if "nonsense" in word:
+        monkeypatch.setenv("NBSUPPORT_SCALE", "nonsense")
     assert exit_of(*arguments) == 2
     assert word in capsys.readouterr().err.splitlines()[-1]
-
-
-@pytest.mark.parametrize("variable", ["NBSUPPORT_STUDY", "NBSUPPORT_SCALE"])
-def test_so_does_a_mistake_in_the_environment(variable, capsys, monkeypatch):
-    monkeypatch.setenv(variable, "nonsense")
-    assert exit_of("report") == 2
-    assert "'nonsense'; there are: " in capsys.readouterr().err
 
 
 def test_the_command_line_overrides_the_environment(computed, monkeypatch):
@@ -252,9 +216,8 @@ def test_an_interruption_ends_the_workers_without_tracebacks():
     assert not any("Traceback" in line for line in lines)
 
 
-@pytest.mark.parametrize("home", ["file", "file/store", "readonly", "/proc/store"])
-@pytest.mark.parametrize("command", ["compute", "report"])
-def test_a_store_that_cannot_be_written_ends_in_one_line(command, home, tmp_path, monkeypatch):
+@pytest.mark.parametrize("home", ["file/store", "readonly"])
+def test_a_store_that_cannot_be_written_ends_in_one_line(home, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
 
     def refuse(self, *arguments, **options):  # root may write anywhere
@@ -263,7 +226,7 @@ def test_a_store_that_cannot_be_written_ends_in_one_line(command, home, tmp_path
     if home == "readonly":
         monkeypatch.setattr("pathlib.Path.mkdir", refuse)
     monkeypatch.setenv("NBSUPPORT_HOME", str(tmp_path / home))
-    message = exit_of(command, *SMOKE, "--tables", "4")
+    message = exit_of("compute", *SMOKE, "--tables", "4")
     assert str(tmp_path / home) in message
     assert message.endswith("; name another folder in NBSUPPORT_HOME")
     assert len(message.splitlines()) == 1
@@ -278,13 +241,8 @@ m.main(sys.argv[1:])
 """
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [["compute", *SMOKE], ["doctor"], ["compute", "--study", "folder", "--data", "~/photos"]],
-    ids=" ".join,
-)
-def test_a_user_without_a_home_is_told_what_to_name(arguments):
-    command = [sys.executable, "-c", NO_HOME, *arguments]
+def test_a_user_without_a_home_is_told_what_to_name():
+    command = [sys.executable, "-c", NO_HOME, "compute", *SMOKE]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode in (1, 2)
     assert "Traceback" not in done.stderr and "home" in done.stderr.splitlines()[-1]
@@ -306,32 +264,34 @@ def test_relative_folders_stay_where_they_are(tmp_path, monkeypatch):
     assert seen == [tmp_path / "some" / name for name in ("HOME", "DATA", "FIGURES")]
 
 
-def run_module(*arguments, **options):
-    command = [sys.executable, "-m", "nbsupport", *arguments]
+def run_module(*arguments, code="from nbsupport.__main__ import main; main()", **options):
+    command = [sys.executable, "-c", code, *arguments]
     return subprocess.run(command, stderr=subprocess.PIPE, **options)
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "koi8-r", "utf-16"])
-def test_any_output_encoding_will_do(encoding, tmp_path):
-    environment = os.environ | {"PYTHONIOENCODING": encoding}
-    for arguments in (["compute", "--help"], ["report", "--study", "ε"], ["run", "ε"]):
-        done = run_module(*arguments, env=environment, stdout=subprocess.PIPE)
-        assert "Traceback" not in done.stderr.decode(encoding)
-        assert done.returncode == ("--help" not in arguments) * (1 + ("report" in arguments))
+@pytest.mark.parametrize("arguments", [["compute", "--help"], ["report", "--study", "ε"]])
+def test_any_output_encoding_will_do(arguments):
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = run_module(*arguments, env=environment, stdout=subprocess.PIPE)
+    assert "Traceback" not in done.stderr.decode("ascii")
+    assert done.returncode == 2 * ("report" in arguments)
 
 
-@pytest.mark.parametrize("arguments", [["doctor", *SMOKE], ["compute", "--help"], ["--version"]])
-def test_a_reader_that_goes_away_is_no_error(arguments):
+PRINT = "import sys, nbsupport.__main__ as m; m._obey = lambda _: print('ε'); m.main()"
+HELP = "import nbsupport.__main__ as m\ntry: m.main(['--help'])\nfinally: "
+
+
+def test_a_reader_that_goes_away_is_no_error():
     reading, writing = os.pipe()
     os.close(reading)
-    done = run_module(*arguments, stdout=writing)
+    done = run_module(code=PRINT, stdout=writing)
     os.close(writing)
     assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_help_needs_no_torch():
-    code = "import sys, nbsupport.__main__ as m\ntry: m.main(['--help'])\nexcept SystemExit: pass\n"
-    subprocess.run([sys.executable, "-c", code + "assert 'torch' not in sys.modules"], check=True)
+    code = HELP + "assert 'torch' not in __import__('sys').modules"
+    assert run_module(code=code, stdout=subprocess.PIPE).returncode == 0
 
 
 # -- a custom classifier and images ----------------------------------------------------------------
@@ -343,15 +303,7 @@ CUSTOM += ["--classifier", "model.py:factory"]
 @pytest.fixture
 def yours(tmp_path, monkeypatch):
     """A folder with a user's model file and images in three classes."""
-    (tmp_path / "model.py").write_text(MODEL)
-    for label, word in enumerate(("red", "green", "blue")):
-        (tmp_path / "photos" / word).mkdir(parents=True)
-        for number in range(4):
-            colour = [40, 40, 40]
-            colour[label] = 150 + 20 * number
-            image = Image.new("RGB", (13, 12), tuple(colour))
-            image.save(tmp_path / "photos" / word / f"{number}.png")
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(write_yours(tmp_path))
     return tmp_path
 
 
@@ -401,33 +353,28 @@ def test_doctor_describes_them(complete, yours, capsys):
     assert f"\nclassifier       {found}\n" in printed and f"\nAdv              {found}\n" in printed
 
 
-def test_the_whole_study_is_computed(yours, capsys):
-    """On images of 11×11 pixels, batches of 8 and a network without weights."""
-    main(["compute", *CUSTOM, "--image-size", "11"])
-    printed = capsys.readouterr().out
-    assert all(f"\n{method} " in f"\n{printed}" for method in METHODS)
-
-
-@pytest.mark.parametrize("command", ["run", "compute", "report", "doctor"])
 @pytest.mark.parametrize(
-    ("change", "word"),
+    ("command", "change", "word"),
     [
-        ({"--data": "absent"}, "absent"),
-        ({"--data": ""}, "compute --study folder --data DIR"),
-        ({"--classifier": "absent.py:factory"}, "no file"),
-        ({"--classifier": "model.py:absent"}, "factory, training"),
-        ({"--classifier": "model.py"}, "path/to/file.py:factory"),
-        ({"--classifier": "model.py:training"}, "training mode"),
-        ({"--classifier": "resnet51"}, "resnet51"),
-        ({"--robust": "robustbench:Name"}, "cifar10 and neurips2017dev"),
+        ("run", {"--data": "absent"}, "absent"),
+        ("compute", {"--data": ""}, "compute --study folder --data DIR"),
+        ("report", {"--classifier": "model.py:training"}, "training mode"),
+        ("doctor", {"--classifier": "resnet51"}, "resnet51"),
+        ("compute", {"--robust": "robustbench:Name"}, "cifar10 and neurips2017dev"),
     ],
-    ids=lambda value: "=".join(*value.items()) if isinstance(value, dict) else "",
 )
 def test_a_mistake_in_them_ends_in_one_line(command, change, word, complete, yours):
     options = dict(zip(CUSTOM[::2], CUSTOM[1::2], strict=True)) | change
     message = exit_of(command, *(part for option in options.items() for part in option))
     assert word in message
     assert len(message.splitlines()) == 1
+
+
+def test_tables_of_robust_classifiers_are_computed(yours, capsys):
+    """On images of 11×11 pixels, batches of 8 and a network without weights."""
+    main(["compute", *CUSTOM, "--image-size", "11", "--tables", "5", "6", "7"])
+    printed = f"\n{capsys.readouterr().out}"
+    assert all(f"\n{method} " in printed for n in (5, 6, 7) for method in TABLES[n])
 
 
 def test_a_table_that_an_architecture_cannot_have_is_refused_before_any_work(yours, tmp_path):

@@ -2,7 +2,6 @@
 
 import copy
 import sys
-import threading
 
 import pytest
 import torch
@@ -13,10 +12,8 @@ from torch import nn
 from nbsupport import wrap
 from nbsupport.classifiers.custom import (
     NORMALISATIONS,
-    check_normalisation,
     class_name,
     fingerprint,
-    is_reference,
     load,
     load_public,
 )
@@ -38,17 +35,7 @@ class Tiny(nn.Module):
 
     def forward(self, images):
         brightness = (images * self.std + self.mean).mean(dim=(1, 2, 3))
-        return self.compare(brightness[:, None])
-
-    def compare(self, brightness):
-        return -50 * (brightness - self.centres).square()
-
-
-class Halves(Tiny):
-    """Of two classes, and so sure of them that its probabilities are 0 and 1."""
-
-    def compare(self, brightness):
-        return 1e4 * (brightness - 0.5) * torch.tensor([-1.0, 1.0]) * self.centres.sum()
+        return -50 * (brightness[:, None] - self.centres).square()
 
 
 class Call(nn.Module):
@@ -81,9 +68,8 @@ def bright(number, seed=0):
 # -- wrap ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [1, 40])
-def test_a_wrapped_network_is_a_frozen_copy_with_the_same_logits(number):
-    (images, labels), module = bright(number), Tiny().eval()
+def test_a_wrapped_network_is_a_frozen_copy_with_the_same_logits():
+    (images, labels), module = bright(40), Tiny().eval()
     wrapped = wrap(module, images, labels, classes=CLASSES)
     assert isinstance(wrapped, Classifier)
     assert torch.equal(wrapped(images), module(images))
@@ -102,14 +88,13 @@ def test_a_normalisation_is_applied_and_kept():
     assert torch.equal(wrap(wrapped, images, labels)(images), wrapped(images))
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_an_untrained_network_passes(seed):
-    torch.manual_seed(seed)
+def test_an_untrained_network_passes():
+    torch.manual_seed(0)
     images, labels = torch.rand(24, 3, 16, 16), torch.randint(10, (24,))
     wrap(build("small_resnet", 10, 16).network.eval(), images, labels, classes=10)
 
 
-@pytest.mark.parametrize(("scale", "spoken"), [(0.1, False), (1e3, True), (1e6, True)])
+@pytest.mark.parametrize(("scale", "spoken"), [(0.1, False), (1e6, True)])
 def test_saturated_logits_pass_with_a_word(scale, spoken, capsys):
     wrap(after(lambda logits: scale * logits), *bright(8))
     assert ("of 8 images" in capsys.readouterr().out) == spoken
@@ -125,34 +110,16 @@ def asserts(low, high):
 
 @pytest.mark.parametrize(
     "module",
-    [
-        asserts(0, 1),
-        asserts(-3, 3),
-        before(lambda x: x.sub_(0.5).add_(0.5)),
-        nn.DataParallel(Tiny()).eval(),
-        Tiny().double().eval(),
-        Tiny().half().eval(),
-        torch.compile(Tiny().eval(), backend="eager"),
-    ],
+    [asserts(0, 1), before(lambda x: x.sub_(0.5).add_(0.5)), Tiny().double().eval(),
+     torch.compile(Tiny().eval(), backend="eager")],
 )  # fmt: skip
 def test_any_module_passes_and_leaves_images_alone(module):
     images, labels = bright(40)
-    before = images.clone()
+    given = images.clone()
     wrapped = wrap(module, images, labels if isinstance(module, nn.Sequential) else None)
-    assert torch.equal(images, before) and wrapped(images).dtype in (torch.float32, torch.float64)
+    assert torch.equal(images, given) and wrapped(images).dtype in (torch.float32, torch.float64)
     for cast in (torch.Tensor.byte, torch.Tensor.tolist, torch.Tensor.numpy):
-        wrap(before_nothing(), images.double(), cast(labels), classes=CLASSES)
-
-
-def before_nothing():
-    return before(lambda x: x)
-
-
-def test_a_network_that_cannot_be_copied_is_refused_by_name():
-    module = Tiny().eval()
-    module.lock = threading.Lock()
-    with pytest.raises(ValueError, match=r"^wrap: Tiny cannot be copied .*lock[^\n]*$"):
-        wrap(module)
+        wrap(before(torch.clone), images.double(), cast(labels), classes=CLASSES)
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e4])
@@ -166,9 +133,9 @@ def test_a_fingerprint_follows_the_answers_and_no_rounding(scale):
         size = 1e-5 * logits.abs().max()
         return logits + size * torch.randn(logits.shape, generator=generator)
 
-    for _ in range(300):
+    for _ in range(100):
         changed += fingerprint(nn.Sequential(module, Call(disturb)), images) != expected
-    assert changed <= 3
+    assert changed <= 2
     for other in (lambda z: 1.2 * z, lambda z: z.roll(1, 1), lambda z: z + 2 * scale):
         assert fingerprint(nn.Sequential(module, Call(other)), images) != expected
 
@@ -178,17 +145,13 @@ def test_a_fingerprint_follows_the_answers_and_no_rounding(scale):
     [
         (after(lambda x: x.softmax(dim=1)), "probabilities"),
         (before(lambda x: (x * 255).round() / 255), "not differentiable"),
-        (after(lambda x: x.detach()), "not differentiable"),
-        (after(lambda x: nn.functional.one_hot(x.argmax(1), 4) + 0.1), "not differentiable"),
         (after(lambda x: x + (x * 0).sqrt()), "not differentiable"),
         (before(lambda x: torch.from_numpy(x.numpy())), "failed with RuntimeError.*detach"),
-        (after(lambda x: x.argmax(dim=1).float()), "shape"),
         (after(lambda x: x.sigmoid()), "from 0 to 1"),
         (after(lambda x: nn.functional.one_hot(x.argmax(1), 4).float()), "softmax"),
         (after(lambda x: x[:3]), "8 rows"),
         (after(lambda x: x[:, :3]), "4 logits.*got 3"),
         (after(lambda x: x - x.mean(dim=0)), "batch"),
-        (after(lambda x: x * torch.rand(x.shape)), "batch"),
         (nn.Sequential(nn.Flatten(), nn.Linear(7, 4)).eval(), "failed.*--image-size"),
         (nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten()).eval(), "failed.*images are RGB"),
     ],
@@ -228,13 +191,6 @@ def test_a_normalisation_that_is_missing_is_refused_and_named(name):
     if name not in ("ImageNet's", "CIFAR-10's"):  # these two are nearly the same
         assert name in str(error.value)
     wrap(Tiny(mean, std).eval(), images, labels, mean=mean, std=std)
-
-
-def test_it_is_noticed_in_a_saturated_network_but_not_on_a_few_images():
-    images, labels = bright(64)
-    with pytest.raises(ValueError, match=r"50%.*100% after 0 to 255 normalisation"):
-        wrap(Halves(*NORMALISATIONS["0 to 255"]).eval(), images, labels // 2)
-    check_normalisation(Tiny(*NORMALISATIONS["[-1, 1]"]), images[:5], labels[:5])
 
 
 @pytest.mark.parametrize(
@@ -322,8 +278,6 @@ def test_a_factory_is_called(file):
         ("{file}:failing", r"model.py:failing\(\) failed with ZeroDivisionError"),
         ("{file}:nothing", r"nn\.Module.*NoneType"),
         ("{file}", "file.py:factory"),
-        ("{file}:", "file.py:factory"),
-        ("model.txt:factory", "file.py:factory"),
     ],
 )
 def test_other_references_are_refused(reference, message, file):
@@ -339,48 +293,11 @@ def test_a_file_that_is_missing_or_fails_is_named(file):
         load(f"{file}:factory")
 
 
-LATE = """
-import argparse, sys
-from torch import nn
-parser = argparse.ArgumentParser()
-parser.add_argument("--width", type=int, default=12)
-WIDTH = parser.parse_args().width
-
-class Late(nn.Module):
-    def forward(self, images):
-        from sizes import CLASSES
-        from blocks.deep import SHIFT
-        return images.flatten(1)[:, :CLASSES] + SHIFT
-
-def factory():
-    import sizes
-    return Late().eval()
-"""
-
-
-def test_each_file_has_its_own_neighbours(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    images, arguments = torch.zeros(2, 3, 4, 4), sys.argv
-    for number in (3, 7):
-        folder = tmp_path / str(number)
-        (folder / "blocks").mkdir(parents=True)
-        (folder / "blocks" / "__init__.py").touch()
-        (folder / "sizes.py").write_text(f"CLASSES = {number}")
-        (folder / "blocks" / "deep.py").write_text("from sizes import CLASSES as SHIFT")
-        (folder / "model.py").write_text(LATE)
-        network = load(f"{folder}/model.py:factory")
-        assert torch.equal(network(images), torch.full((2, number), float(number)))
-        assert sys.argv is arguments
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         (b"import sys; sys.exit(3)", "exits with 3"),
-        (b"import argparse; a = argparse.ArgumentParser(); a.add_argument('x'); a.parse_args()", "2"),
         (b"name = '\xfc'", "SyntaxError"),
-        (b"# coding: klingon\n", "SyntaxError"),
-        (b"from .neighbour import SEED", "ImportError"),
         (b"raise OSError('two\\nlines')", "OSError: two lines"),
     ],
 )  # fmt: skip
@@ -388,17 +305,6 @@ def test_what_cannot_be_imported_is_refused_in_one_line(text, message, file):
     file.write_bytes(text)
     with pytest.raises(ValueError, match=rf"^classifier: model\.py .*{message}[^\n]*$"):
         load(f"{file}:factory")
-
-
-@pytest.mark.parametrize("head", [b"# -*- coding: latin-1 -*-\n# \xfc", b"\xef\xbb\xbf# \xc3\xbc"])
-def test_other_encodings_are_read(head, file):
-    file.write_bytes(head + b"\n" + TEXT.encode())
-    assert load(f"{file}:factory").layer.out_features == 3
-
-
-def test_references_differ_from_architectures():
-    assert is_reference("a/b.py:f") and is_reference("b.py")
-    assert not is_reference("resnet50") and not is_reference("")
 
 
 # -- in a study ----------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from nbsupport.denoisers.models import HGD, Additive, Filtering, MultiHead, PAFi
 from nbsupport.denoisers.unet import OutputLayer
 from nbsupport.study import EPS
 
-SIZES = [(1, 1), (5, 7), (16, 16), (17, 33)]
+SIZES = [(1, 1), (17, 33)]
 
 every_kind = pytest.mark.parametrize("kind", [Additive, Filtering, MultiHead, YNet, PAFilter])
 every_size = pytest.mark.parametrize("size", SIZES, ids=str)
@@ -85,18 +85,10 @@ def test_images_of_any_size_stay_images_of_that_size(kind, size):
     torch.testing.assert_close(denoised[1:], denoiser(images[1:]))
 
 
-BAD = {
-    "8-bit": (torch.zeros(1, 3, 4, 4, dtype=torch.uint8), TypeError),
-    "grayscale": (torch.zeros(1, 1, 4, 4), ValueError),
-    "0 to 255": (torch.full((1, 3, 4, 4), 255.0), ValueError),
-}
-
-
-@pytest.mark.parametrize(("images", "error"), BAD.values(), ids=BAD)
-def test_anything_else_is_refused(images, error, no_shape_checker):
+def test_anything_else_is_refused(no_shape_checker):
     for refuse in (made(Filtering), made(PAFilter), made(PAFilter).parts):
-        with pytest.raises(error, match=r"^(Filtering|PAFilter): "):
-            refuse(images)
+        with pytest.raises(ValueError, match=r"^(Filtering|PAFilter): "):
+            refuse(torch.full((1, 3, 4, 4), 255.0))
 
 
 def convolved(x, layer, border="constant"):
@@ -223,25 +215,16 @@ def test_the_weight_starts_at_one_half():
 
 def test_hgd_has_the_layers_of_its_paper():
     """Convolutions per block and their channels at width 64, of Liao et al. (2018), section 3.2."""
-    down = [
-        (3, 64, 64),
-        (64, 128, 128, 128),
-        (128, *[256] * 3),
-        (256, *[256] * 3),
-        (256, *[256] * 3),
-    ]
+    down = [(3, 64, 64), (64, *[128] * 3), (128, *[256] * 3), *[(256, *[256] * 3)] * 2]
     up = [(512, *[256] * 3), (512, *[256] * 3), (384, *[128] * 3), (192, 64, 64)]
     weights = sum(9 * a * b for block in (*down, *up) for a, b in itertools.pairwise(block))
     norms = sum(2 * channels for block in (*down, *up) for channels in block[1:])
-    found = HGD(64)
-    assert (
-        sum(parameter.numel() for parameter in found.parameters()) == weights + norms + 3 * 64 + 3
-    )
+    found = sum(parameter.numel() for parameter in HGD(64).parameters())
+    assert found == weights + norms + 3 * 64 + 3
 
 
-@pytest.mark.parametrize("size", [(32, 32), (17, 23)])
-def test_hgd_adds_at_full_resolution(size):
-    denoiser, images = HGD(4).eval(), torch.rand(2, 3, *size)
+def test_hgd_adds_at_full_resolution():
+    denoiser, images = HGD(4).eval(), torch.rand(2, 3, 17, 23)
     assert denoiser(images).shape == images.shape
     with torch.no_grad():
         denoiser.output.weight.zero_()

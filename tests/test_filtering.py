@@ -11,7 +11,7 @@ from nbsupport.denoisers.filtering import (
     uncertainty_map,
 )
 
-SHAPES = [(2, 3, 4, 6), (2, 1, 1, 1), (1, 2, 2, 3), (3, 4, 1, 9)]
+SHAPES = [(2, 3, 4, 6), (3, 4, 1, 9)]
 SIZES = [1, 3, 5]
 
 
@@ -47,9 +47,8 @@ def test_filtering_is_the_loop_over_pixels(shape, size):
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_identity_kernels_do_not_change_images(size, dtype):
-    images = torch.rand(2, 3, 4, 6, dtype=dtype)
+def test_identity_kernels_do_not_change_images(size):
+    images = torch.rand(2, 3, 4, 6)
     kernels = identity_kernels(images, size)
     assert torch.equal(filter_pixels(images, kernels), images)
     assert (distance_from_identity(kernels) == 0).all()
@@ -57,9 +56,8 @@ def test_identity_kernels_do_not_change_images(size, dtype):
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("size", SIZES)
-def test_gradients_are_finite_differences(shape, size):
-    assert torch.autograd.gradcheck(filter_pixels, pair(shape, size, images=True, kernels=True))
+def test_gradients_are_finite_differences(shape):
+    assert torch.autograd.gradcheck(filter_pixels, pair(shape, 3, images=True, kernels=True))
 
 
 @pytest.mark.parametrize("wanted", ["images", "kernels"])
@@ -93,14 +91,6 @@ def test_kernels_of_lower_precision_keep_it_in_their_gradient():
     assert kernels.grad.dtype == torch.bfloat16
 
 
-def test_a_second_derivative_is_refused():
-    images, kernels = pair((1, 1, 2, 2), 3, images=True, kernels=True)
-    loss = filter_pixels(images, kernels).square().sum()
-    (gradient,) = torch.autograd.grad(loss, images, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        gradient.sum().backward()
-
-
 @pytest.mark.parametrize("offset", [0, -10], ids=["both signs", "all negative"])
 def test_uncertainty_is_the_largest_entry_of_a_pixel(offset):
     kernels = random(2, 27, 3, 4).numpy() + offset
@@ -110,10 +100,8 @@ def test_uncertainty_is_the_largest_entry_of_a_pixel(offset):
         assert uncertainty[n, 0, y, x] == max(kernels[n, tap, y, x] for tap in range(27))
 
 
-BAD = [
-    *((3, 27, 4, 5), (1, 27, 4, 5), (2, 27, 5, 5), (2, 27, 4, 4)),  # batch, height, width
-    *((2, channels, 4, 5) for channels in (0, 6, 12, 28, 48)),  # not 3·K·K, or K even
-]
+# another batch, another height; not 3·K·K, or K even
+BAD = [(3, 27, 4, 5), (2, 27, 5, 5), (2, 28, 4, 5), (2, 12, 4, 5)]
 
 
 @pytest.mark.parametrize("shape", BAD, ids=str)
@@ -125,18 +113,16 @@ def test_kernels_that_do_not_fit_are_refused(shape, no_shape_checker):
             distance_from_identity(torch.rand(shape))
 
 
-@pytest.mark.parametrize("size", [0, 2])
-def test_identity_kernels_are_of_odd_size(size):
+def test_identity_kernels_are_of_odd_size():
     with pytest.raises(ValueError, match="odd kernel size"):
-        identity_kernels(torch.rand(1, 3, 4, 5), size)
+        identity_kernels(torch.rand(1, 3, 4, 5), 2)
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_distance_from_identity_is_the_loop_over_taps(size):
-    kernels = random(2, 3 * size**2, 2, 3)
+def test_distance_from_identity_is_the_loop_over_taps():
+    kernels = random(2, 27, 2, 3)
     distance = distance_from_identity(kernels)
     assert distance.shape == (2, 1, 2, 3)
     for n, y, x in np.ndindex(2, 2, 3):
         taps = enumerate(kernels[n, :, y, x].tolist())
-        total = sum(abs(tap - (i % size**2 == size**2 // 2)) for i, tap in taps)
+        total = sum(abs(tap - (i % 9 == 4)) for i, tap in taps)
         assert float(distance[n, 0, y, x]) == pytest.approx(total / 3)

@@ -1,7 +1,5 @@
 """The comparison of fusions: against loops over images, on made-up measurements."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 
@@ -58,8 +56,3 @@ def test_every_variant_is_compared_with_the_better_part_on_the_same_images(measu
     summary = summarize_fusions(rows)
     assert summary["collapsed"].sum() == 2
     assert summary.loc["loss: mean", "accuracy"] == pytest.approx(RIGHT[fusions.FUSED].mean())
-
-
-def test_a_variant_is_a_change_of_the_study(experiment):
-    for changes in fusions.VARIANTS.values():
-        assert dataclasses.replace(experiment.study, **changes)

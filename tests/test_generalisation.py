@@ -1,7 +1,6 @@
 """Other strengths and another classifier: every accuracy against a loop over single images."""
 
 import pytest
-import torch
 from small import SmallExperiment
 
 from nbsupport.attacks.pgd import AttackedSet, ratios
@@ -9,8 +8,6 @@ from nbsupport.denoisers.baselines import Baseline
 from nbsupport.experiments.methods import GENERALISED, split_method
 from nbsupport.results import generalisation
 from nbsupport.results.generalisation import generalise
-from nbsupport.results.tables import views
-from nbsupport.study import short
 
 FAILED, EPS = "PA-Filt(L_img+KL)", (0.01, 0.02, 0.3)  # of these the study has 0.02
 DENOISERS = {"Add(L_img)": "8-bit", "Filt(L_img)": "Gaussian blur 1", "PA-Filt(L_img)": "JPEG 20"}
@@ -58,25 +55,8 @@ def test_accuracies_are_counts_of_single_images(method, victim, rows, experiment
     architecture = {"standard": "small_resnet", "second": "half_vgg16"}[victim]
     part = rows[(rows["method"] == method) & (rows["classifier"] == architecture)]
     assert len(part) == 2 * (1 + len(EPS)) and set(part["n"]) == {24}
+    assert FAILED not in set(rows["method"])
     plain, worst = count(experiment, method, victim)
     for row in part.itertuples():
         expected = {"pgd": plain, "pgd-envelope": worst}[row.attack][row.eps]
         assert row.value == pytest.approx(expected / 24)
-
-
-def test_a_failed_training_has_no_rows_and_the_wide_table_has_all_others(rows, experiment):
-    assert FAILED not in set(rows["method"])
-    (table,) = views(rows, experiment.study).values()
-    assert table.notna().all(axis=None) and table.size == len(rows)
-    heads = {short(eps) + " (new)" * (eps in (0.01, 0.3)): eps for eps in (0.0, *EPS)}
-    assert list(table) == list(heads)
-    sources = {"measured": "pgd", "worst case": "pgd-envelope"}
-    for (classifier, method, source), line in table.iterrows():
-        place = classifier, method.replace("no filter", "attacked"), sources[source]
-        of = rows.set_index(["classifier", "method", "attack", "eps"])["value"].sort_index()[place]
-        assert [of[heads[head]] for head in table] == line.tolist()
-
-
-def test_the_second_classifier_is_attacked_itself(rows, experiment):
-    attacked = experiment.attacked("test", None, EPS, "second")
-    assert not torch.equal(attacked.at(0.3), experiment.attacked("test", None, EPS).at(0.3))

@@ -42,47 +42,26 @@ class Hub(BaseHTTPRequestHandler):
             for line in map(json.loads, content.splitlines()):
                 if line["key"] == "file":
                     self.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-            self.answer(
-                {
-                    "commitUrl": f"http://{self.headers['Host']}/someone/filter/commit/{COMMIT}",
-                    "commitOid": COMMIT,
-                }
-            )
+            url = f"http://{self.headers['Host']}/someone/filter/commit/{COMMIT}"
+            self.answer({"commitUrl": url, "commitOid": COMMIT})
         else:  # the repository is created, the card's header is valid
-            self.answer(
-                {
-                    "url": f"http://{self.headers['Host']}/someone/filter",
-                    "errors": [],
-                    "warnings": [],
-                }
-            )
+            url = f"http://{self.headers['Host']}/someone/filter"
+            self.answer({"url": url, "errors": [], "warnings": []})
 
     def do_GET(self):
         if "/resolve/" in self.path:
             name = self.path.rpartition("/")[2]
             if name not in self.files:
                 return self.answer(status=404, X_Error_Code="EntryNotFound")
-            content = self.files[name]
-            return self.answer(
-                content, X_Repo_Commit=COMMIT, ETag=f'"{sha256(content).hexdigest()}"'
-            )
+            tag = f'"{sha256(self.files[name]).hexdigest()}"'
+            return self.answer(self.files[name], X_Repo_Commit=COMMIT, ETag=tag)
         if "/tree/" in self.path:
-            return self.answer(
-                [
-                    {"type": "file", "path": name, "size": len(x), "oid": sha256(x).hexdigest()}
-                    for name, x in self.files.items()
-                ]
-            )
+            sums = {name: (len(x), sha256(x).hexdigest()) for name, x in self.files.items()}
+            files = [{"path": name, "size": size, "oid": oid} for name, (size, oid) in sums.items()]
+            return self.answer([{"type": "file"} | file for file in files])
         siblings = [{"rfilename": name} for name in self.files]
-        self.answer(
-            {
-                "id": "someone/filter",
-                "sha": COMMIT,
-                "siblings": siblings,
-                "tags": [],
-                "private": False,
-            }
-        )
+        found = {"id": "someone/filter", "sha": COMMIT, "siblings": siblings}
+        self.answer(found | {"tags": [], "private": False})
 
     do_HEAD = do_GET  # noqa: N815
 

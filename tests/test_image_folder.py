@@ -41,9 +41,8 @@ def two_classes(number=6):
     return [f"{name}/{i}.png" for name in ("cat", "dog") for i in range(number)]
 
 
-def images(root, split="train", number=None):
-    study = Study.named("folder", "smoke", data=str(root), image_size=7)
-    return load(fit_to_images(study), split, number)
+def images(root, split="train"):
+    return load(fit_to_images(Study.named("folder", "smoke", data=str(root), image_size=7)), split)
 
 
 def decode(path):
@@ -73,11 +72,6 @@ def test_other_folders_are_split_by_thirds_of_each_class(classes, number, tree):
     assert np.all(np.abs(counts - number / 3) < 1)
 
 
-def test_the_first_images_are_a_mixture(tree):
-    labels = images(tree(*two_classes(30)), number=20).labels
-    assert 4 <= labels.sum() <= 16
-
-
 def test_the_split_does_not_depend_on_the_place(tree, tmp_path):
     root = tree(*two_classes())
     moved = shutil.copytree(root, tmp_path / "elsewhere")
@@ -100,7 +94,7 @@ def test_other_data_have_another_specification(change, tree):
     assert images(root).specification != before
 
 
-@pytest.mark.parametrize("numbers", [(0, 2, 10), (1, 3, 5), (2, 3, 4)])
+@pytest.mark.parametrize("numbers", [(0, 2, 10), (1, 3, 5)])
 def test_numeric_names_are_class_numbers(numbers, tree):
     found = image_folder.find(str(tree(*(f"{number}/{i}.png" for number in numbers for i in "ab"))))
     files = [file for part in found.files.values() for file in part]
@@ -109,11 +103,7 @@ def test_numeric_names_are_class_numbers(numbers, tree):
     assert found.specification["gaps"]
 
 
-DATES, IDS = ("20240101", "20240102"), ("10", "9", "100000")
-OTHER = ("1998", "2003", "2010"), ("10", "9", "x", "X"), ("ä", "z", "я", "日")
-
-
-@pytest.mark.parametrize("names", [DATES, IDS, *OTHER], ids=str)
+@pytest.mark.parametrize("names", [("10", "9", "100000"), ("10", "9", "x", "X", "я")], ids=str)
 def test_other_names_are_numbered_as_by_torchvision(names, tree):
     root = tree(*(f"{name}/{i}.png" for name in names for i in range(3)))
     found, expected = image_folder.find(str(root)), ImageFolder(root)
@@ -139,16 +129,7 @@ def test_a_study_asks_for_no_more_images_than_there_are(tree):
         load(study, "train", study.train_images)
 
 
-def test_a_split_is_decoded_once_until_the_files_are_looked_at_again(tree):
-    root = tree(*two_classes())
-    study = fit_to_images(Study.named("folder", "smoke", data=str(root), image_size=7))
-    before = load(study, "train", 8)
-    picture(99).save(image_folder.find(str(root)).files["train"][0][0])
-    assert load(study, "train", 8) is before
-    assert not torch.equal(load(fit_to_images(study), "train", 8).images, before.images)
-
-
-@pytest.mark.parametrize("mode", ["RGB", "L", "P", "1", "LA", "RGBA", "CMYK"])
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK"])
 def test_every_mode_becomes_rgb(mode, tree):
     made = picture(0, mode, (7, 7))
     path = tree(*two_classes(3)) / "cat" / ("x.tiff" if mode == "CMYK" else "x.png")
@@ -166,8 +147,10 @@ def test_16_bits_and_transparency_count(tree):
     assert torch.equal(decode(folder / "glass.png"), torch.ones(3, 7, 7))
 
 
-@pytest.mark.parametrize("damage", ["none", "type", "offset", "cut"])
-@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(
+    ("orientation", "damage"),
+    [*((number, "none") for number in range(1, 9)), (6, "type"), (6, "offset"), (6, "cut")],
+)
 def test_the_orientation_counts_beside_damaged_tags(orientation, damage, tree):
     wrong = {"type": (0x100, 2, 4, 0x41FF42FE), "offset": (0x10F, 2, 99, 0xFFFFFF)}
     tags = [(0x112, 3, 1, orientation), *([wrong[damage]] if damage in wrong else [])]
@@ -183,8 +166,7 @@ def test_the_orientation_counts_beside_damaged_tags(orientation, damage, tree):
     np.testing.assert_allclose(decode(path), upright.transpose(2, 0, 1) / 255, atol=1e-6)
 
 
-@pytest.mark.parametrize(("bits", "scale"), [(8, 257), (10, 64), (12, 16)])
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("bits", "scale", "channels"), [(8, 257, 1), (12, 16, 3)])
 def test_16_bits_that_are_nearly_black_are_refused(bits, scale, channels, tree):
     root = tree(*two_classes(3))
     shape = (7, 7, 3)[: 3 if channels == 3 else 2]
@@ -196,7 +178,7 @@ def test_16_bits_that_are_nearly_black_are_refused(bits, scale, channels, tree):
     assert len(images(root)) + len(images(root, "test")) == 8  # the other is just dark
 
 
-@pytest.mark.parametrize(("width", "height"), [(9, 7), (7, 12), (40, 31), (3, 5), (1, 1)])
+@pytest.mark.parametrize(("width", "height"), [(7, 12), (40, 31), (1, 1)])
 def test_all_sizes_become_one(width, height, tree):
     made = picture(1, size=(width, height))
     made.save(path := tree(*two_classes(3)) / "cat" / "x.png")
@@ -230,15 +212,6 @@ def test_all_unreadable_files_are_named_at_once(tree):
     assert set(names) == expected.union(f"train/dog/{name}" for name in damaged)
 
 
-def test_names_that_are_not_utf_8_are_read(tree):
-    root = tree(*two_classes())
-    (root / "cat/0.png").rename(root / "cat" / os.fsdecode(b"caf\xe9.png"))
-    (root / "dog").rename(root / os.fsdecode(b"\xff\xfe"))
-    split = images(root)
-    assert split.classes == ("cat", r"\udcff\udcfe")
-    assert split.images.shape == (8, 3, 7, 7) and split.specification["content"]
-
-
 @pytest.mark.parametrize("name", ["", "nowhere", "file.png"])
 def test_a_folder_must_be_named_and_there(name, tmp_path):
     picture(0).save(tmp_path / "file.png")
@@ -250,25 +223,14 @@ def test_a_folder_must_be_named_and_there(name, tmp_path):
     ("names", "message"),
     [
         (["0.png", "1.png"], "got the folders none"),
-        (["train/a/0.png", "train/b/0.png"], "got the folders train in .* splits"),
-        (["train/a/0.png", "train/b/0.png", "test/0.png"], "got the folders test, train in"),
-        (
-            ["train/a/0.png", "train/b/0.png", "test/a/0.png", "test/c/0.png"],
-            "only one .* has b, c",
-        ),
+        ([f"train/{x}/0.png" for x in "ab"] + [f"test/{x}/0.png" for x in "ac"], "has b, c"),
         (["a/0.png", "a/b/1.png"], "got the folders a in .* two classes"),
         (["train/a/0.png", "train/b/0.png", "test/a/0.png"], "got the folders a in .*/test; "),
-        (["x/train/a/0.png", "x/test/a/0.png"], "got the folders x in .* two classes"),
         (["TRAIN/a/0.png", "Valid/a/0.png"], "TRAIN, Valid in .* splits"),
-        (["seg_train/a/0.png", "seg_test/a/0.png", "seg_pred/0.png"], "seg_train in .* splits"),
         (["train2017/0.png", "val2017/0.png"], "train2017, val2017 in .* splits"),
         (["a/train/0.png", "a/test/0.png", "b/train/0.png"], "got the folders a, b in .* above"),
         (["x/a/0.png", "x/b/0.png", "y/a/0.png", "y/b/0.png"], "each of them holds a, b"),
         (["1/0.png", "2/0.png", "3/0.png"], "numbers from 0, got .* 1 to 3"),
-        (
-            [f"{x}/{i}/0.png" for x in ("train", "test") for i in "12"],
-            "numbers from 0, got .* 1 to 2",
-        ),
         (["0/0.png", "1/0.png", "01/0.png"], "same number"),
         (["a/0.png", "b/0.png"], "2 images are too few"),
     ],
@@ -278,12 +240,10 @@ def test_other_trees_are_refused(names, message, tree):
         images(tree(*names))
 
 
-@pytest.mark.parametrize("splits", [[""], ["train/", "test/"]], ids=["whole", "splits"])
-def test_empty_classes_are_named(splits, tree):
-    root = tree(*(split + name for split in splits for name in two_classes(3)))
+def test_empty_classes_are_named(tree):
+    root = tree(*two_classes(3))
     for name in ("ant", "bee"):
-        for split in splits:
-            (root / split / name).mkdir()
+        (root / name).mkdir()
     with pytest.raises(ValueError, match=r"^folder: .*ant, bee.* Fill or remove"):
         images(root)
 
@@ -292,7 +252,6 @@ def test_empty_classes_are_named(splits, tree):
     ("names", "expected"),
     [
         (["0", "1", "2", "10"], {0: 0, 1: 1, 10: 2, 2: 3}),  # as text 0, 1, 10, 2
-        (["00", "01", "02"], None),
         (["2021", "20210101", "3000"], {0: 0, 1: 2, 2: 1}),  # ids, numbered as text
         (["cat", "dog10", "dog2"], None),
     ],

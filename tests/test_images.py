@@ -6,16 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from nbsupport.__main__ import main
 from nbsupport.data.images import check_images, check_labels, room, write_atomically
-from nbsupport.experiments.store import Store
 
 
 def filled(*values):
     return torch.tensor(values).view(1, 3, 1, -1)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_images_pass(dtype):
     images = filled(0.0, 0.5, 1.0).to(dtype).requires_grad_()
     check_images(images, caller="test")
@@ -25,22 +23,16 @@ def test_images_pass(dtype):
 @pytest.mark.parametrize(
     ("images", "error", "message"),
     [
-        (np.zeros((1, 3, 4, 4)), TypeError, "float64"),
         ([0.0], TypeError, "list"),
-        (torch.zeros(1, 3, 4, 4, dtype=torch.float8_e5m2), TypeError, "float8_e5m2"),
         (torch.zeros(1, 3, 4, 4, dtype=torch.complex64), TypeError, "complex64"),
         (torch.zeros(1, 3, 4, 4, dtype=torch.uint8), TypeError, r"images.float\(\) / 255"),
         (torch.zeros(3, 4, 4), ValueError, r"images\[None\]"),
         (torch.zeros(1, 1, 4, 4), ValueError, r"images.expand\(-1, 3, -1, -1\)"),
         (torch.zeros(1, 4, 4, 3), ValueError, r"images.permute\(0, 3, 1, 2\)"),
-        (torch.zeros(1, 4, 5, 5), ValueError, r"\(1, 4, 5, 5\)$"),
         (torch.zeros(0, 3, 4, 4), ValueError, "at least one image"),
-        (torch.zeros(1, 3, 4, 0), ValueError, "one pixel"),
         (filled(0.0, 200.0, 255.0), ValueError, "divide by 255"),
         (filled(-2.0, 0.0, 2.5), ValueError, "do not normalise"),
-        (filled(0.0, 0.5, 1.001), ValueError, "0 to 1.001$"),
         (filled(0.0, 0.5, torch.nan), ValueError, "finite"),
-        (filled(0.0, 0.5, torch.inf), ValueError, "finite"),
     ],
 )
 def test_other_images_are_refused(images, error, message, no_shape_checker):
@@ -48,16 +40,15 @@ def test_other_images_are_refused(images, error, message, no_shape_checker):
         check_images(images, caller="test")
 
 
-@pytest.mark.parametrize("kind", ["int64", "int8", "uint8", "uint16", "uint32"])
-@pytest.mark.parametrize("classes", [10, None])
-def test_labels_pass_as_int64(kind, classes):
+@pytest.mark.parametrize("kind", ["int64", "int8", ">u2", "uint32"])
+def test_labels_pass_as_int64(kind):
     images, array = torch.rand(2, 3, 4, 4), np.array([9, 0], dtype=kind)
-    for labels in (array, array[::-1][::-1], torch.from_numpy(array), array.tolist()):
-        found = check_labels(labels, images=images, classes=classes, caller="test")
+    for labels in (array, array[::-1][::-1], array.tolist(), list(array)):
+        found = check_labels(labels, images=images, classes=10, caller="test")
         assert found.dtype == torch.int64 and found.tolist() == [9, 0]
 
 
-@pytest.mark.parametrize("labels", [None, "ab", ["a", "b"], [[0], [1, 2]], [2**70, 0]], ids=str)
+@pytest.mark.parametrize("labels", [None, ["a", "b"], [[0], [1, 2]], [2**70, 0]], ids=str)
 def test_what_is_no_integer_is_refused(labels, no_shape_checker):
     with pytest.raises(ValueError, match=r"^test: expected 2 integer labels"):
         check_labels(labels, images=torch.rand(2, 3, 4, 4), classes=10, caller="test")
@@ -67,14 +58,10 @@ def test_what_is_no_integer_is_refused(labels, no_shape_checker):
     ("labels", "classes", "message"),
     [
         ([0, 1, 2], 10, r"2 integer labels.* \(3,\)"),
-        ([[0], [1]], 10, r"2 integer labels.* \(2, 1\)"),
         ([0.0, 1.0], 10, "torch.float32"),
-        ([True, False], 10, "torch.bool"),
-        ([0j, 1j], 10, "torch.complex64"),
         ([0, 10], 10, "from 0 to 9, got 0 to 10$"),
         ([-1, 3], None, "from 0, got -1 to 3$"),
         ([1, 10], 10, "labels - 1"),
-        ([1, 12], 10, "got 1 to 12$"),
     ],
 )
 def test_other_labels_are_refused(labels, classes, message, no_shape_checker):
@@ -98,7 +85,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT], ids=["full", "quota"])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_is_named_with_a_remedy(tmp_path, number):
     message = rf"the disk is full: .* {tmp_path}; .* NBSUPPORT_HOME"
     with pytest.raises(OSError, match=message) as caught, room(tmp_path):
@@ -106,12 +93,3 @@ def test_a_full_disk_is_named_with_a_remedy(tmp_path, number):
     assert caught.value.errno == number
     with pytest.raises(PermissionError, match=r"^\[Errno 13\] not yours$"), room(tmp_path):
         raise PermissionError(errno.EACCES, "not yours")
-
-
-def test_the_command_line_reports_a_full_disk_in_one_line(monkeypatch):
-    def full(*arguments, **options):
-        raise OSError(errno.ENOSPC, "the disk is full: really")
-
-    monkeypatch.setattr(Store, "tensors", full)
-    with pytest.raises(SystemExit, match=r"the disk is full: really$"):
-        main(["compute", "--scale", "smoke", "--tables", "1"])

@@ -9,8 +9,7 @@ import sys
 
 import pytest
 from bs4 import BeautifulSoup
-from PIL import Image
-from small import MODEL
+from small import write_yours
 
 from nbsupport.results.save import REPOSITORY
 
@@ -57,16 +56,7 @@ def target(tmp_path_factory):
 @pytest.fixture(scope="module")
 def yours(tmp_path_factory):
     """A user's folder inside another project's repository: a model file, images of three classes."""
-    root = tmp_path_factory.mktemp("yours")
-    (root / "model.py").write_text(MODEL)
-    for label, word in enumerate(("red", "green", "blue")):
-        (root / "photos" / word).mkdir(parents=True)
-        for number in range(4):
-            colour = [40, 40, 40]
-            colour[label] = 150 + 20 * number
-            image = Image.new("RGB", (13, 12), tuple(colour))
-            image.save(root / "photos" / word / f"{number}.png")
-    return root
+    return write_yours(tmp_path_factory.mktemp("yours"))
 
 
 @pytest.fixture

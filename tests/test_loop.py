@@ -53,18 +53,16 @@ def undisturbed(tmp_path):
 
 
 # at once, within and at the ends of epochs; again and again: across an end, epochs further, at last
-STOPS = [(0,), (1,), (3,), (5,), (8,), (2, 4, 5, 1)]
+STOPS = [(0,), (1,), (3,), (8,), (2, 4, 5, 1)]
 
 
 @pytest.mark.parametrize("stops", STOPS, ids=str)
-@pytest.mark.parametrize("clip_norm", [None, 0.1])
-def test_interrupted_and_resumed_equals_undisturbed(tmp_path, clip_norm, stops):
-    undisturbed = train(tmp_path / "undisturbed", clip_norm=clip_norm)
+def test_interrupted_and_resumed_equals_undisturbed(tmp_path, undisturbed, stops):
     for stop in stops:
-        interrupt(tmp_path, stop=stop, clip_norm=clip_norm)
+        interrupt(tmp_path, stop=stop)
         torch.manual_seed(stop)  # whatever the next session's state is
-    assert same(train(tmp_path, clip_norm=clip_norm), undisturbed)
-    assert same(train(tmp_path, clip_norm=clip_norm, stop=0), undisturbed)  # it is only read
+    assert same(train(tmp_path), undisturbed)
+    assert same(train(tmp_path, stop=0), undisturbed)  # it is only read
 
 
 def test_only_the_seed_decides_and_the_random_state_of_the_session_stays(tmp_path, undisturbed):
@@ -89,15 +87,14 @@ def test_a_damaged_checkpoint_is_reported_and_training_restarts(tmp_path, undist
         assert same(train(tmp_path), undisturbed)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_divergence_leaves_the_last_good_epoch(tmp_path, undisturbed, value):
-    count = itertools.count()
+def test_a_divergence_leaves_the_last_good_epoch(tmp_path, undisturbed):
+    count, value = itertools.count(), float("nan")
     with pytest.raises(FloatingPointError, match="epoch 2"):
         train(tmp_path, wrap=lambda loss, _: value * loss if next(count) == BATCHES + 1 else loss)
     assert same(train(tmp_path), undisturbed)
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 10, 1000])
+@pytest.mark.parametrize("batch_size", [3, 1000])
 def test_every_epoch_visits_every_example_once_in_another_order(tmp_path, batch_size):
     seen = []
     spy = dict(wrap=lambda value, batch: seen.append(batch) or value, batch_size=batch_size)

@@ -5,7 +5,6 @@ import tomllib
 
 import pytest
 import yaml
-from packaging.specifiers import SpecifierSet
 
 import nbsupport
 from nbsupport.results.save import REPOSITORY
@@ -16,14 +15,6 @@ PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-
 @pytest.fixture(scope="module")
 def environment():
     return yaml.safe_load((REPOSITORY / "environment.yml").read_text(encoding="utf-8"))
-
-
-def test_conda_brings_a_python_that_will_do(environment):
-    (python,) = (each for each in environment["dependencies"] if str(each).startswith("python"))
-    wanted = SpecifierSet(python.removeprefix("python"))
-    allowed = SpecifierSet(PROJECT["requires-python"])
-    found = [version for version in ("3.10", "3.11", "3.12", "3.13") if version in wanted]
-    assert found == ["3.11", "3.12", "3.13"] == [version for version in found if version in allowed]
 
 
 def test_conda_leaves_all_packages_to_pip_and_to_pyproject(environment):

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrizations, prune
-from torch.nn.utils import weight_norm as old_weight_norm
 from torch.utils.checkpoint import checkpoint
 
 from nbsupport.attacks import pgd
@@ -109,8 +108,8 @@ def reference(classifier, images, labels, eps, steps, *, seed=0, rel_step=REL_ST
     return x.detach()
 
 
-@pytest.mark.parametrize(("steps", "rel_step"), [(1, 0.25), (7, 0.1), (40, REL_STEP)])
-@pytest.mark.parametrize("eps", [0.0, 1e-4, 0.03, 0.5])
+@pytest.mark.parametrize(("steps", "rel_step"), [(7, 0.1), (40, REL_STEP)])
+@pytest.mark.parametrize("eps", [1e-4, 0.5])
 @pytest.mark.parametrize("loss", ["cross-entropy", "margin"])
 def test_pgd_follows_the_papers_equation(loss, eps, steps, rel_step, classifier, images, labels):
     options = dict(steps=steps, rel_step=rel_step, seed=3)
@@ -153,19 +152,6 @@ def test_the_seed_decides_and_the_global_random_state_does_not(classifier, image
     assert torch.equal(pgd(classifier, images, labels, 0.1, steps=2), first)
 
 
-@pytest.mark.parametrize("frozen", [False, True])
-def test_the_classifier_is_not_changed(frozen, classifier, images, labels):
-    classifier.requires_grad_(not frozen)
-    weights = copy.deepcopy(classifier.state_dict())
-    pgd(classifier, images, labels, 0.1, steps=2)
-    for name, tensor in classifier.state_dict().items():
-        assert torch.equal(tensor, weights[name])
-    for parameter in classifier.parameters():
-        assert parameter.requires_grad != frozen and parameter.grad is None
-    with pytest.raises(ValueError, match="finite values"):  # it still checks its input
-        classifier(images + 1)
-
-
 def test_attacks_stay_in_float32_within_bfloat16_training():
     classifier = build("small_resnet", 4, 8).eval()
     images, labels = torch.rand(3, 3, 8, 8), torch.tensor([0, 1, 2])
@@ -174,9 +160,8 @@ def test_attacks_stay_in_float32_within_bfloat16_training():
         assert torch.equal(pgd(classifier, images, labels, 0.1, steps=3), plain)
 
 
-@pytest.mark.parametrize("shape", [(1, 2), (50, 4)])
-def test_the_margin_is_the_best_wrong_logit_minus_the_true_one(shape):
-    rng = np.random.default_rng(0)
+def test_the_margin_is_the_best_wrong_logit_minus_the_true_one():
+    rng, shape = np.random.default_rng(0), (50, 4)
     logits, labels = rng.normal(size=shape), rng.integers(shape[1], size=shape[0])
     rows = zip(logits, labels, strict=True)
     expected = [max(np.delete(row, label)) - row[label] for row, label in rows]
@@ -185,20 +170,19 @@ def test_the_margin_is_the_best_wrong_logit_minus_the_true_one(shape):
     assert ((found > 0).numpy() == (logits.argmax(axis=1) != labels)).all()
 
 
-def linear(scale, classes=2):
-    """Logits of any scale whose attack has a closed form: for two classes, a corner of the ball."""
+def linear(scale):
+    """Two logits of any scale whose attack has a closed form: a corner of the ball."""
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE**2, classes)).eval()
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE**2, 2)).eval()
     with torch.no_grad():
         network[1].weight.mul_(scale)
         network[1].bias.mul_(scale)
     return network
 
 
-@pytest.mark.parametrize("scale", [1e-6, 1.0, 30.0, 1e3, 1e8])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_scale_of_the_logits_does_not_matter(scale, dtype, images):
-    images, network = images.to(dtype), linear(scale).to(dtype)
+@pytest.mark.parametrize("scale", [1e-6, 30.0, 1e8])
+def test_the_scale_of_the_logits_does_not_matter(scale, images):
+    images, network = images.float(), linear(scale)
     labels = network(images).argmax(dim=1)
     found = pgd(network, images, labels, 0.1, steps=25, rel_step=0.1)
     towards = (network[1].weight[1] - network[1].weight[0]).sign().view(3, SIDE, SIDE)
@@ -250,10 +234,6 @@ def keep(self, x):
     return self.network[3:](self.features[-1]["first"])
 
 
-def flatten_by_view(self, x):
-    return self.network[4](self.network[:3](x).view(len(x), -1))
-
-
 def hook_on_the_original():
     module = Around(lambda self, x: (self.network(x), self.network[4](self.seen.flatten(1)))[1])
     module.network[2].register_forward_hook(lambda *given: vars(module).update(seen=given[2]))
@@ -272,50 +252,29 @@ def checkpointed(self, x):
     return self.network[3:](checkpoint(self.network[:3], x, use_reentrant=self.reentrant))
 
 
-def volume(self, x):
-    return self.network(x + self.deep(x[:, None])[:, 0])
-
-
-def script():
-    return torch.jit.script(small())
-
-
 UNUSUAL = {
-    "weight norm, old": lambda: changed(old_weight_norm),
     "spectral norm, old": lambda: changed(nn.utils.spectral_norm, 4),
     "weight norm": lambda: changed(parametrizations.weight_norm),
-    "spectral norm": lambda: changed(parametrizations.spectral_norm),
-    "orthogonal": lambda: changed(parametrizations.orthogonal, 4),
     "pruned": lambda: changed(lambda layer: prune.l1_unstructured(layer, "weight", 0.4)),
     "kept activations": lambda: changed(lambda _: None) and Around(keep, features=[]),
-    "reentrant checkpoint": lambda: Around(checkpointed, reentrant=True),
-    "checkpoint": lambda: Around(checkpointed, reentrant=False),
+    "checkpoint": lambda: Around(checkpointed, reentrant=True),
     "data parallel": lambda: nn.DataParallel(small()),
     "in place": lambda: Around(lambda self, x: self.network(x.sub_(0.5).mul_(2))),
-    "view": lambda: Around(flatten_by_view),
-    "volume": lambda: Around(volume, deep=nn.Conv3d(1, 1, 3, padding=1)),
     "lock": lambda: Around(lambda self, x: self.network(x), lock=threading.Lock()),
     "hook": hook_on_the_original,
     "compiled": lambda: torch.compile(small(), backend="eager"),
-    "scripted": script,
-    "frozen script": lambda: torch.jit.freeze(script()),
-    "traced": lambda: torch.jit.trace(small(), torch.rand(2, 3, SIDE, SIDE)),
+    "scripted": lambda: torch.jit.script(small()),
     "double": lambda: small().double(),
     "half": lambda: small().half(),
-    "bfloat16": lambda: small().bfloat16(),
 }
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 @pytest.mark.parametrize("name", UNUSUAL)
 def test_any_differentiable_module_is_attacked_and_left_as_it_was(name, images, labels):
-    module, images = (
-        UNUSUAL[name]().eval() if "frozen" not in name else UNUSUAL[name](),
-        images.float(),
-    )
-    precise = Apart(
-        getattr(module, "_orig_mod", module), next(iter(precisions(module)), torch.float32)
-    )
+    module, images = UNUSUAL[name]().eval(), images.float()
+    kind = next(iter(precisions(module)), torch.float32)
+    precise = Apart(getattr(module, "_orig_mod", module), kind)
     x = random_starts(images, torch.full((6,), 0.1))
     for _ in range(3):
         x = x.detach().requires_grad_()
@@ -324,18 +283,19 @@ def test_any_differentiable_module_is_attacked_and_left_as_it_was(name, images, 
     module.zero_grad()
     before, weights = images.clone(), copy.deepcopy(module.state_dict())
     found = pgd(module, images, labels, 0.1, steps=3, rel_step=0.1)
-    share = 0.8 if name in ("half", "bfloat16") else 0.99  # few gradients' signs are rounding
+    share = 0.8 if name == "half" else 0.99  # few gradients' signs are rounding
     assert ((found - x).abs() < 1e-6).float().mean() > share
     assert torch.equal(images, before)
     for key, tensor in module.state_dict().items():
         assert torch.equal(tensor, weights[key])
-    assert all(each.grad is None for each in module.parameters())
-    assert "frozen" in name or all(each.requires_grad for each in module.parameters())
+    assert all(each.grad is None and each.requires_grad for each in module.parameters())
 
 
-@pytest.mark.parametrize("eps", [1e-6, 1e-4, 0.013, 0.1])
-@pytest.mark.parametrize("network", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-@pytest.mark.parametrize("given", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+FLOATS = [(torch.float16, torch.float32), (torch.bfloat16, torch.float64)]
+
+
+@pytest.mark.parametrize("eps", [1e-6, 0.013, 0.1])
+@pytest.mark.parametrize(("given", "network"), [*FLOATS, *(pair[::-1] for pair in FLOATS)])
 def test_the_result_is_in_the_ball_in_every_precision(given, network, eps, images, labels):
     images = images.to(given)
     found = pgd(small().to(network), images, labels, eps, steps=3, rel_step=0.5)
@@ -346,46 +306,18 @@ def test_the_result_is_in_the_ball_in_every_precision(given, network, eps, image
     assert (found != images).any() or eps < 1e-3
 
 
-@pytest.mark.parametrize(
-    "change",
-    [torch.Tensor.byte, torch.Tensor.short, torch.Tensor.tolist, torch.Tensor.numpy,
-     lambda y: tuple(y.tolist()), lambda y: y.numpy().astype(">u2"), lambda y: list(y.numpy())],
-)  # fmt: skip
-def test_labels_of_any_integer_type_will_do(change, classifier, images, labels):
-    attacked = pgd(classifier, images, change(labels), 0.1, steps=2)
-    assert torch.equal(attacked, pgd(classifier, images, labels, 0.1, steps=2))
-
-
-@pytest.mark.parametrize("eps", ["8/255", None, [0.1, "0.2"], 1j, {"eps": 0.1}], ids=str)
+@pytest.mark.parametrize("eps", ["8/255", [0.1, "0.2"]], ids=str)
 def test_strengths_of_other_types_are_refused(eps, classifier, images, labels, no_shape_checker):
     with pytest.raises(TypeError, match=f"^pgd: expected ε as .*{type(eps).__name__}"):
         pgd(classifier, images, labels, eps)
 
 
-LABELS = {
-    "from 1": lambda labels: labels + 1,
-    "negative": lambda labels: labels - 1,
-    "floating-point": lambda labels: labels.double(),
-    "too few": lambda labels: labels[:3],
-    "one-hot": lambda labels: F.one_hot(labels),
-}
-
-
-@pytest.mark.parametrize("change", LABELS.values(), ids=LABELS)
-def test_labels_that_do_not_fit_are_refused(change, classifier, images, labels, no_shape_checker):
-    with pytest.raises(ValueError, match=r"^pgd: .*labels"):
-        pgd(classifier, images, change(labels), 0.1)
-
-
 @pytest.mark.parametrize(
     ("options", "word"),
     [
-        *(({"eps": eps}, "ε from 0 to 1") for eps in (-0.1, 8, float("nan"), float("inf"))),
-        ({"eps": torch.tensor([0.1] * 5 + [8.0])}, "ε from 0 to 1"),
+        *(({"eps": eps}, "ε from 0 to 1") for eps in (-0.1, 8, float("nan"))),
         ({"eps": torch.full((5,), 0.1)}, "one ε"),
-        ({"eps": torch.full((6, 1), 0.1)}, "one ε"),
         ({"steps": 0}, "step"),
-        ({"rel_step": -0.1}, "step"),
         ({"loss": "dlr"}, "loss"),
     ],
     ids=str,
@@ -402,6 +334,8 @@ def test_images_and_classifiers_that_do_not_fit_are_refused(classifier, images, 
         pgd(classifier, 255 * images, labels, 0.1)
     with pytest.raises(ValueError, match="probabilities"):
         pgd(nn.Sequential(classifier, nn.Softmax(dim=1)).eval(), images, labels, 0.1)
+    with pytest.raises(ValueError, match=r"^pgd: .*labels"):
+        pgd(classifier, images, labels + 1, 0.1)
     classifier.network.norm.train()
     with pytest.raises(ValueError, match="training mode"):
         pgd(classifier, images, labels, 0.1)
@@ -434,13 +368,6 @@ def test_a_start_depends_on_each_of_them(changed):
     assert (noise - other).abs().mean() > 0.1
 
 
-@pytest.mark.parametrize("network", NETWORKS)
-def test_a_prepared_classifier_returns_the_same_logits(network, images):
-    classifier = Classifier(network(), (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)).eval()
-    found = prepare(classifier, images)(images)
-    torch.testing.assert_close(found, classifier(images), atol=1e-5, rtol=1e-5)
-
-
 def with_statistics(name):
     """An architecture whose batch norms have seen images."""
     torch.manual_seed(0)
@@ -450,7 +377,7 @@ def with_statistics(name):
     return classifier.eval()
 
 
-@pytest.mark.parametrize("name", ["small_resnet", "mobilenet_v2", "densenet121"])
+@pytest.mark.parametrize("name", ["small_resnet", "densenet121"])
 def test_a_prepared_architecture_returns_the_same_logits_without_batch_norm(name):
     classifier, images = with_statistics(name).requires_grad_(False), torch.rand(2, 3, 32, 32)
     prepared = prepare(classifier.requires_grad_(), images)
@@ -486,9 +413,8 @@ def test_pick_gives_every_image_its_own_strength(attacked_set):
     torch.testing.assert_close(picked[:, 0, 0, 0], torch.tensor([0.0, 0.5, 0.55, 0.6]))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_ratios_keep_every_perturbation_to_a_2048th_of_its_strength(dtype, images, labels):
-    classifier, images = Classifier(Network()).eval().to(dtype), images.to(dtype)
+def test_ratios_keep_every_perturbation_to_a_2048th_of_its_strength(images, labels):
+    classifier, images = Classifier(Network()).eval().float(), images.float()
     stored = ratios(classifier, images, labels, EPS[1:], steps=5, seed=3)
     assert stored.dtype == torch.float16
     assert stored.shape == (12, *images.shape)
@@ -515,13 +441,6 @@ def test_images_halve_down_to_one(run):
     with pytest.raises(RuntimeError, match="memory"):
         halve_on_out_of_memory(lambda number: tried.append(number) or run(number), 13)
     assert tried == [13, 6, 3, 1]
-
-
-def test_other_errors_are_not_tried_again():
-    tried = []
-    with pytest.raises(RuntimeError, match="size"):
-        halve_on_out_of_memory(lambda n: tried.append(n) or torch.zeros(2) @ torch.zeros(3), 8)
-    assert tried == [8]
 
 
 def test_an_attack_halves_its_passes_until_memory_suffices(monkeypatch):

@@ -64,16 +64,6 @@ def test_each_patch_has_the_defined_mean_and_contrast():
         np.testing.assert_allclose(deviations, CONTRAST, rtol=1e-5)
 
 
-def test_flat_patches_are_drawn_anew(crops, monkeypatch):
-    def flatten(pixels):
-        return torch.where(torch.arange(pixels.shape[1])[:, None] < pixels.shape[1] // 2, 9, pixels)
-
-    paint(monkeypatch, flatten)
-    cut("train", 50)
-    flat = [bool((crop == 9).all()) for crop in crops]
-    assert any(flat) and flat.count(False) >= 50
-
-
 def test_classes_take_turns_and_fewer_patches_are_the_first_ones():
     whole, first = load("test"), load("test", 33)
     assert whole.labels.bincount().tolist() == [len(whole) // len(STARTS)] * len(STARTS)

@@ -1,4 +1,4 @@
-"""Drawing: the values that a figure shows, its colours, and that it leaves nothing behind."""
+"""Drawing: the values that a figure shows, and that it leaves nothing behind."""
 
 import itertools
 from xml.etree import ElementTree
@@ -9,9 +9,8 @@ import pandas as pd
 import pytest
 import torch
 
-from nbsupport.denoisers.baselines import BASELINES
 from nbsupport.experiments.evaluation import COLUMNS
-from nbsupport.experiments.methods import COLOURS, DASHES, DEFENCES, GAIN, MARKERS, TABLES
+from nbsupport.experiments.methods import COLOURS, GAIN
 from nbsupport.results import plots
 from nbsupport.results.plots import (
     draw_bands,
@@ -20,12 +19,9 @@ from nbsupport.results.plots import (
     draw_gains,
     draw_panels,
     draw_strip,
-    eps_axis,
-    sheet,
 )
 from nbsupport.study import EPS
 
-METHODS = list(dict.fromkeys(method for table in TABLES.values() for method in table))
 FUSED = "PA-Filt(L_img)"
 
 
@@ -71,28 +67,11 @@ def test_drawing_leaves_nothing_behind_and_inputs_as_they_are(draw, tmp_path):
     pd.testing.assert_frame_equal(ROWS, given[2])
 
 
-def test_no_figure_stays_open_after_an_error():
-    with pytest.raises(KeyError, match="unknown"):
-        draw_bands(EPS, {"unknown": VALUES}, "")
-    assert plt.get_fignums() == []
-
-
-def test_the_style_is_the_same_for_every_user():
-    def found():
-        with sheet():
-            return {name: v for name, v in plt.rcParams.items() if not name.startswith("backend")}
-
-    with plt.rc_context({"font.size": 40, "axes.grid": False, "lines.linewidth": 9}):
-        other = found()
-        assert plt.rcParams["font.size"] == 40
-    assert other == found()
-
-
 # -- curves over ε -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("attack", ["pgd", "pgd-envelope"])
-def test_a_line_is_a_methods_values_over_eps(attack):
+def test_a_line_is_a_methods_values_over_eps():
+    attack = "pgd-envelope"
     figure = draw_curves(ROWS, attack=attack, metrics=["ssim"])
     (axis,) = figure.axes
     line = next(line for line in axis.lines if line.get_color() == COLOURS["Filt(L_img)"])
@@ -100,33 +79,6 @@ def test_a_line_is_a_methods_values_over_eps(attack):
     np.testing.assert_allclose(line.get_xdata(), EPS)
     np.testing.assert_allclose(line.get_ydata(), wanted["value"])
     assert {text.get_text() for text in figure.legends[0].get_texts()} == set(ROWS["method"])
-
-
-def test_all_methods_can_be_drawn_together_each_with_its_dashes():
-    (axis,) = draw_curves(tidy(*METHODS)).axes
-    lines = [line for line in axis.lines if len(line.get_xdata())]
-    assert [line.is_dashed() for line in lines] == [method in DASHES for method in METHODS]
-    assert set(BASELINES) < set(DASHES)
-
-
-def test_a_method_looks_the_same_everywhere():
-    curves = {FUSED: VALUES, "head_2": VALUES}
-    drawn = (
-        draw_curves(tidy(*curves)),
-        draw_bands(EPS, curves, ""),
-    )
-    for figure in drawn:
-        lines = [line for line in figure.axes[0].lines if len(line.get_xdata()) == 13]
-        looks = {(line.get_color(), line.get_marker()) for line in lines}
-        assert looks == {(COLOURS[name], MARKERS[name]) for name in curves}
-
-
-def test_infinite_psnr_leaves_a_gap():
-    rows = tidy("attacked", metrics=("psnr",))
-    rows.loc[rows["eps"] == 0, "value"] = np.inf
-    figure = draw_curves(rows)
-    figure.draw_without_rendering()
-    assert np.isfinite(figure.axes[0].get_ylim()).all()
 
 
 def adaptive(*methods):
@@ -179,18 +131,6 @@ def test_bands_are_the_median_and_the_middle_95_percent():
         np.testing.assert_allclose([heights.min(), heights.max()], limits)
 
 
-@pytest.mark.parametrize("strengths", [EPS, (0.0, 0.05, 0.1, 0.3, 0.5), (0.0, 0.3)], ids=len)
-def test_the_strengths_stand_apart_and_0_is_shown(strengths):
-    axis = plt.figure().add_subplot()
-    eps_axis(axis, strengths)
-    drawn = axis.transData.transform([(eps, 0) for eps in strengths])
-    places = axis.transAxes.inverted().transform(drawn)[:, 0]
-    plt.close("all")
-    assert (np.diff(places) > 0.03).all()
-    assert (places > 0).all() and (places < 1).all()
-    assert axis.get_xticks()[0] == 0
-
-
 # -- panels --------------------------------------------------------------------------------------
 
 
@@ -204,19 +144,10 @@ def test_each_panel_stands_in_its_row_and_column():
     assert weight.images[0].get_clim() == bar.get_ylim() == (0, 1)  # of shares
 
 
-@pytest.mark.parametrize(
-    "names", [("$5_$10", "$x^$"), (r"$\frac{$", "50 %_$"), ("猫 ไทย", "كلب"), ("हिन्दी", "😀")]
-)
+@pytest.mark.parametrize("names", [("$5_$10", r"$\frac{$"), ("猫 ไทย", "😀")])
 def test_class_names_are_drawn_as_they_are(names, tmp_path):
     figure = draw_strip([IMAGE, OTHER], names)
-    figure.savefig(tmp_path / "x.png")
     with plt.rc_context({"svg.fonttype": "none"}):  # letters stay letters
         figure.savefig(tmp_path / "x.svg")
     drawn = ElementTree.parse(tmp_path / "x.svg").iter("{http://www.w3.org/2000/svg}text")
     assert {"".join(text.itertext()) for text in drawn} >= {*names}
-
-
-@pytest.mark.parametrize("methods", [(*TABLES[1], *TABLES[3], *TABLES[4]), DEFENCES])
-def test_in_grey_print_markers_and_dashes_tell_methods_apart(methods):
-    looks = [(MARKERS[method], DASHES.get(method)) for method in dict.fromkeys(methods)]
-    assert len(set(looks)) == len(looks)

@@ -3,7 +3,6 @@
 import errno
 import itertools
 import json
-import logging
 import multiprocessing
 import os
 import shutil
@@ -16,7 +15,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from filelock import FileLock
 
 from nbsupport.experiments.store import CorruptArtifact, Store, depend_on, hash_weights, key
 from nbsupport.training.loop import fit
@@ -119,16 +117,7 @@ def test_a_specification_that_depends_on_networks_changes_with_each_of_them():
     assert depend_on(SPECIFICATION, one) == depend_on(SPECIFICATION, network(1.0))
 
 
-def test_artifacts_of_different_specifications_live_side_by_side(store):
-    other = SPECIFICATION | {"from": {"data": "cifar10"}}
-    tensors_of(store)
-    assert has(store, SPECIFICATION) and not has(store, other)
-    assert not store.folder(other).exists()  # looking for it writes nothing
-
-
-@pytest.mark.parametrize(
-    "name", ["Filt(L_img*)", "../../up", "/a\\b:c", "", ".", "雪" * 300, "\udce9"], ids=ascii
-)
+@pytest.mark.parametrize("name", ["../../up", "/a\\b:c", "", "雪" * 300, "\udce9"], ids=ascii)
 def test_any_name_makes_one_folder_below_its_kind(store, name):
     odd = SPECIFICATION | {"name": name}
     assert same(tensors_of(store, odd), TENSORS)
@@ -145,13 +134,6 @@ def test_a_stored_artifact_is_not_made_again(store, job):
     assert has(store, SPECIFICATION)
     assert same(JOBS[job](Store(store.home), calls=calls), first)
     assert calls == []
-
-
-def test_a_report_comes_back_as_json_keeps_it(store):
-    report = {"loss": (0.1, 1e-300), "ε": "½", "heads": {2: "b", 10: "a"}, "none": None}
-    expected = {"loss": [0.1, 1e-300], "ε": "½", "heads": {"2": "b", "10": "a"}, "none": None}
-    assert store.tensors(SPECIFICATION, lambda scratch: (TENSORS, report))[1] == expected
-    assert store.tensors(SPECIFICATION, pytest.fail)[1] == expected
 
 
 def test_tensors_may_share_memory_lie_in_any_order_and_have_any_type(store):
@@ -213,14 +195,6 @@ def test_deleted_tensors_are_reported_and_made_again(store, folder):
     (folder / "tensors.safetensors").unlink()
     with pytest.warns(CorruptArtifact, match="tensors.safetensors"):
         assert same(tensors_of(store), TENSORS)
-
-
-def test_a_damaged_artifact_is_gone_where_the_warning_is_an_error(store, folder):
-    tensors_of(store)
-    alter(folder / "tensors.safetensors", flip(0))
-    with pytest.raises(CorruptArtifact):
-        tensors_of(store)
-    assert same(tensors_of(store), TENSORS)
 
 
 def test_an_altered_report_is_not_used(store, folder):
@@ -435,16 +409,3 @@ def test_what_a_killed_process_was_making_is_made_by_the_other(tmp_path):
     killer.start()
     assert same(tensors_of(store, calls=calls), TENSORS) and len(calls) == 1
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
-
-
-def test_waiting_for_another_process_is_logged(store, folder, caplog):
-    folder.mkdir(parents=True)
-    lock, logged = FileLock(folder / "artifact.lock"), threading.Event()
-    caplog.handler.addFilter(lambda record: logged.set() or True)
-    with caplog.at_level(logging.WARNING, logger="nbsupport.experiments.store"), lock:
-        waiting = threading.Thread(target=tensors_of, args=(store,))
-        waiting.start()
-        assert logged.wait(60)
-    waiting.join()
-    assert "waiting for another process" in caplog.text
-    assert has(store, SPECIFICATION)

@@ -34,26 +34,6 @@ def test_a_scale_changes_sizes_only(name):
             assert specification[field] == specifications[0][field]
 
 
-def test_standard_is_quick_with_other_numbers_of_images_and_epochs():
-    quick, standard = (Study.named("cifar10", x).specification() for x in ("quick", "standard"))
-    changed = {name for name in quick if quick[name] != standard[name]}
-    numbers = {"train_images", "test_images", "epochs", "fusion_epochs", "adaptive_epochs"}
-    assert changed == {"scale", *numbers}
-
-
-def test_an_entry_overrides_the_blocks_it_starts_from():
-    study = Study.named("neurips2017dev", "smoke")
-    assert (study.train_images, study.width, study.augmentation) == (12, 4, "crop")
-    assert "base" not in STUDIES["neurips2017dev"]["smoke"]
-
-
-@pytest.mark.parametrize("name", ["photographs", "cifar10", "svhn", "neurips2017dev"])
-def test_the_scale_paper_is_the_papers(name):
-    study = Study.named(name, "paper")
-    assert (study.width, study.kernel_size, study.steps) == (64, 5, 40)
-    assert (study.sweep_eps, study.sweep_steps) == (0.3, (10, 30, 50, 70, 90))
-
-
 def test_the_strengths_are_the_papers():
     attacked = [float(f"{digit}e-{power}") for power in (4, 3, 2, 1) for digit in (1, 3, 5)]
     assert [0, *attacked] == list(EPS) == list(Study.named().eps)
@@ -74,20 +54,6 @@ def test_the_environment_overrides_the_cell_of_a_notebook(monkeypatch):
     monkeypatch.setenv("NBSUPPORT_SCALE", "smoke")
     assert Study.chosen("cifar10", "paper", seed=3) == Study.named("photographs", "smoke", seed=3)
     assert Study.named().scale == "quick"  # only `chosen` looks at it
-
-
-def test_it_also_sets_classifier_images_and_their_size(monkeypatch):
-    values = {"CLASSIFIER": "mine.py:factory", "ROBUST": "fd:x.npz", "IMAGE_SIZE": "24"}
-    values["DATA"] = "/photos"
-    for name, value in values.items():
-        monkeypatch.setenv(f"NBSUPPORT_{name}", value)
-    custom = dict(classifier="mine.py:factory", robust="fd:x.npz", image_size=24)
-    expected = Study.named("folder", "smoke", seed=3, data="/photos", **custom)
-    assert Study.chosen("folder", "smoke", seed=3) == expected
-    assert Study.chosen("photographs", "smoke") == Study.named("photographs", "smoke", **custom)
-    monkeypatch.setenv("NBSUPPORT_IMAGE_SIZE", "1e2")
-    with pytest.raises(ValueError, match="1e2"):
-        Study.chosen()
 
 
 def test_the_default_home_is_below_the_cache_folder(monkeypatch, tmp_path):
@@ -114,32 +80,17 @@ def test_an_unknown_study_scale_or_setting_is_refused(choose):
         choose(widht=8)
 
 
-NAN = float("nan")
-STRENGTHS = {
-    "no 0": (0.1, 0.3), "falls": (0.0, 0.3, 0.1), "repeats": (0.0, 0.1, 0.1), "above 1": (0.0, 8.0),
-    "negative": (-0.1, 0.0, 0.1), "NaN": (0.0, NAN), "empty": (),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("eps", STRENGTHS.values(), ids=STRENGTHS)
+@pytest.mark.parametrize("eps", [(0.1, 0.3), (0.0, 0.3, 0.1), (0.0, 8.0), (0.0, float("nan")), ()])
 def test_strengths_rise_from_0_to_at_most_1(eps):
     with pytest.raises(ValueError, match=r"Study\.eps"):
         Study.named(eps=eps)
 
 
-NUMBERS = [field.name for field in fields(Study) if field.type in (int, float)]
-
-
-@pytest.mark.parametrize("field", sorted({*NUMBERS} - {"seed"}))
-@pytest.mark.parametrize("value", [0, -1])
-def test_numbers_are_positive(field, value):
-    with pytest.raises(ValueError, match=rf"Study\.{field}"):
-        Study.named(**{field: value})
-
-
-def test_a_rate_is_a_number():
-    with pytest.raises(ValueError, match=r"Study\.learning_rate"):
-        Study.named(learning_rate=NAN)
+def test_numbers_are_positive():
+    numbers = {field.name for field in fields(Study) if field.type in (int, float)} - {"seed"}
+    for field in sorted(numbers):
+        with pytest.raises(ValueError, match=rf"Study\.{field}"):
+            Study.named(**{field: 0})
 
 
 @pytest.mark.parametrize(
@@ -148,8 +99,6 @@ def test_a_rate_is_a_number():
         ("kernel_size", 4),
         ("image_size", 5),
         ("sweep_steps", (10, 40)),  # 40 is `steps`
-        ("augmentation", "rotate"),
-        ("fusion", "sum"),
         ("precision", "float16"),
         ("data", "photos"),  # photographs need no folder
     ],
@@ -159,8 +108,8 @@ def test_a_setting_that_makes_no_sense_is_refused(field, value, no_shape_checker
         Study.named("photographs", "quick", **{field: value})
 
 
-@pytest.mark.parametrize("shape", [(1, 3, 5, 9), (2, 3, 32, 4), (1, 3, 1, 1)])
-def test_images_that_ssim_cannot_measure_are_refused_before_any_work(shape):
+def test_images_that_ssim_cannot_measure_are_refused_before_any_work():
+    shape = (2, 3, 32, 4)
     with pytest.raises((RuntimeError, ValueError)):
         structural_similarity_index_measure(torch.rand(shape), torch.rand(shape), data_range=1.0)
     network = nn.Identity()  # is not even called, so it need not return logits
@@ -168,23 +117,12 @@ def test_images_that_ssim_cannot_measure_are_refused_before_any_work(shape):
         evaluate(network, None, torch.rand(shape), torch.zeros(shape[0], dtype=torch.long))
 
 
-def test_clean_images_have_a_label():
+def test_a_label_gives_the_strength_in_both_units():
     assert eps_label(0) == eps_label(0.0) == "0 (clean)"
-    assert short(0) == short(0.0) == "0"
-
-
-@pytest.mark.parametrize("eps", EPS[1:])
-def test_a_label_gives_the_strength_in_both_units(eps):
-    strength, units = re.fullmatch(r"(\de-\d) \((\d+(?:\.\d+)?)/255\)", eps_label(eps)).groups()
-    assert float(strength) == eps and strength == short(eps)
-    assert float(units) == pytest.approx(255 * eps, rel=0.03)
-
-
-def test_in_a_notebook_it_is_one_line_that_opens():
-    study = Study.named("photographs", "smoke", classifier="a<b")
-    summary, rest = study._repr_html_().split("</summary>")
-    assert "photographs" in summary and "smoke" in summary and "a&lt;b" in summary
-    assert rest.count("<tr>") == len(study.specification())
+    for eps in EPS[1:]:
+        strength, units = re.fullmatch(r"(\de-\d) \((\d+(?:\.\d+)?)/255\)", eps_label(eps)).groups()
+        assert float(strength) == eps and strength == short(eps)
+        assert float(units) == pytest.approx(255 * eps, rel=0.03)
 
 
 REFERENCES = {"{}mine.py:factory": "Adv", "robustbench:Someone2020Robust_WRN-28-10": "Adv"}
@@ -200,12 +138,11 @@ def test_a_specification_names_files_wherever_they_are(name, replaced, tmp_path)
     assert study.replaced == replaced
 
 
-@pytest.mark.parametrize("name", ["HOME", "DATA", "FIGURES"])
-def test_a_relative_folder_means_the_same_in_a_notebook(name, tmp_path, monkeypatch):
+def test_a_relative_folder_means_the_same_in_a_notebook(tmp_path, monkeypatch):
     (tmp_path / "notebooks").mkdir()
     monkeypatch.chdir(tmp_path / "notebooks")  # as a kernel that Jupyter started from above
     monkeypatch.setenv("PWD", str(tmp_path))
     monkeypatch.setenv("JPY_PARENT_PID", "1")
-    monkeypatch.setenv(f"NBSUPPORT_{name}", "store")
+    monkeypatch.setenv("NBSUPPORT_HOME", "store")
     Study.chosen("photographs", "smoke")
-    assert os.environ[f"NBSUPPORT_{name}"] == str(tmp_path / "store")
+    assert os.environ["NBSUPPORT_HOME"] == str(tmp_path / "store")

@@ -7,7 +7,6 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from nbconvert.filters import markdown2html
 from scipy.stats import binomtest
 from small import EPS as STRENGTHS
 from small import SmallExperiment, audited, minimal, rows
@@ -21,12 +20,10 @@ from nbsupport.results.tables import (
     caption,
     compared,
     document,
-    gains_table,
     headline,
     published,
     style,
     styled,
-    to_markdown,
     to_text,
     views,
     wide_table,
@@ -77,13 +74,9 @@ def test_all_701_numbers_of_the_paper_are_there_once():
     ("table", "threat_model", "dataset", "method", "metric", "steps", "eps", "expected"),
     [
         (1, "vgg16", "neurips2017dev", "Filt(L_img)", "accuracy", 40, 0.3, 0.140),
-        (1, "resnet50", "cifar10", "Add(L_sem)", "accuracy", 40, 5e-4, 0.87),
         (2, "resnet50", "neurips2017dev", "Filt(L_img)", "psnr", 40, 0.5, 20.770),
-        (3, "resnet50", "neurips2017dev", "head_3", "accuracy", 40, 3e-4, 0.798),
-        (4, "resnet50", "neurips2017dev", "PA-Filt(L_img)_m", "accuracy", 40, 0.3, 0.247),
         (5, "resnet50", "neurips2017dev", "Adv", "accuracy", 90, 0.3, 0.178),
         (6, "resnet50", "svhn", "Add+FPD", "accuracy", 40, 0.5, 0.567),
-        (7, "resnext101", "neurips2017dev", "Filt+FD", "accuracy", 40, 0.3, 0.692),
     ],
 )
 def test_numbers_are_as_printed(table, threat_model, dataset, method, metric, steps, eps, expected):
@@ -95,18 +88,11 @@ def test_numbers_are_as_printed(table, threat_model, dataset, method, metric, st
     ("number", "classifier", "data", "expected"),
     [
         (1, "resnet20", "cifar10", ("resnet50", "cifar10")),
-        (1, "vgg16", "neurips2017dev", ("vgg16", "neurips2017dev")),
         (4, "vgg16", "neurips2017dev", ("resnet50", "neurips2017dev")),
-        (7, "resnet20", "cifar10", ("resnext101", "neurips2017dev")),
     ],
 )
 def test_the_nearest_published_numbers_are_compared(number, classifier, data, expected):
     assert compared(number, classifier, data) == expected
-    study = Study.named(data, "smoke", classifier=classifier, images_from="JPEG copies")
-    text = caption(f"table{number}", study)
-    assert f"{tables.NAMES[expected[0]]} on {tables.NAMES[expected[1]]}" in text
-    assert ("other images" in text) == (expected[1] != data)
-    assert ("another network" in text) == (expected[0] != classifier)
 
 
 # -- wide tables ---------------------------------------------------------------------------------
@@ -122,11 +108,8 @@ def test_the_nearest_published_numbers_are_compared(number, classifier, data, ex
 )
 def test_every_number_stands_where_it_belongs(number, methods, eps, lines):
     rows, found = tidy(*methods, table=number), {"published": published(*tables.PAPER)}
-    for source, attack in (
-        ("measured", ""),
-        ("worst case", "-envelope"),
-        ("attacked itself", "-on-itself"),
-    ):
+    sources = {"measured": "", "worst case": "-envelope", "attacked itself": "-on-itself"}
+    for source, attack in sources.items():
         found[source] = rows[rows["attack"] == f"pgd{attack}"]
     table, points = wide_table(rows, eps), EPS if eps is None else SWEEP
     heads = HEADS if eps is None else [*SWEEP]
@@ -144,23 +127,6 @@ def test_a_strength_that_the_paper_lacks_is_missing_there():
     assert list(table.columns) == ["0", "2e-1", "mean"]
     assert np.isnan(table.loc[("no filter", "published"), "2e-1"])
     assert table.loc[("no filter", "measured")].notna().all()
-
-
-def test_table_5_has_a_part_over_n_for_each_strength():
-    rows, title = tidy("attacked", "Adv", table=5), "Over the number n of PGD steps, at ε = "
-    assert list(views(rows, STUDY)) == ["", f"{title}3e-1", f"{title}5e-2"]
-    assert {source for _, source in wide_table(rows, 0.05).index} == {"measured"}
-
-
-def test_the_summary_shows_a_small_a_middle_and_a_large_strength():
-    strengths = (0.0, 0.01, 0.03, 0.1, 0.3)
-    rows = tidy("attacked", "attacked", "Filt(L_img)", eps=strengths)
-    shown = (rows["method"] == "attacked") & (rows["attack"] == "pgd")
-    rows.loc[shown, "value"] = 2 * [0.9, 0.88, 0.7, 0.4, 0.02]
-    head, bare, filtered = tables.summarize(rows).splitlines()
-    assert head.split() == ["accuracy", "at", "ε", "=", "0", "3e-2", "1e-1", "3e-1"]
-    assert bare.split() == ["no", "filter", "0.900", "0.700", "0.400", "0.020"]
-    assert len(filtered.split()) == 1 + 4
 
 
 def test_the_sentences_compare_worst_cases_and_group_by_clean_psnr():
@@ -185,11 +151,8 @@ def test_the_sentences_compare_worst_cases_and_group_by_clean_psnr():
 
 SOUND = minimal()
 BROKEN = minimal(method="8-bit", logits=False, zero_gradients=0.5)
-BARE = minimal(
-    method="attacked",
-    smallest=np.minimum(SOUND.smallest, 0.09),
-    gray_box=rows(90, 84, 55, 30),
-)
+BARE = minimal(method="attacked", smallest=np.minimum(SOUND.smallest, 0.09))
+BARE = dataclasses.replace(BARE, gray_box=rows(90, 84, 55, 30))
 
 
 @pytest.fixture(scope="module")
@@ -203,15 +166,9 @@ def test_every_number_of_the_adaptive_evaluation_stands_where_it_belongs(adaptiv
     table = adaptive_table(adaptive, 0.1)
     assert list(table.index) == ["no filter", "Filt(L_img*)", "8-bit"]
     line, at = table.loc["Filt(L_img*)"], "accuracy at ε = 1e-1"
-    expected = {
-        (at, "gray-box"): 0.6,
-        (at, "adaptive"): 0.29,
-        ("", "clean"): 0.9,
-        ("adaptive at ε", "3e-2"): 0.6,
-        ("adaptive at ε", "5e-1"): 0.05,
-        ("", "gradients"): "300",
-        ("", "audit's gap"): "0",
-    }
+    expected = {(at, "gray-box"): 0.6, (at, "adaptive"): 0.29, ("", "clean"): 0.9}
+    expected |= {("adaptive at ε", "3e-2"): 0.6, ("adaptive at ε", "5e-1"): 0.05}
+    expected |= {("", "gradients"): "300", ("", "audit's gap"): "0"}
     assert {place: line[place] for place in expected} == expected
     assert line[at, "gain"].startswith("+0.290 (+0.") and table.loc["no filter", (at, "gain")] == ""
     assert adaptive_table(adaptive, 0.03)["accuracy at ε = 3e-2", "adaptive"]["Filt(L_img*)"] == 0.6
@@ -230,24 +187,11 @@ def test_every_number_of_an_audit_stands_where_it_belongs(adaptive):
     assert {place: line[place] for place in expected} == expected
 
 
-def test_gains_stand_at_each_strength_under_both_attackers(adaptive):
-    table = gains_table(adaptive, ["Filt(L_img*)", "8-bit"])
-    assert list(table.index) == [short(eps) for eps in STRENGTHS]
-    heads = [
-        (name, attack)
-        for name in ("Filt(L_img*)", "8-bit")
-        for attack in ("gray-box, ε' ≤ ε", "adaptive")
-    ]
-    assert list(table) == heads
-    assert table.loc["1e-1", ("Filt(L_img*)", "adaptive")].startswith("+0.290 (+0.")
-    assert table.loc["1e-1", ("8-bit", "gray-box, ε' ≤ ε")].startswith("+0.050 (")
-
-
 def test_a_failed_check_makes_a_row_unreliable(adaptive):
     table = adaptive_table(adaptive, 0.1)
     assert list(table["", "attack"]) == ["sound", "sound", "unreliable: gradient, logits"]
-    page = style(table).to_html()
-    assert len(re.findall('<td class="[^"]*unreliable', page)) == 1
+    page = style(table, "<i>").to_html()
+    assert "<i>" not in page and len(re.findall('<td class="[^"]*unreliable', page)) == 1
 
 
 def test_both_attackers_stand_beside_each_other(adaptive):
@@ -268,28 +212,18 @@ def test_the_headline_is_at_the_strength_that_leaves_half_without_a_filter(adapt
 
 
 def test_other_projects_get_each_defence_at_8_of_255():
-    entry, *_ = tables.model_information(eight_of_255(), STUDY)
-    assert (
-        entry["name"] == "no filter" and entry["eps"] == "8/255" and entry["dataset"] == STUDY.name
-    )
+    experiment = SmallExperiment.__new__(SmallExperiment)
+    experiment.study = STUDY
+    bare = dataclasses.replace(BARE, eps=(0.0, 8 / 255, 0.1, 0.5))
+    entry, *_ = tables.model_information(audit.rows(experiment, {"attacked": bare}, {}), STUDY)
+    assert (entry["name"], entry["eps"], entry["dataset"]) == ("no filter", "8/255", STUDY.name)
     accuracies = [entry[key] for key in ("clean_acc", "reported", "autoattack_acc")]
     assert accuracies == ["90.00", "84.00", "60.00"] and entry["unreliable"] is False
     # the keys of RobustBench's files
     assert {"link", "authors", "additional_data", "number_forward_passes", "venue"} < set(entry)
 
 
-def eight_of_255():
-    experiment = SmallExperiment.__new__(SmallExperiment)
-    experiment.study = STUDY
-    bare = dataclasses.replace(BARE, eps=(0.0, 8 / 255, 0.1, 0.5))
-    return audit.rows(experiment, {"attacked": bare}, {})
-
-
-def test_without_that_strength_there_is_nothing_for_other_projects(adaptive):
-    assert tables.model_information(adaptive, STUDY) == []
-
-
-@pytest.mark.parametrize(("count", "images"), [(0, 30), (7, 30), (30, 30), (250, 500)])
+@pytest.mark.parametrize(("count", "images"), [(0, 30), (250, 500)])
 def test_the_interval_of_a_share_is_wilsons(count, images):
     exact = binomtest(count, images).proportion_ci(method="wilson")
     low, high = wilson(pd.Series([count / images]), images)
@@ -352,45 +286,8 @@ def test_all_tables_are_rendered_everywhere(any_rows):
     assert "<caption>" in page and not set(page.split("caption>")[1]) & set("`*")
 
 
-def test_a_notebook_does_not_repeat_a_row_as_its_worst_case():
-    rows = tidy("attacked", "Filt(L_img)")
-    bare = rows["method"] == "attacked"
-    plain, worst = (bare & (rows["attack"] == name) for name in ("pgd", "pgd-envelope"))
-    rows.loc[worst, "value"] = rows.loc[plain, "value"].to_numpy()
-    lines = styled(rows, STUDY).data.index
-    assert [source for method, source in lines if method == "no filter"] == [
-        "measured",
-        "published",
-    ]
-    assert ("Filt(L_img)", "worst case") in lines
-
-
-def test_a_margin_has_its_interval_beside_it():
-    assert views(CLAIMS, STUDY)[""]["margin"].tolist() == ["+0.010 (-0.020 … +0.030)", ""]
-
-
-def test_names_read_on_a_web_page_as_they_are():
-    assert "|x| of Filt(L_img*)" in markdown2html(to_markdown(views(CLAIMS, STUDY)[""]))
-    assert "Filt(L_img*)" in markdown2html(to_markdown(wide_table(tidy("Filt(L_img*)"))))
-
-
-def test_table_2_has_both_metrics_and_psnr_two_digits_or_none():
-    rows = tidy("Filt(L_img)", table=2, metrics=("psnr", "ssim"))
-    rows.loc[(rows["metric"] == "psnr") & (rows["eps"] == 0), "value"] = np.inf
-    lines = cells(to_markdown(wide_table(rows)))
-    assert lines[2][:4] == ["PSNR (dB)", "Filt(L_img)", "measured", "∞"]
-    assert lines[4][2] == "published" and lines[4][-1] == "20.77"
-    assert lines[5][0] == "SSIM" and all(len(text) == 5 for text in lines[5][3:])
-
-
-def test_html_is_escaped():
-    page = style(pd.DataFrame({"a": ["<b>"]}, index=["x"]), "<i>").to_html()
-    assert "<b>" not in page and "<i>" not in page
-
-
-@pytest.mark.parametrize("images", [1, 24, 500])
-def test_differences_from_published_numbers_are_marked_outside_wilsons_interval(images):
-    rows = tidy("attacked", "Filt(L_img)", "8-bit")
+def test_differences_from_published_numbers_are_marked_outside_wilsons_interval():
+    rows, images = tidy("attacked", "Filt(L_img)", "8-bit"), 24
     rows["value"] = np.random.default_rng(0).choice([0, 1, images // 2, images], len(rows)) / images
     table = wide_table(rows)
     shown, classes = with_differences(table, images)
@@ -409,14 +306,3 @@ def test_differences_from_published_numbers_are_marked_outside_wilsons_interval(
         inside = low - 5e-4 <= paper <= high + 5e-4
         assert classes.loc[(method, "difference"), head] == ("" if inside else tone)
     assert (classes["mean"] == "").all() and (classes.xs("measured", level=1) == "").all(axis=None)
-
-
-def test_differences_over_seeds_have_their_means_and_every_interval():
-    first, every = views(DIFFERENCES, STUDY).values()
-    line = ["+0.020", "+0.010 … +0.030", "+0.010, +0.030", "0 1", "better", 1, 1]
-    assert list(first.loc["Filt(L_img) − Add(L_img)"]) == line
-    assert every["Filt(L_img) − Add(L_img)"].to_dict() == {
-        "0": "+0.010 … +0.030",
-        "1e-3": "-0.050 … +0.010",
-        "1e-1": "-0.030 … -0.010",
-    }

@@ -1,7 +1,5 @@
 """How classifiers learn: against attacks on themselves, each phase only what it should."""
 
-import dataclasses
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +7,7 @@ import torch.nn.functional as F
 from nbsupport.attacks.pgd import pgd
 from nbsupport.study import Study
 from nbsupport.training import classifiers as module
-from nbsupport.training.classifiers import KINDS, specify_training, train
+from nbsupport.training.classifiers import KINDS, train
 
 CLASSES, SIDE, NUMBER = 3, 9, 10
 EPOCHS = dict(classifier_epochs=3, adversarial_epochs=2)
@@ -38,17 +36,6 @@ def run(name, scratch):
     classifier = untrained(name)
     scratch.mkdir(exist_ok=True)
     return classifier, train(name, classifier, IMAGES, LABELS, STUDY, scratch)
-
-
-def test_the_specification_contains_the_attack():
-    for change in (f"adversarial_{each}" for each in ("eps", "steps", "rel_step", "epochs")):
-        changed = dataclasses.replace(STUDY, **{change: 2 * getattr(STUDY, change)})
-        assert specify_training("FPD", changed) != specify_training("FPD", STUDY)
-
-
-def test_an_unknown_kind_is_refused():
-    with pytest.raises(ValueError, match=r"adv.*standard"):
-        specify_training("adv", STUDY)
 
 
 @pytest.fixture
@@ -90,8 +77,8 @@ def first_loss(fitted, phase, network, name):
     return fitted[phase][-1](torch.arange(NUMBER), generator(3))
 
 
-@pytest.mark.parametrize("name", ["Adv", "FD"])
-def test_the_loss_is_that_of_attacked_images(name, attacks, fitted, tmp_path):
+def test_the_loss_is_that_of_attacked_images(attacks, fitted, tmp_path):
+    name = "FD"
     classifier, _ = run(name, tmp_path)
     attacks.clear()
     value = first_loss(fitted, 0, classifier, name)
@@ -102,22 +89,22 @@ def test_the_loss_is_that_of_attacked_images(name, attacks, fitted, tmp_path):
     torch.testing.assert_close(value, F.cross_entropy(fresh.train()(attacked), LABELS))
 
 
-@pytest.mark.parametrize("phase", range(3))
-def test_fpd_restores_then_also_classifies(phase, attacks, fitted, tmp_path):
+def test_fpd_restores_then_also_classifies(attacks, fitted, tmp_path):
     classifier, _ = run("FPD", tmp_path)
-    attacks.clear()
-    value = first_loss(fitted, phase, classifier, "FPD")
     noise = 2 * torch.rand(IMAGES.shape, generator=generator(3)) - 1
-    inputs = (IMAGES + 0.01 * noise).clamp(0, 1)
-    if phase == 2:
-        ((network, in_training, _, _, inputs, _),) = attacks
-        assert not (network.squashed or in_training)
-    fresh = untrained("FPD").train(phase == 0)
-    expected = (fresh.restoration(inputs) - IMAGES).square().mean()
-    if phase > 0:
-        expected = expected + F.cross_entropy(fresh(inputs), LABELS)
-    torch.testing.assert_close(value, expected)
-    assert len(attacks) == (phase == 2)
+    for phase in range(3):
+        attacks.clear()
+        value = first_loss(fitted, phase, classifier, "FPD")
+        inputs = (IMAGES + 0.01 * noise).clamp(0, 1)
+        if phase == 2:
+            ((network, in_training, _, _, inputs, _),) = attacks
+            assert not (network.squashed or in_training)
+        fresh = untrained("FPD").train(phase == 0)
+        expected = (fresh.restoration(inputs) - IMAGES).square().mean()
+        if phase > 0:
+            expected = expected + F.cross_entropy(fresh(inputs), LABELS)
+        torch.testing.assert_close(value, expected)
+        assert len(attacks) == (phase == 2)
 
 
 def test_the_phases_of_fpd_train_what_they_should(fitted, tmp_path):
@@ -143,7 +130,7 @@ def test_the_phases_of_fpd_train_what_they_should(fitted, tmp_path):
         assert changed(start, restored, statistic) and not changed(restored, robust, statistic)
 
 
-@pytest.mark.parametrize("name", ["standard", "Adv", "FD"])
+@pytest.mark.parametrize("name", ["standard", "Adv"])
 def test_the_others_learn_everything_at_once(name, fitted, attacks, tmp_path):
     classifier, history = run(name, tmp_path)
     assert [len(losses) for losses in history.values()] == [3 if name == "standard" else 2]
@@ -161,7 +148,7 @@ def test_the_others_learn_everything_at_once(name, fitted, attacks, tmp_path):
     assert counts and all(count == 2 for count in counts)  # the attack's passes leave no trace
 
 
-@pytest.mark.parametrize(("name", "stop"), [("FD", 1), ("FPD", 1), ("FPD", 3), ("FPD", 7)])
+@pytest.mark.parametrize(("name", "stop"), [("FD", 1), ("FPD", 4)])
 def test_resumed_it_ends_at_the_same_weights(name, stop, tmp_path, monkeypatch):
     expected, history = run(name, tmp_path / "undisturbed")
     calls = iter([module._shift] * stop)
@@ -192,11 +179,10 @@ def test_batches_are_shifted_by_up_to_a_pixel():
     assert len(seen) == 9
 
 
-@pytest.mark.parametrize("size", [(32, 32), (9, 16)])
-def test_every_crop_is_a_shift_of_its_image_and_half_are_mirrored(size):
-    images, found = torch.rand(60, 3, *size), []
+def test_every_crop_is_a_shift_of_its_image_and_half_are_mirrored():
+    images, found = torch.rand(60, 3, 9, 16), []
     for image, cropped in zip(images, module._crop(images, generator()), strict=True):
-        for place, window in windows(image, max(size) // 8):
+        for place, window in windows(image, 2):
             for mirrored in (False, True):
                 if torch.equal(window.flip(-1) if mirrored else window, cropped):
                     found.append((*place, mirrored))

@@ -60,14 +60,9 @@ def test_a_pretrained_network_stands_in_for_a_stored_one_of_the_same_training(mo
 
     experiment, name = Experiment(Study.named("cifar10", "smoke")), "cifar10-Filt(L_img)"
     about, classifier = pretrained.about(name), pretrained.about("cifar10-classifier")
-    monkeypatch.setattr(
-        Experiment, "classifier_specification", lambda *_: classifier["specification"]
-    )
-    monkeypatch.setattr(
-        Experiment, "denoiser_specification", lambda *_: about["specification"]["trained"]
-    )
+    trained = about["specification"]["trained"], classifier["specification"]
+    monkeypatch.setattr(Experiment, "denoiser_specification", lambda *_: trained[0])
+    monkeypatch.setattr(Experiment, "classifier_specification", lambda *_: trained[1])
     found, behind = module._load(experiment, "Filt(L_img)")
-    expected = pretrained.load_pretrained(name)
-    assert type(found) is type(expected) and str(behind) == str(
-        pretrained.load_pretrained("cifar10-classifier")
-    )
+    assert type(found) is type(pretrained.load_pretrained(name))
+    assert str(behind) == str(pretrained.load_pretrained("cifar10-classifier"))

@@ -3,20 +3,19 @@
 import base64
 import io
 import json
-from html.parser import HTMLParser
 from itertools import product
 from unittest.mock import Mock
 
 import ipywidgets
 import numpy as np
 import pytest
+from bs4 import BeautifulSoup
 from exercise import exercise
 from matplotlib.figure import Figure
 from PIL import Image
 
 from nbsupport.interactive.screen import EXPORT, embed
-from nbsupport.interactive.widgets import Browser, eps_choices
-from nbsupport.study import eps_label
+from nbsupport.interactive.widgets import Browser
 
 LETTERS, NUMBERS = {"first": "a", "second": "b", "third": "c"}, {"one": 1, "two": 2}
 
@@ -53,45 +52,20 @@ def test_every_combination_is_drawn_once_and_stands_at_its_place():
     assert draw.call_count == len(browser.frames) == 6
 
 
-def test_eps_has_its_sign_and_its_labels():
-    ((name, labels),) = Browser(picture, eps=eps_choices([0.0, 0.1])).sliders
-    assert (name, labels) == ("ε", [eps_label(0.0), eps_label(0.1)])
-
-
 def test_a_slider_without_choices_is_refused():
     with pytest.raises(ValueError, match="slider 'number'"):
         Browser(lambda **_: pytest.fail("drawn"), letter=LETTERS, number={})
 
 
-class Scripts(HTMLParser):
-    """The scripts of a page by their type, and all addresses that it loads."""
-
-    def __init__(self, page):
-        super().__init__()
-        self.scripts, self.loaded, self.kind = {}, [], None
-        self.feed(page)
-
-    def handle_starttag(self, tag, attributes):
-        given = dict(attributes)
-        self.kind = given.get("type") if tag == "script" else None
-        self.loaded += [given[name] for name in ("src", "href") if name in given]
-
-    def handle_data(self, data):
-        if self.kind:
-            self.scripts[self.kind] = self.scripts.get(self.kind, "") + data
-
-    def handle_endtag(self, tag):
-        self.kind = None
-
-
 def test_a_page_holds_all_that_it_shows_whatever_the_labels_are():
     labels = {"</script><b>": 1, "<!--<script>": 2}
     browser = Browser(picture, number=labels)
-    page = Scripts(embed(browser) + embed(Browser(picture, letter=LETTERS)).partition("\n")[0])
-    state = json.loads(page.scripts["application/json"])
+    page = BeautifulSoup(embed(browser), "html.parser")
+    (script,) = page.find_all("script", type="application/json")
+    state = json.loads(script.string)
     assert state["sliders"] == [["number", [*labels]]]
     assert [base64.b64decode(frame) for frame in state["frames"]] == browser.frames
-    assert page.loaded == []
+    assert not page.find(src=True) and not page.find(href=True)
 
 
 @pytest.mark.parametrize("export", [True, False])
@@ -112,11 +86,6 @@ def test_what_is_displayed_where(browser, export, monkeypatch):
 
 
 # -- the tests' own harness ----------------------------------------------------------------------
-
-
-def test_exercise_counts_all_sliders(browser):
-    Browser(picture, letter=LETTERS, number={"one": 1})
-    assert exercise() == 4
 
 
 def test_exercise_finds_a_still_picture_a_missing_one_and_an_error_in_an_output(browser):

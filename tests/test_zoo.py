@@ -121,8 +121,6 @@ def test_the_authors_weights_take_the_place_of_fpd(experiment, tmp_path, monkeyp
         ("robustbench:Strong", "photographs", 32, "cifar10 and neurips2017dev, got 'photographs'"),
         ("robustbench:None", "cifar10", 32, r"load_model\('None'\) failed with KeyError"),
         ("fd:absent.npz", "neurips2017dev", 224, "facebookresearch/ImageNet-Adversarial-Training"),
-        ("fpd:absent.pth", "svhn", 64, "GuanlinLee/FPD-for-Adversarial-Robustness"),
-        ("fd:absent.npz", "cifar10", 32, "--image-size 224"),
         ("fpd:absent.pth", "svhn", 32, "--image-size 64"),
         ("resnet50", "cifar10", 32, "robustbench:NAME, fd:FILE or fpd:FILE, got 'resnet50'"),
     ],

@@ -23,22 +23,16 @@ print(64 * 40 / (time.perf_counter() - start))
 
 def rate(spins):
     environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
-    done = subprocess.run(
-        [sys.executable, "-c", RATE],
-        env=environment | {"GOMP_SPINCOUNT": spins},
-        capture_output=True,
-        check=True,
-    )
-    return float(done.stdout)
+    environment["GOMP_SPINCOUNT"] = spins
+    command = [sys.executable, "-c", RATE]
+    return float(subprocess.run(command, env=environment, capture_output=True, check=True).stdout)
 
 
 def medians():
-    rounds = [
-        [rate(spins) for spins in SPINS] for _ in range(ROUNDS)
-    ]  # in turns: a machine's speed drifts
-    return dict(
-        zip(SPINS, (sorted(rates)[ROUNDS // 2] for rates in zip(*rounds, strict=True)), strict=True)
-    )
+    # in turns: a machine's speed drifts
+    rounds = [[rate(spins) for spins in SPINS] for _ in range(ROUNDS)]
+    middle = [sorted(rates)[ROUNDS // 2] for rates in zip(*rounds, strict=True)]
+    return dict(zip(SPINS, middle, strict=True))
 
 
 @pytest.mark.parametrize("way", ["ours"])
@@ -54,6 +48,3 @@ def test_waiting_threads(benchmark, way):
     print(f"\n{'GOMP_SPINCOUNT':>16} {'idle':>8} {'busy':>8}   image-steps/s, median of {ROUNDS}")
     for spins in SPINS:
         print(f"{spins:>16} {idle[spins]:8.0f} {busy[spins]:8.0f}")
-    print(
-        f"2000: {idle['2000'] / idle['10000']:.0%} of 10000's rate idle, {busy['2000'] / busy['0']:.0%} of 0's busy"
-    )

@@ -3,13 +3,14 @@
 import re
 import subprocess
 import sys
+from functools import partial
 
 import foolbox
 import pytest
 import torch
 import torch.nn.functional as F
 
-from nbsupport.attacks.pgd import pgd
+from nbsupport.attacks.pgd import pgd, prepare
 from nbsupport.denoisers.filtering import filter_pixels
 
 SHAPES = [(64, 3, 32, 32), (4, 3, 224, 224)]
@@ -44,9 +45,8 @@ def shape(request):
 def test_filter_pixels(benchmark, shape, size, backward, way):
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(shape, generator=generator).requires_grad_(backward)
-    kernels = torch.randn(shape[0], 3 * size**2, *shape[2:], generator=generator).requires_grad_(
-        backward
-    )
+    kernels = torch.randn(shape[0], 3 * size**2, *shape[2:], generator=generator)
+    kernels.requires_grad_(backward)
     assert torch.allclose(WAYS[way](images, kernels), unfold(images, kernels), atol=1e-4)
 
     def run():
@@ -55,9 +55,8 @@ def test_filter_pixels(benchmark, shape, size, backward, way):
         if backward:
             filtered.sum().backward()
 
-    benchmark.group = (
-        f"filter_pixels {shape[-1]} K={size} {'forward+backward' if backward else 'forward'}"
-    )
+    passes = "forward+backward" if backward else "forward"
+    benchmark.group = f"filter_pixels {shape[-1]} K={size} {passes}"
     benchmark.pedantic(run, rounds=15, warmup_rounds=3)
 
 
@@ -89,9 +88,8 @@ def test_memory_of_filter_pixels(benchmark, size, backward, way):
     code = PEAK.format(size=size, backward=backward)
 
     def peak():
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True
-        )
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
         return float(re.search(r"ratio (\S+)", done.stdout)[1])
 
     benchmark.group = f"memory K={size} {'forward+backward' if backward else 'forward'}"
@@ -107,19 +105,15 @@ EPS, ATTACK = (1e-2, 3e-2), 10  # steps enough for the rate of steps
 def stock(classifier, images, labels):
     """Foolbox as its documentation uses it: one call per ε."""
     model = foolbox.PyTorchModel(classifier, bounds=(0, 1))
-    attack, criterion = (
-        foolbox.attacks.LinfPGD(steps=ATTACK),
-        foolbox.criteria.Misclassification(labels),
-    )
+    attack = foolbox.attacks.LinfPGD(steps=ATTACK)
+    criterion = foolbox.criteria.Misclassification(labels)
     return [attack.run(model, images, criterion, epsilon=eps) for eps in EPS]
 
 
 def ours(classifier, images, labels):
     strengths = torch.tensor(EPS).repeat_interleave(len(images))
-    repeated = images.repeat(len(EPS), 1, 1, 1)
-    return pgd(classifier, repeated, labels.repeat(len(EPS)), strengths, steps=ATTACK).split(
-        len(images)
-    )
+    repeated = images.repeat(len(EPS), 1, 1, 1), labels.repeat(len(EPS))
+    return pgd(classifier, *repeated, strengths, steps=ATTACK).split(len(images))
 
 
 @pytest.mark.parametrize("way", ["ours", "stock Foolbox, once per ε"])
@@ -132,11 +126,36 @@ def test_pgd(benchmark, cifar_resnet20, way):
     benchmark.extra_info["image-steps"] = len(EPS) * len(images) * ATTACK
     if way != "ours":
         for theirs, mine in zip(attacked, ours(classifier, images, labels), strict=True):
-            rates = [
-                (classifier(x).argmax(dim=1) != labels).float().mean().item()
-                for x in (theirs, mine)
-            ]
-            mean = sum(rates) / 2
-            assert (
-                abs(rates[0] - rates[1]) <= 2 * (2 * mean * (1 - mean) / len(images)) ** 0.5 + 1e-9
-            )
+            wrong = [classifier(x).argmax(dim=1) != labels for x in (theirs, mine)]
+            one, other = (float(each.float().mean()) for each in wrong)
+            mean = (one + other) / 2
+            error = (2 * mean * (1 - mean) / len(images)) ** 0.5
+            assert abs(one - other) <= 2 * error + 1e-9
+
+
+STEPS = 10
+
+
+def bare(network, images, labels):
+    """Forward and backward alone: what no attack by gradients can do without."""
+    for part, truth in zip(images.split(64), labels.split(64), strict=True):
+        for _ in range(STEPS):
+            inputs = part.contiguous(memory_format=torch.channels_last).requires_grad_()
+            torch.autograd.grad(F.cross_entropy(network(inputs), truth, reduction="sum"), inputs)
+
+
+@pytest.mark.parametrize("way", ["ours", "bare forward + backward", "the same after torch.compile"])
+def test_an_attack_beside_its_limit(benchmark, cifar_resnet20, way):
+    classifier, images, labels = cifar_resnet20
+    network = prepare(classifier, images[:2])
+    limits = {
+        "bare forward + backward": network,
+        "the same after torch.compile": torch.compile(network),
+    }
+    ours = partial(pgd, classifier, images, labels, 0.01, steps=STEPS)
+    attack = partial(bare, limits[way], images, labels) if way in limits else ours
+    benchmark.group = "pgd beside its limit, ResNet-20"
+    benchmark.pedantic(
+        attack, rounds=3, warmup_rounds=1
+    )  # compilation belongs to the warm-up, and takes a minute
+    print(f"\n{way}: {len(images) * STEPS / benchmark.stats.stats.median:.0f} image-steps/s")

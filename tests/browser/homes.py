@@ -10,7 +10,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 import nbsupport
 from nbsupport.denoisers.baselines import Baseline
 from nbsupport.interactive.explorer import explore
-from nbsupport.study import eps_label
+from nbsupport.study import eps_label, short
 
 EPS = (0.0, 0.003, 0.01, 0.3)
 NAMES = ("PA-Filt(L_img)", "Filt(L_img)")
@@ -58,9 +58,8 @@ ON_SCREEN = """(root, [eps, method]) => root.querySelector("input[type=range]").
 
 def pixels(root, name):
     """What a canvas shows: the picture of this name."""
-    figure = root.locator(".nbs-pictures figure").filter(
-        has=root.page.get_by_text(name, exact=True)
-    )
+    title = root.page.get_by_text(name, exact=True)
+    figure = root.locator(".nbs-pictures figure").filter(has=title)
     height, width, data = figure.locator("canvas").evaluate(CANVAS)
     return np.array(data, np.uint8).reshape(height, width, 4)[..., :3]
 
@@ -68,11 +67,8 @@ def pixels(root, name):
 def agrees(root, exploration, classes, image, strength, method):
     """Whether words and pictures are those of a choice, computed from its frames."""
     attacked, frame = (exploration.frames[image, strength, name] for name in ("attacked", method))
-    hat, denoised, clean = (
-        attacked.pictures["denoised"],
-        frame.pictures["denoised"],
-        exploration.images[image],
-    )
+    hat, denoised = (each.pictures["denoised"] for each in (attacked, frame))
+    clean = exploration.images[image]
     for name, wanted in {"clean": clean, "attacked": hat, "denoised": denoised}.items():
         wanted = (255 * wanted.permute(1, 2, 0).numpy()).round()
         assert np.abs(pixels(root, name) - wanted).max() <= 1, name
@@ -81,9 +77,7 @@ def agrees(root, exploration, classes, image, strength, method):
     assert np.abs(pixels(root, "perturbation") - wanted.astype(int)).max() <= 8
     for name in [name for name in frame.pictures if name[0] == "U"]:
         frames = [each for key, each in exploration.frames.items() if key[2] == method]
-        every = [
-            each.pictures[other] for each in frames for other in frame.pictures if other[0] == "U"
-        ]
+        every = [map for each in frames for key, map in each.pictures.items() if key[0] == "U"]
         low, high = min(float(x.min()) for x in every), max(float(x.max()) for x in every)
         wanted = (frame.pictures[name][0].numpy() - low) / (high - low)
         wanted = matplotlib.colormaps["viridis"](wanted, bytes=True)[..., :3]
@@ -91,10 +85,7 @@ def agrees(root, exploration, classes, image, strength, method):
     truth = int(exploration.labels[image])
     found = [int(each.probabilities.argmax()) for each in (attacked, frame)]
     marks = [f"{classes[label]} {'✓' if label == truth else '✗'}" for label in found]
-    eps, title = (
-        eps_label(exploration.eps[strength]).split(" ")[0],
-        method.replace("attacked", "no filter"),
-    )
+    eps, title = short(exploration.eps[strength]), method.replace("attacked", "no filter")
     wanted = f"true class: {classes[truth]} · attacked, ε = {eps}: {marks[0]} · {title}: {marks[1]}"
     assert root.locator(".nbs-verdict").inner_text() == wanted
     for words, each in zip(root.locator(".nbs-words").all(), (attacked, frame), strict=True):
@@ -114,11 +105,8 @@ def walk_all(root, exploration, classes, image):
         slider.focus()
         for strength, eps in enumerate(exploration.eps):
             root.page.keyboard.press("ArrowRight" if strength else "Home")
-            handle = root.element_handle()
-            root.page.wait_for_function(
-                f"([root, given]) => ({ON_SCREEN})(root, given)",
-                arg=[handle, [eps_label(eps), name]],
-            )
+            given = [root.element_handle(), [eps_label(eps), name]]
+            root.page.wait_for_function(f"([root, given]) => ({ON_SCREEN})(root, given)", arg=given)
             agrees(root, exploration, classes, image, strength, name)
             seen.add(pixels(root, "attacked").tobytes())
     assert len(seen) == len(exploration.eps)

@@ -55,13 +55,6 @@ def test_pictures_and_words_are_those_of_every_choice(notebook, root, explorer):
     walk_all(root, explorer.exploration, explorer.fixed["classes"], explorer.image)
 
 
-def test_the_whole_of_it_is_visible_at_1280_by_800(root):
-    box = root.evaluate(
-        "(root) => { const { height, width } = root.getBoundingClientRect(); return [width, height]; }"
-    )
-    assert box[1] <= 620  # beside menus, and the cell of two lines
-
-
 # With the question itself, for newer JupyterLabs answer while another cell runs.
 BUSY = """
 import pathlib, time
@@ -88,9 +81,8 @@ def test_a_busy_kernel_is_waited_for_where_it_is_needed_alone(notebook, root, ex
     free.touch()
     notebook.until("a.textContent === ''", "the kernel's answer", status(root))
     notebook.until("a.querySelector('.nbs-kernels canvas')", "the kernels", root.element_handle())
-    taps = (
-        explorer.exploration.frames[explorer.image, 3, "Filt(L_img)"].kernels[""][:, 5, 7].float()
-    )
+    kernels = explorer.exploration.frames[explorer.image, 3, "Filt(L_img)"].kernels[""]
+    taps = kernels[:, 5, 7].float()
     assert np.allclose(sums(root), taps.view(3, -1).sum(dim=1), atol=0.01)
 
 
@@ -107,24 +99,6 @@ def test_an_error_is_shown_and_goes(notebook, root, explorer):
     in_kernel(notebook, "it.exploration.frames = kept")
     click_pixel(root, 9, 10)
     notebook.until("a.textContent === ''", "the message to go", alert)
-
-
-def test_recomputing_changes_the_attack_and_says_so(notebook, root):
-    before = pixels(root, "attacked")
-    button = root.get_by_role("button", name="recompute with PGD")
-    button.evaluate("watch")
-    button.click()
-    notebook.until(
-        "a.ariaBusy === 'false' && window.seen.includes('true attacking …')",
-        "another attack",
-        root.locator("[aria-busy]").element_handle(),
-    )
-    assert "true attacking …" in notebook.page.evaluate("() => window.seen")
-    for _ in range(100):  # until it is unpacked
-        if not np.array_equal(pixels(root, "attacked"), before):
-            return
-        notebook.page.wait_for_timeout(100)
-    pytest.fail("the same attack")
 
 
 def choose(notebook, root, file):
@@ -159,6 +133,31 @@ def test_its_keys_are_not_jupyterlabs(notebook, root):
     for key in "abxdd":
         notebook.page.keyboard.press(key)
     assert notebook.page.evaluate(cells) == before
+
+
+def test_the_whole_of_it_is_visible_at_1280_by_800(root):
+    box = root.evaluate(
+        "(root) => { const { height, width } = root.getBoundingClientRect(); return [width, height]; }"
+    )
+    assert box[1] <= 620  # beside menus, and the cell of two lines
+
+
+def test_recomputing_changes_the_attack_and_says_so(notebook, root):
+    before = pixels(root, "attacked")
+    button = root.get_by_role("button", name="recompute with PGD")
+    button.evaluate("watch")
+    button.click()
+    notebook.until(
+        "a.ariaBusy === 'false' && window.seen.includes('true attacking …')",
+        "another attack",
+        root.locator("[aria-busy]").element_handle(),
+    )
+    assert "true attacking …" in notebook.page.evaluate("() => window.seen")
+    for _ in range(100):  # until it is unpacked
+        if not np.array_equal(pixels(root, "attacked"), before):
+            return
+        notebook.page.wait_for_timeout(100)
+    pytest.fail("the same attack")
 
 
 @pytest.mark.parametrize(
@@ -203,10 +202,8 @@ def test_what_is_not_computed_is_said_and_can_be_completed(notebook, root):
     said = "/^stopped after \\d+ of 20 images/.test(a.textContent)"
     notebook.until(said, "the explorer to stop", status(root))
     root.locator(".nbs-strip button").last.click()
-    assert (
-        root.locator("figure.empty").count() > 3
-        and "not computed" in root.locator(".nbs-verdict").inner_text()
-    )
+    assert root.locator("figure.empty").count() > 3
+    assert "not computed" in root.locator(".nbs-verdict").inner_text()
     notebook.shoot("explorer-stopped")
     root.get_by_role("button", name="go on").click()
     done = "a.querySelector('.nbs-verdict').textContent.startsWith('true class')"
@@ -226,15 +223,11 @@ def test_a_restarted_kernel_leaves_all_that_was_computed(notebook, root, explore
     whole = "a.querySelector('.nbs-plot h4').textContent === 'accuracy on 4 images'"
     notebook.until(whole, "all pieces", root.element_handle())
     root.get_by_role("slider").press("Home")
-    notebook.page.evaluate(
-        f"async () => {{ await {PANEL}.sessionContext.session.kernel.restart(); }}"
-    )
+    restart = f"{PANEL}.sessionContext.session.kernel.restart()"
+    notebook.page.evaluate(f"async () => {{ await {restart}; }}")
     notebook.page.evaluate("() => { window.kernel.statuses.length = 0; }")
-    notebook.until(
-        "a.textContent.startsWith('The kernel has ended or restarted: run this cell again')",
-        "the explorer",
-        status(root),
-    )
+    said = "a.textContent.startsWith('The kernel has ended or restarted: run this cell again')"
+    notebook.until(said, "the explorer", status(root))
     notebook.shoot("explorer-restarted")
     walk_all(root, explorer.exploration, explorer.fixed["classes"], explorer.image)
     notebook.page.evaluate("() => { window.kernel.reported.length = 0; }")  # a new kernel's notes
@@ -242,29 +235,23 @@ def test_a_restarted_kernel_leaves_all_that_was_computed(notebook, root, explore
         assert root.get_by_role("button", name=re.compile(name)).count() == 0
 
 
-@pytest.mark.parametrize("kernel", ["living", "none"])
-def test_a_notebook_that_is_opened_again(lab, browser, kernel):
+def test_a_notebook_that_is_opened_again(lab, browser):
     """With its kernel it shows the last picture, without one it says what to do."""
-    name = f"again-{kernel}.ipynb"
-    path = write_notebook(lab.root / "notebooks" / name, str(__file__).rpartition("/")[0])
+    path = write_notebook(lab.root / "notebooks" / "again.ipynb", str(__file__).rpartition("/")[0])
     with closing(Opened(lab, browser.new_page(), path)) as opened:
         opened.run()
         done = "document.querySelector('.nbs-verdict')?.textContent.startsWith('true class')"
         opened.until(done, "the explorer")
         opened.page.evaluate(f"async () => {{ await {PANEL}.context.save(); }}")
-        if kernel == "none":
-            opened.page.evaluate(f"async () => {{ await {PANEL}.sessionContext.shutdown(); }}")
         opened.page.reload()
-        if kernel == "living":
-            opened.until(done, "the last picture")
-            opened.until(
-                "document.querySelector('.nbs-sliders img')?.naturalWidth > 0", "the last sliders"
-            )
-            hidden = "[...document.querySelectorAll('.nbs-again')].every((each) => !each.checkVisibility())"
-            assert opened.page.evaluate(f"() => {hidden}")
-        else:
-            shown = "[...document.querySelectorAll('.nbs-again')].filter((each) => each.checkVisibility()).length === 2"
-            opened.until(shown, "both cells to say what to do")
-            opened.page.wait_for_timeout(1000)
+        opened.until(done, "the last picture")
+        sliders = "document.querySelector('.nbs-sliders img')?.naturalWidth > 0"
+        opened.until(sliders, "the last sliders")
+        visible = "[...document.querySelectorAll('.nbs-again')].filter((each) => each.checkVisibility()).length"
+        assert opened.page.evaluate(f"() => {visible}") == 0
+        opened.page.evaluate(f"async () => {{ await {PANEL}.sessionContext.shutdown(); }}")
+        opened.page.reload()
+        opened.until(f"{visible} === 2", "both cells to say what to do")
+        opened.page.wait_for_timeout(1000)
         opened.shoot("opened")
         assert opened.page.get_by_text("model not found").filter(visible=True).count() == 0

@@ -31,10 +31,8 @@ def pages(explorer, tmp_path_factory):
         patch.setattr(notebooks, "PAGES", folder)
         write_notebook(folder / "00_small.ipynb", str(__file__).rpartition("/")[0])
         notebooks.run([], "photographs", "smoke")
-    return {
-        "static": folder / "explorer.html",
-        "exported": folder / "photographs-smoke/00_small.html",
-    }
+    exported = folder / "photographs-smoke/00_small.html"
+    return {"static": folder / "explorer.html", "exported": exported}
 
 
 @pytest.fixture(scope="session")
@@ -54,24 +52,19 @@ def opened(contexts, pages, request):
     page.add_init_script(path=str(__file__).rpartition("/")[0] + "/probes.js")
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("console", lambda message: message.type == "error" and errors.append(message.text))
-    page.on(
-        "request",
-        lambda asked: asked.url.startswith(("file:", "data:", "blob:")) or errors.append(asked.url),
-    )
+    local = ("file:", "data:", "blob:")
+    page.on("request", lambda asked: asked.url.startswith(local) or errors.append(asked.url))
     page.goto(pages[home].as_uri())
     with closing(context):
         yield page
         assert errors == []
 
 
-@pytest.mark.parametrize(
-    "opened", [(home, 900, "light") for home in HOMES], indirect=True, ids=HOMES
-)
+@pytest.mark.parametrize("opened", [(home, 900, "light") for home in HOMES], indirect=True)
 def test_all_strengths_and_methods_change_picture_and_verdict(opened, explorer):
     root, classes = opened.locator(".nbs").first, explorer.fixed["classes"]
-    opened.wait_for_function(
-        "() => document.querySelector('.nbs-verdict').textContent.startsWith('true class')"
-    )
+    verdict = "document.querySelector('.nbs-verdict').textContent"
+    opened.wait_for_function(f"() => {verdict}.startsWith('true class')")
     agrees(root, explorer.exploration, classes, explorer.image, explorer.strength, explorer.method)
     walk_all(root, explorer.exploration, classes, explorer.image)
     root.get_by_role("group", name="images").get_by_role("button").nth(1).click()
@@ -82,10 +75,7 @@ def test_all_strengths_and_methods_change_picture_and_verdict(opened, explorer):
 @pytest.mark.parametrize("opened", [("exported", 900, "light")], indirect=True)
 def test_sliders_move_without_a_kernel(opened):
     browser = opened.locator(".nbs-sliders")
-    image, eps = (
-        browser.get_by_role("slider", name="image"),
-        browser.get_by_role("slider", name="ε"),
-    )
+    image, eps = (browser.get_by_role("slider", name=name) for name in ("image", "ε"))
     picture, seen = browser.locator("img"), set()
     for key in ("Home", "End"):
         image.press(key)
@@ -109,34 +99,20 @@ def test_marker_values_and_kernels(opened, explorer):
     assert root.get_by_role("heading", name="kernels of pixel (20, 8)").count() == 1
     assert np.array_equal(pixels(root, "attacked"), before)
     frame = exploration.frames[explorer.image, explorer.strength, explorer.method]
-    sums = [
-        float(taps[:, 20, 8].float().view(3, -1)[c].sum())
-        for taps in frame.kernels.values()
-        for c in range(3)
-    ]
+    taps = torch.stack([each[:, 20, 8].float() for each in frame.kernels.values()])
+    sums = taps.view(3 * len(taps), -1).sum(dim=1)
     said = root.locator(".nbs-kernels figcaption").all_inner_texts()
     assert np.allclose([float(each[2:].replace("−", "-")) for each in said], sums, atol=0.08)
     pad.press("ArrowUp")
     assert root.get_by_role("heading", name="kernels of pixel (16, 8)").count() == 1
     pad.hover(position={"x": box["width"] * 3.5 / 32, "y": box["height"] * 5.5 / 32})
     value = root.locator(".nbs-pictures figure").nth(1).locator("output").inner_text()
-    wanted = exploration.frames[explorer.image, explorer.strength, "attacked"].pictures["denoised"][
-        :, 5, 3
-    ]
+    frame = exploration.frames[explorer.image, explorer.strength, "attacked"]
+    wanted = frame.pictures["denoised"][:, 5, 3]
     assert np.allclose([float(each) for each in value.split()], wanted, atol=0.008)
 
 
-def test_the_scale_of_kernels_shows_them(opened):
-    root = opened.locator(".nbs")
-    root.get_by_role("slider").press("End")
-    kernel = root.locator(".nbs-kernels canvas").last
-    spread = "(c) => { const d = [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data].filter((_, i) => i % 4 === 1); return Math.max(...d) - Math.min(...d); }"
-    own = kernel.evaluate(spread)
-    root.get_by_role("combobox", name="scale of the kernels").select_option("common")
-    assert kernel.evaluate(spread) < own and own > 60
-
-
-def test_enlarging_saving_and_sweeping(opened, explorer):
+def test_enlarging_saving_and_sweeping(opened):
     root = opened.locator(".nbs")
     root.get_by_role("button", name="enlarge denoised").click()
     assert root.locator("dialog canvas").bounding_box()["width"] >= 320
@@ -149,10 +125,45 @@ def test_enlarging_saving_and_sweeping(opened, explorer):
     slider = root.get_by_role("slider")
     before = slider.get_attribute("aria-valuetext")
     root.get_by_role("button", name="play").click()
-    opened.wait_for_function(
-        "(text) => document.querySelector('.nbs input').ariaValueText !== text", arg=before
-    )
+    moved = "(text) => document.querySelector('.nbs input').ariaValueText !== text"
+    opened.wait_for_function(moved, arg=before)
     root.get_by_role("button", name="pause").click()
+
+
+LOOKS = [pytest.param(("static", 588 // 2, "light", 2), marks=pytest.mark.matrix)]
+LOOKS += [pytest.param(("static", width, scheme), marks=[pytest.mark.matrix] * ((width, scheme) != (272, "dark")))
+         for width in WIDTHS for scheme in ("light", "dark")]  # fmt: skip
+
+
+@pytest.mark.parametrize("opened", LOOKS, indirect=True, ids=str)
+def test_it_can_be_read_at_every_width_in_both_themes(opened, request):
+    root = opened.locator(".nbs")
+    width = request.node.callspec.params["opened"][1]
+    root.evaluate("(root, width) => { root.style.width = `${width}px`; }", width)
+    opened.evaluate("() => { document.body.style.margin = document.body.style.padding = 0; }")
+    for method in root.get_by_role("combobox", name="method").locator("option").all_inner_texts():
+        root.get_by_role("combobox", name="method").select_option(label=method)
+        opened.wait_for_timeout(100)
+        assert root.evaluate("cut") == []
+        assert root.evaluate("smallest") >= 11
+        pictures = root.locator(".nbs-pictures canvas").all()
+        assert min(each.bounding_box()["width"] for each in pictures) >= 96
+        assert [each for each in root.evaluate("contrasts") if each[1] < 4.5] == []
+        assert [each for each in root.evaluate("lines") if each[1] < 3] == []
+    for role in ("button", "slider", "combobox", "img", "application", "group"):
+        every = root.get_by_role(role).all()
+        label = "(e) => e.ariaLabel || e.textContent.trim() || e.alt"
+        assert every and all(each.evaluate(label) for each in every)
+
+
+def test_the_scale_of_kernels_shows_them(opened):
+    root = opened.locator(".nbs")
+    root.get_by_role("slider").press("End")
+    kernel = root.locator(".nbs-kernels canvas").last
+    spread = "(c) => { const d = [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data].filter((_, i) => i % 4 === 1); return Math.max(...d) - Math.min(...d); }"
+    own = kernel.evaluate(spread)
+    root.get_by_role("combobox", name="scale of the kernels").select_option("common")
+    assert kernel.evaluate(spread) < own and own > 60
 
 
 def test_large_images_are_enlarged_pixel_by_pixel(contexts, tmp_path):
@@ -166,37 +177,6 @@ def test_large_images_are_enlarged_pixel_by_pixel(contexts, tmp_path):
         page.get_by_role("button", name="enlarge clean").click()
         canvas = page.locator("dialog canvas")
         assert canvas.evaluate("(c) => c.width") == 224 <= canvas.bounding_box()["width"]
-
-
-LOOKS = [pytest.param(("static", 588 // 2, "light", 2), marks=pytest.mark.matrix)]
-LOOKS += [pytest.param(("static", width, scheme), marks=[pytest.mark.matrix] * ((width, scheme) != (272, "dark")))
-         for width in WIDTHS for scheme in ("light", "dark")]  # fmt: skip
-
-
-@pytest.mark.parametrize("opened", LOOKS, indirect=True, ids=str)
-def test_it_can_be_read_at_every_width_in_both_themes(opened, request):
-    root = opened.locator(".nbs")
-    root.evaluate(
-        "(root, width) => { root.style.width = `${width}px`; }",
-        request.node.callspec.params["opened"][1],
-    )
-    root.evaluate(
-        "(root) => { root.closest('body').style.margin = root.closest('body').style.padding = 0; }"
-    )
-    for method in root.get_by_role("combobox", name="method").locator("option").all_inner_texts():
-        root.get_by_role("combobox", name="method").select_option(label=method)
-        opened.wait_for_timeout(100)
-        assert root.evaluate("cut") == []
-        assert root.evaluate("smallest") >= 11
-        pictures = root.locator(".nbs-pictures canvas").all()
-        assert min(each.bounding_box()["width"] for each in pictures) >= 96
-        assert [each for each in root.evaluate("contrasts") if each[1] < 4.5] == []
-        assert [each for each in root.evaluate("lines") if each[1] < 3] == []
-    for role in ("button", "slider", "combobox", "img", "application", "group"):
-        every = root.get_by_role(role).all()
-        assert every and all(
-            each.evaluate("(e) => e.ariaLabel || e.textContent.trim() || e.alt") for each in every
-        )
 
 
 def test_the_methods_differ_by_dash_or_marker(opened, explorer):

@@ -47,10 +47,8 @@ def folder(tmp_path_factory):
     shown = tables.styled(result.rows, result.study).to_html(), sliders()
     outputs = [new_output("display_data", data={"text/html": html}) for html in shown]
     code = new_code_cell("a_long_line = " + " + ".join(map(str, range(60))), outputs=outputs)
-    text = new_markdown_cell(
-        "# One notebook\n$\\tilde I = W \\odot \\tilde I_{sl}$ [next](02_b.ipynb)"
-    )
-    notebook = new_notebook(cells=[text, code])
+    text = "# One notebook\n$\\tilde I = W \\odot \\tilde I_{sl}$ [next](02_b.ipynb)"
+    notebook = new_notebook(cells=[new_markdown_cell(text), code])
     (folder / "07_pa_filt.html").write_text(to_page(notebook, set(), AROUND), encoding="utf-8")
     (folder / "index.html").write_text(report.build([FIGURES], folder), encoding="utf-8")
     return folder
@@ -59,9 +57,8 @@ def folder(tmp_path_factory):
 @pytest.fixture(params=[390, 1280])
 def opened(request, folder, browser):
     """Opens a page at a width; it may ask for nothing, and nothing may fail."""
-    context = browser.browser.new_context(
-        viewport={"width": request.param, "height": 800}, offline=True
-    )
+    size = {"width": request.param, "height": 800}
+    context = browser.browser.new_context(viewport=size, offline=True)
     asked = []
 
     def open_page(name):
@@ -80,9 +77,8 @@ def opened(request, folder, browser):
 @pytest.mark.parametrize("name", ["index.html", "07_pa_filt.html"])
 def test_it_can_be_read_without_a_network(name, opened, folder):
     page = opened(name)
-    page.evaluate(
-        "document.querySelectorAll('main details').forEach((each) => { each.open = true; })"
-    )
+    closed = "document.querySelectorAll('main details')"
+    page.evaluate(f"{closed}.forEach((each) => {{ each.open = true; }})")
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert page.evaluate(CUT) == []
     assert page.evaluate(BROKEN) == []
