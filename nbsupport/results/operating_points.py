@@ -20,6 +20,9 @@ SWEEPS: dict[str, tuple[float, ...]] = {
 """σ in pixels and qualities: simple defences over a parameter, as series of their own."""
 DIAL = (20.0, 60.0, 200.0, 600.0)  # values of λ; for much less, nobody recognises the images
 STORED_AS = 70  # copies of JPEG quality 75 survive this and higher qualities nearly unchanged
+# The steps of quality 50 are twice those of 75: half of a copy's coefficients stand between two,
+# where the faintest attack decides which one they become.
+BETWEEN_STEPS = 50
 VISIBLE = 15.0  # dB: below it little is to be recognised, as after the first steps of a training
 METHODS = tuple(dict.fromkeys(x for number in (1, 2, 3, 4) for x in TABLES[number]))
 COLUMNS = ["study", "classifier", "series", "method", "parameter", CLEAN_PSNR]
@@ -80,7 +83,8 @@ def curve(
         point = same | {"series": series, "method": method, "parameter": parameter}
         point |= {CLEAN_PSNR: measured["psnr"][0].mean(), "n": measured["accuracy"].shape[1]}
         copies = study.images_from == "JPEG copies"
-        point["artefact"] = series == JPEG and copies and parameter >= STORED_AS
+        special = parameter >= STORED_AS or parameter == BETWEEN_STEPS
+        point["artefact"] = series == JPEG and copies and special
         accuracies = {"pgd": measured["accuracy"], ENVELOPE: worst_case(measured["accuracy"])}
         for attack, correct in accuracies.items():
             for each in eps:
