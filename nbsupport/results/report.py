@@ -24,7 +24,7 @@ from ..experiments.methods import COLOURS, ENVELOPE
 from ..interactive import page
 from ..interactive.screen import embed
 from ..interactive.widgets import Browser, eps_choices
-from ..study import Study
+from ..study import EPS, Study
 from . import claims, plots, tables
 from .save import REPOSITORY, RESULTS, build_folder, commit, is_clone, roots, write_text
 
@@ -95,7 +95,8 @@ def findings(results: list[Result]) -> list[str]:
     rows, found = {result.name: result.rows for result in results}, []
     spell = "{0[0]} {0[1]:.3f}".format
     if core := [rows[name] for name in ("table1", "table3", "table4") if name in rows]:
-        accuracy = pd.concat(core).query("attack == 'pgd'").groupby("method")["value"].mean()
+        curves = pd.concat(core).query("attack == 'pgd' and metric == 'accuracy'")
+        accuracy = curves[curves["eps"].isin(EPS)].groupby("method")["value"].mean()
         best = ", ".join(map(spell, accuracy.nlargest(3).items()))
         bare = f"no filter {accuracy['attacked']:.3f}"
         found.append(f"Gray-box, mean accuracy over ε: {bare}; the highest: {best}.")
