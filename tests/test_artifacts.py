@@ -349,7 +349,7 @@ def test_a_recipe_minimises_the_loss_in_its_name(experiment, batch, name):
 
 
 def test_unknown_methods_and_classifiers_are_refused(experiment):
-    with pytest.raises(ValueError, match=r"'Filt'.*Add\(L_img\), .*head_1.*JPEG 50"):
+    with pytest.raises(ValueError, match=r"'Filt'.*Add\(L_img\), .*head_1.*JPEG 40"):
         experiment.denoiser("Filt")
     with pytest.raises(ValueError, match=r"'robust'.*standard, second, Adv, FD, FPD"):
         experiment.classifier("robust")

@@ -78,6 +78,6 @@ def test_images_of_any_size_stay_images_of_that_size(name, size):
 
 def test_values_above_1_and_unknown_names_are_refused():
     with pytest.raises(ValueError, match="Baseline: expected finite values"):
-        Baseline("JPEG 50")(torch.full((1, 3, 4, 4), 255.0))
+        Baseline("JPEG 40")(torch.full((1, 3, 4, 4), 255.0))
     with pytest.raises(ValueError, match="'wavelet'"):
         Baseline("wavelet")

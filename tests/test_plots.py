@@ -45,7 +45,7 @@ def tidy(*methods, metrics=("accuracy",)):
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-ROWS = tidy("attacked", "Filt(L_img)", "8-bit", "JPEG 50", metrics=("psnr", "ssim"))
+ROWS = tidy("attacked", "Filt(L_img)", "8-bit", "JPEG 40", metrics=("psnr", "ssim"))
 PANELS = [[(IMAGE, "Î", {}), "→", (MAP, "W", plots.SHARES)], [(OTHER, "Î", {})]]
 DRAWN = {
     "curves": lambda: draw_curves(ROWS),
@@ -98,8 +98,8 @@ def values(rows, method, attack, metric):
 
 
 def test_each_defence_has_a_panel_with_both_attackers_and_no_filter():
-    rows = adaptive("attacked", "Adv", "Filt(L_img)", FUSED, "JPEG 50", "8-bit")
-    methods = ["Adv", "Filt(L_img)", FUSED, "JPEG 50", "8-bit"]
+    rows = adaptive("attacked", "Adv", "Filt(L_img)", FUSED, "JPEG 40", "8-bit")
+    methods = ["Adv", "Filt(L_img)", FUSED, "JPEG 40", "8-bit"]
     figure = draw_defences(rows, methods)
     assert [axis.get_title() for axis in figure.axes] == methods
     for axis, method in zip(figure.axes, methods, strict=True):

@@ -203,8 +203,8 @@ def test_both_attackers_stand_beside_each_other(adaptive):
 
 
 def test_the_headline_is_at_the_strength_that_leaves_half_without_a_filter(adaptive):
-    table = headline(adaptive.replace({"Filt(L_img*)": "Filt(L_img)", "8-bit": "JPEG 50"}))
-    assert list(table.index) == ["no filter", "Filt(L_img)", "JPEG 50 †"]
+    table = headline(adaptive.replace({"Filt(L_img*)": "Filt(L_img)", "8-bit": "JPEG 40"}))
+    assert list(table.index) == ["no filter", "Filt(L_img)", "JPEG 40 †"]
     low, high = wilson(pd.Series([0.29]), 100)
     interval = f"0.290 ({low[0]:.3f}–{high[0]:.3f})"
     assert list(table.loc["Filt(L_img)"]) == [0.9, 0.6, interval]

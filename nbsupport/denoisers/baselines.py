@@ -62,7 +62,7 @@ def total_variation(images: Images) -> Images:
 
 BASELINES: dict[str, Callable[[Tensor], Tensor]] = {
     "8-bit": round_to_8_bit,
-    "JPEG 50": partial(jpeg, quality=50),
+    "JPEG 40": partial(jpeg, quality=40),
     "median 3x3": median,
     "Gaussian blur": partial(blur, sigma=0.6, reach=1),
     "total variation": total_variation,

@@ -28,7 +28,7 @@ COMBINATIONS = {
 AS_PUBLISHED = "PA-Filt(L_img)_as_published"
 BOTH_LOSSES = "PA-Filt(L_img+KL)"
 GENERALISED: tuple[str, ...] = "attacked", "Add(L_img)", "Filt(L_img)", "PA-Filt(L_img)"
-GENERALISED += (BOTH_LOSSES, "JPEG 50")
+GENERALISED += (BOTH_LOSSES, "JPEG 40")
 COMBINATIONS |= {f"{name}+second": (name, "second") for name in GENERALISED}
 _SINGLE: tuple[str, ...] = "Add(L_sem)", "Filt(L_sem)", "Add(L_img)", "Filt(L_img)", "Filt(L_img*)"
 _SINGLE += ("HGD", "Add(L_img)_as_published", "Filt(L_img)_as_published")
@@ -53,7 +53,7 @@ _TRAINED = (x for x in _CORE if x not in BASELINES and not x.endswith("_as_publi
 DEFENCES = (*_TRAINED, *BASELINES, "PA-Filt(L_adv)")
 """The methods of the adaptive evaluation: those of Tables 1 to 5, and PA-Filt(L_adv)."""
 AUDITED: tuple[str, ...] = ("attacked", "Filt(L_img)", "Filt(L_sem)", "PA-Filt(L_img)", BOTH_LOSSES)
-AUDITED += ("JPEG 50", "Adv", "Filt+Adv")
+AUDITED += ("JPEG 40", "Adv", "Filt+Adv")
 """The defences for which every ε is also attacked from nothing."""
 
 

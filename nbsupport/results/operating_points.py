@@ -15,13 +15,13 @@ from .tables import PUBLISHED, compared, published
 TRAINED, BLUR, JPEG = "Filt(L_img)_as_published", "Gaussian blur", "JPEG"
 SWEEPS: dict[str, tuple[float, ...]] = {
     BLUR: (0.3, 0.4, 0.5, 0.6, 0.8, 1.2),
-    JPEG: (10, 20, 35, 50, 70, 75, 85, 95),
+    JPEG: (10, 20, 30, 40, 50, 60, 70, 75, 85, 95),
 }
 """σ in pixels and qualities: simple defences over a parameter, as series of their own."""
 DIAL = (20.0, 60.0, 200.0, 600.0)  # values of λ; for much less, nobody recognises the images
 STORED_AS = 70  # copies of JPEG quality 75 survive this and higher qualities nearly unchanged
-# The steps of quality 50 are twice those of 75: half of a copy's coefficients stand between two,
-# where the faintest attack decides which one they become.
+# Half of a copy's coefficients lie midway between two steps of this quality, which are twice those
+# of 75, so the faintest attack moves them. The baseline is therefore a quality of 40.
 BETWEEN_STEPS = 50
 VISIBLE = 15.0  # dB: below it little is to be recognised, as after the first steps of a training
 METHODS = tuple(dict.fromkeys(x for number in (1, 2, 3, 4) for x in TABLES[number]))

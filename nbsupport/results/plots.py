@@ -39,7 +39,7 @@ SHARES: Any = {"cmap": "cividis", "vmin": 0, "vmax": 1}  # of W
 
 UNCHANGED = 50  # dB of clean PSNR, above which a denoiser leaves clean images alone
 SWEEPS = {"Gaussian blur": ("σ in pixels", "Gaussian blur", 16)}
-SWEEPS |= {"JPEG": ("quality", "JPEG 50", 25), BOTH_LOSSES: ("λ", BOTH_LOSSES, 0)}
+SWEEPS |= {"JPEG": ("quality", "JPEG 40", 25), BOTH_LOSSES: ("λ", BOTH_LOSSES, 0)}
 """What a sweep goes over, the method that it looks like, and how far below it its values stand."""
 
 sheet: Any = partial(plt.style.context, "nbsupport.results.style", after_reset=True)

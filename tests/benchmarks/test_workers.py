@@ -23,7 +23,7 @@ from nbsupport.study import Study
 PHASES = {
     "attacked": ("attacked",),
     "denoiser": ("Add(L_img)", "Add(L_sem)", "Filt(L_img)", "Filt(L_sem)"),
-    "measurement": ("8-bit", "JPEG 50", "median 3x3", "Gaussian blur"),
+    "measurement": ("8-bit", "JPEG 40", "median 3x3", "Gaussian blur"),
 }
 """Kinds of artifacts, and the methods that need them."""
 

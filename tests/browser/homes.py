@@ -19,7 +19,7 @@ NAMES = ("PA-Filt(L_img)", "Filt(L_img)")
 def small(number=4, eps=EPS):
     """Pretrained networks on few images at few strengths."""
     denoisers = {name: nbsupport.load_pretrained(f"cifar10-{name}") for name in NAMES}
-    denoisers["JPEG 50"] = Baseline("JPEG 50").eval()
+    denoisers["JPEG 40"] = Baseline("JPEG 40").eval()
     classifier, split = nbsupport.load_pretrained("cifar10-classifier"), nbsupport.samples()
     images, labels = split.images[:number], split.labels[:number]
     return explore(classifier, denoisers, images, labels, split.classes, eps=eps)
