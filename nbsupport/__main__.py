@@ -99,8 +99,8 @@ def _parser() -> argparse.ArgumentParser:
     compute = add(
         "compute", _compute, "make some tables and every artifact that they need, without Jupyter"
     )
-    adaptive = "also the adaptive evaluation of their methods, which takes hours at quick"
-    compute.add_argument("--adaptive", action="store_true", help=adaptive)
+    adaptive = "also the adaptive evaluation of these methods, or of all in the tables: hours"
+    compute.add_argument("--adaptive", nargs="*", metavar="METHOD", help=adaptive)
     compute.add_argument("--workers", type=int, help="processes; needs the extra cluster")
     compute.add_argument("--scheduler", help="of a running Dask cluster: tcp://host:8786")
     report = add("report", _report, "print a summary, or tables and claims; write all as a page")
@@ -153,23 +153,28 @@ def _run(options: argparse.Namespace, study: Study, choices: dict[str, str]) -> 
 
 
 def _compute(options: argparse.Namespace, study: Study, choices: dict[str, str]) -> None:
-    import pandas as pd
-
     from .experiments.adaptive_evaluation import evaluate_adaptively
     from .experiments.audit import audit, rows
-    from .experiments.evaluation import failure, failures, measure, table
-    from .experiments.methods import AUDITED
-    from .results import plots, tables
+    from .experiments.evaluation import failures, measure, table
+    from .experiments.methods import AUDITED, find_recipe, split_method
+    from .results import tables
     from .results.claims import CORE_CLAIMS, ROBUST_CLAIMS, judge
-    from .results.save import folder, save
+    from .results.save import folder, save, save_adaptive
 
-    methods = _methods(options.tables)
+    methods, adaptive = _methods(options.tables), tuple[str, ...]()
+    if options.adaptive is not None:
+        chosen = options.adaptive or methods
+        for method in chosen:
+            find_recipe(method)  # which refuses an unknown name
+        kinds = {split_method(method)[1] for method in chosen} - {"standard"}
+        adaptive = tuple(dict.fromkeys(("attacked", *sorted(kinds), *chosen)))
+    methods = tuple(dict.fromkeys((*methods, *adaptive)))
     experiment, start = _open(study, methods), time.monotonic()
     if options.workers or options.scheduler:
         from .experiments import cluster
 
         where = {"workers": options.workers, "scheduler": options.scheduler}
-        cluster.compute(experiment, methods, methods if options.adaptive else (), **where)
+        cluster.compute(experiment, methods, adaptive, **where)
     for method in methods:
         accuracy, seconds = measure(experiment, method)["accuracy"].mean(), time.monotonic() - start
         print(f"{method:26} mean accuracy over ε {accuracy:.3f}   {seconds:5.0f} s", flush=True)
@@ -178,17 +183,13 @@ def _compute(options: argparse.Namespace, study: Study, choices: dict[str, str])
         save(experiment, f"table{number}", made, methods=_methods([number]))
     for reason in failures(experiment, methods):
         print(reason)
-    if options.adaptive:
-        sound = tuple(method for method in methods if not failure(experiment, method))
+    if adaptive:
+        sound = [method for method in adaptive if not failures(experiment, [method])]
         found = {method: evaluate_adaptively(experiment, method) for method in sound}
         audits = {method: audit(experiment, method) for method in sound if method in AUDITED}
         made = rows(experiment, found, audits)
         print(tables.to_text(made, study))
-        saved: Any = {"methods": sound, "images": study.adaptive_images}
-        save(experiment, "adaptive", made, **saved)
-        smallest = pd.DataFrame({method: each.smallest for method, each in found.items()})
-        figure = plots.draw_defences(made, [*found])
-        save(experiment, "adaptive_curves", figure, rows=smallest, **saved)
+        save_adaptive(experiment, found, made, sound)
     if study.scale != "smoke":  # whose numbers mean nothing
         judged = {
             "claims": (NUMBERS[:4], CORE_CLAIMS),

@@ -74,6 +74,14 @@ def test_compute_names_a_failed_training(finished, capsys, monkeypatch):
     assert "W is constant" in capsys.readouterr().out
 
 
+def test_compute_attacks_chosen_methods_and_their_bare_classifiers_adaptively(finished, capsys):
+    main(["compute", *SMOKE, "--tables", "1", "--adaptive", "8-bit", "Filt+Adv"])
+    table = capsys.readouterr().out.partition("Adaptive evaluation")[2]
+    lines = re.findall(r"^(no filter|8-bit|Adv|Filt\+Adv|Filt\(L_img\)) ", table, re.MULTILINE)
+    assert {*lines} == {"no filter", "8-bit", "Adv", "Filt+Adv"}
+    assert "'Filt'" in exit_of("compute", *SMOKE, "--adaptive", "Filt")
+
+
 # -- report ----------------------------------------------------------------------------------------
 
 

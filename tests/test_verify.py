@@ -1,12 +1,14 @@
 """A row of a stored adaptive evaluation is measured again, from stored networks, and nothing is made."""
 
-import json
+import dataclasses
 
 import pandas as pd
 import pytest
 
+from nbsupport.experiments import audit
 from nbsupport.experiments.adaptive_evaluation import evaluate_adaptively
 from nbsupport.experiments.artifacts import Experiment
+from nbsupport.results.save import save_adaptive
 from nbsupport.results.verify import verify
 from nbsupport.study import Study
 
@@ -15,16 +17,13 @@ METHODS = ("attacked", "8-bit", "Filt(L_img)")
 
 @pytest.fixture
 def recorded(experiment, tmp_path, monkeypatch):
-    """The smallest ε of the smallest study's images, as `save` leaves them at larger scales."""
+    """The smallest ε of the smallest study's images, saved as if its scale were a larger one."""
     monkeypatch.setenv("NBSUPPORT_HOME", str(experiment.store.home))
     monkeypatch.setenv("NBSUPPORT_FIGURES", str(tmp_path))
-    place = tmp_path / "photographs"
-    place.mkdir()
-    found = {method: evaluate_adaptively(experiment, method).smallest for method in METHODS}
-    pd.DataFrame(found).to_csv(place / "adaptive_curves.csv", index=False)
-    record = {"study": experiment.study.specification()}
-    (place / "adaptive_curves.json").write_text(json.dumps(record))
-    return place / "adaptive_curves.csv"
+    experiment = Experiment(dataclasses.replace(experiment.study, scale="quick"), experiment.store)
+    found = {method: evaluate_adaptively(experiment, method) for method in METHODS}
+    save_adaptive(experiment, found, audit.rows(experiment, found, {}), METHODS)
+    return tmp_path / "photographs" / "adaptive_curves.csv"
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -19,9 +19,11 @@ from numpy import ndarray
 from PIL import Image
 
 from ..data.images import write_atomically
+from ..experiments.adaptive_evaluation import Minimal, minimal_specification
 from ..experiments.artifacts import Experiment
 from ..experiments.evaluation import failures, measurement_specification
-from .plots import sheet
+from ..experiments.methods import GAIN
+from .plots import draw_defences, draw_gains, sheet
 from .tables import caption, document, model_information, subject, without_marks
 
 LIBRARIES = (
@@ -136,6 +138,28 @@ def save(
             write_text(path.with_name(RESULTS), text + "\n")
     write_text(path.with_suffix(".json"), json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     return path
+
+
+def save_adaptive(
+    experiment: Experiment, found: dict[str, Minimal], rows: pd.DataFrame, shown: Sequence[str]
+) -> tuple[Figure, Figure]:
+    """Write an adaptive evaluation: its table, each image's ε, and the curves and gains of `shown`.
+
+    `rows` are the tidy rows of the defences `found`. Returns both figures.
+    """
+    gained = set(rows.loc[rows["metric"] == GAIN[0], "method"])
+    curves = draw_defences(rows, [x for x in shown if x != "attacked"] or ["attacked"])
+    gains = draw_gains(rows, [x for x in shown if x in gained])
+    made_from = [minimal_specification(experiment, method) for method in found]
+    write = partial(
+        save, experiment, notebook="12_adaptive_attacks", methods=tuple(found),
+        specifications=made_from, images=experiment.study.adaptive_images,
+    )  # fmt: skip
+    smallest = pd.DataFrame({method: each.smallest for method, each in found.items()})
+    write("adaptive", rows)
+    write("adaptive_curves", curves, rows=smallest)
+    write("adaptive_gains", gains)
+    return curves, gains
 
 
 def write_text(path: Path, text: str) -> None:
