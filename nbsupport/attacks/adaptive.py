@@ -239,19 +239,22 @@ def minimal_eps(target: Target, *, steps: int = 100) -> Float[Tensor, "runs b"]:
     networks with one of `FMN_STEPS`. An ε counts once the defence itself is fooled; it is 0 for an
     image that is misclassified anyway.
     """
-    runs, chunk = [], per_pass(target.images.device)
-    for network, length in product(target.networks, FMN_STEPS):
-        model = foolbox.PyTorchModel(network, bounds=(0, 1), device=target.images.device)
+    clean = target.withstands(target.images)
+    ways = [*product(target.networks, FMN_STEPS)]
+    runs = target.images.new_zeros(len(ways), len(clean))
+    if not clean.any():
+        return runs
+    part, chunk = target.select(clean.nonzero()[:, 0]), per_pass(target.images.device)
+    for run, (network, length) in zip(runs, ways, strict=True):
+        model = foolbox.PyTorchModel(network, bounds=(0, 1), device=part.images.device)
         attack = foolbox.attacks.LInfFMNAttack(steps=steps, max_stepsize=length)
         found = []
-        parts = zip(target.images.split(chunk), target.labels.split(chunk), strict=True)
-        for images, labels in parts:
+        for images, labels in zip(part.images.split(chunk), part.labels.split(chunk), strict=True):
             criterion = foolbox.criteria.Misclassification(labels)
             with torch.enable_grad(), full_precision(images.device):
                 found.append(attack.run(model, images, criterion))
-        runs.append(_smallest(target, torch.cat(found)))
-    clean = target.withstands(target.images)
-    return torch.stack(runs).masked_fill(~clean, 0.0)
+        run[clean] = _smallest(part, torch.cat(found))
+    return runs
 
 
 def _smallest(target: Target, attacked: Images) -> Float[Tensor, "b"]:

@@ -30,7 +30,7 @@ from .evaluation import measure
 from .methods import TRANSFERRED, split_method
 from .store import Tensors, depend_on
 
-BLOCK = 50  # images that are attacked, and stored, together
+BLOCK = 100  # images that are attacked, and stored, together
 
 
 @dataclass(frozen=True)
