@@ -18,7 +18,7 @@ SWEEPS: dict[str, tuple[float, ...]] = {
     JPEG: (10, 20, 30, 40, 50, 60, 70, 75, 85, 95),
 }
 """σ in pixels and qualities: simple defences over a parameter, as series of their own."""
-DIAL = (20.0, 60.0, 200.0, 600.0)  # values of λ; for much less, nobody recognises the images
+DIAL = (20.0, 60.0, 200.0, 600.0)  # values of λ; much smaller ones leave images beyond recognition
 STORED_AS = 70  # copies of JPEG quality 75 survive this and higher qualities nearly unchanged
 # Half of a copy's coefficients lie midway between two steps of this quality, which are twice those
 # of 75, so the faintest attack moves them. The baseline is therefore a quality of 40.
