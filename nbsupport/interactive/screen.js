@@ -487,12 +487,12 @@ function browse(model, el) {
   });
   function draw() {
     const places = model.get("places"), at = places.reduce((sum, place, i) => sum * sliders[i][1].length + place, 0);
-    const said = sliders.map(([name, labels], i) => `${name} = ${labels[places[i]]}`);
+    const values = sliders.map(([name, labels], i) => `${name} = ${labels[places[i]]}`);
     picture.src = addresses[at];
-    picture.alt = [said.join(", "), model.get("texts")[at]].filter(Boolean).join(": ");
+    picture.alt = [values.join(", "), model.get("texts")[at]].filter(Boolean).join(": ");
     rows.forEach(({ input, output }, i) => {
       input.value = places[i];
-      input.setAttribute("aria-valuetext", said[i]);
+      input.setAttribute("aria-valuetext", values[i]);
       output.textContent = sliders[i][1][places[i]];
     });
   }
