@@ -26,7 +26,7 @@ from ..classifiers.models import are_probabilities, is_saturated
 from ..data.images import Images
 from ..study import Study
 from .artifacts import VERSION, Experiment, once
-from .evaluation import measure
+from .evaluation import measure, resample
 from .methods import TRANSFERRED, split_method
 from .store import Tensors, depend_on
 
@@ -173,16 +173,11 @@ def gain(
 ) -> Float[np.ndarray, "3 strengths"]:  # fmt: skip
     """By how much a defence is above the bare classifier at each ε, and the 95 % interval of that.
 
-    Paired: both are measured on the same images, which are resampled together. For the interval
-    one more image is won and one lost (Bonett and Price 2012): no resample has a loss that was not
-    seen, so that without them a few images won, and none lost, would always look like a gain.
+    Paired: both are measured on the same images, which are resampled together (`resample`).
     """
     measured = robust.astype(float) - bare
     extra = np.broadcast_to([1.0, -1.0], (len(measured), 2))
     difference = np.concatenate([measured, extra], axis=1)
-    number = difference.shape[1]
-    weights = np.random.default_rng(seed).multinomial(
-        number, np.full(number, 1 / number), resamples
-    )
-    low, high = np.quantile(difference @ weights.T / number, (0.025, 0.975), axis=1)
+    shares = resample(measured.shape[1], seed, resamples) / difference.shape[1]
+    low, high = np.quantile(difference @ shares, (0.025, 0.975), axis=1)
     return np.stack([measured.mean(axis=1), low, high])

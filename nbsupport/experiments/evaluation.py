@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from torchmetrics.functional.image import (
     peak_signal_noise_ratio,
@@ -226,6 +226,18 @@ def attack_itself(experiment: Experiment, classifier: str) -> Bool[np.ndarray, "
     if classifier == "standard":
         return measure(experiment, "attacked")["accuracy"][:, : experiment.study.self_attack_images]
     return measure(experiment, classifier, victim=classifier)["accuracy"]
+
+
+def resample(
+    number: int, seed: int = 0, resamples: int = 2000
+) -> Int[np.ndarray, "more resamples"]:
+    """How often resamples draw each of so many images, and of two more: one won, one lost.
+
+    No resample has a loss that was not seen. Without the two (Bonett and Price 2012), a few images
+    won, and none lost, would always look like a gain.
+    """
+    chances = np.full(number + 2, 1 / (number + 2))
+    return np.random.default_rng(seed).multinomial(number + 2, chances, resamples).T
 
 
 def failure(experiment: Experiment, method: str) -> str | None:
