@@ -63,7 +63,7 @@ class Study:
     # PA-Filt's fusion, on a frozen Y-Net; at the rate above, its sigmoid saturates in one epoch
     fusion_epochs: int
     fusion_learning_rate: float = 5e-4
-    # how the fusion's losses at different ε are weighed, see `weigh_strengths`
+    # how the fusion's losses at different ε are weighed, see `weigh_fusion_losses`
     fusion: Literal["mean", "balanced", "kl", "regret"] = "mean"
     fusion_inputs: Literal["maps", "all"] = "maps"  # of C, see `PAFilter`
     fusion_start: Literal["half", "default"] = "half"  # of W: ½, or from PyTorch's initialisation

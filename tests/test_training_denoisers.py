@@ -234,7 +234,7 @@ def test_a_strength_weighs_less_the_more_it_diverges(classifier):
     logs = [log_softmax(classifier(x).detach().double().numpy(), axis=1) for x in batches]
     scales = [(np.exp(logs[0]) * (logs[0] - each)).sum(axis=1).mean() for each in logs]
     expected = 1 / np.sqrt(np.maximum(scales, np.max(scales) / 100))
-    found = module.weigh_attacks(classifier, batches)
+    found = module.weigh_divergences(classifier, batches)
     np.testing.assert_allclose(found.numpy(), expected / expected.mean(), rtol=1e-3)
 
 
@@ -273,7 +273,7 @@ def test_a_strength_weighs_what_its_kind_says(kind, classifier, attacked):
         kinds = {"mean": 1, "balanced": half[0], "kl": half[1], "regret": abs(sl[0] - m[0])}
         scales.append(kinds[kind])
     expected = 1 / np.maximum(scales, np.max(scales) / 100)
-    weights = module.weigh_strengths(kind, denoiser, classifier, attacked)
+    weights = module.weigh_fusion_losses(kind, denoiser, classifier, attacked)
     np.testing.assert_allclose(weights.numpy(), expected, rtol=1e-3)
 
 

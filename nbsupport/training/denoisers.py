@@ -169,12 +169,12 @@ def train(
         raise ValueError(f"{name} needs ε = {STRONG_EPS}, but the study has {study.eps}")
     objective = recipe.objective
     if "image_weight" in settings:
-        weights = weigh_attacks(classifier, _batches(attacked, denoiser))
+        weights = weigh_divergences(classifier, _batches(attacked, denoiser))
         objective = _add_losses(settings["image_weight"], attacked.eps, weights)
     elif isinstance(denoiser, PAFilter) and not recipe.adaptive:
         denoiser.ynet.requires_grad_(False)
     if "fusion" in settings:
-        weights = weigh_strengths(settings["fusion"], denoiser, classifier, attacked)
+        weights = weigh_fusion_losses(settings["fusion"], denoiser, classifier, attacked)
         objective = _weigh_fusion(attacked.eps, weights)
     strengths = STRONG_EPS if recipe.strong_only else study.attacked_eps
     rows, number = torch.tensor([study.eps.index(eps) for eps in strengths]), len(attacked.images)
@@ -251,7 +251,7 @@ def _find(
 
 
 @torch.no_grad()
-def weigh_attacks(classifier: Classifier, batches: list[Images]) -> Float[Tensor, "strengths"]:
+def weigh_divergences(classifier: Classifier, batches: list[Images]) -> Float[Tensor, "strengths"]:
     """1/√ of the divergence that each strength causes, from 0; at most ten times another, mean 1.
 
     Without √, or unweighted, strong attacks, whose logits cannot be repaired, decide the gradient.
@@ -262,7 +262,7 @@ def weigh_attacks(classifier: Classifier, batches: list[Images]) -> Float[Tensor
 
 
 @torch.no_grad()
-def weigh_strengths(
+def weigh_fusion_losses(
     kind: str, denoiser: Any, classifier: Classifier, attacked: AttackedSet
 ) -> Float[Tensor, "strengths"]:
     """The weight of each strength in a PA-Filt's fusion loss, from 0; a `kind` is
