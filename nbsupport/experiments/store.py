@@ -72,12 +72,13 @@ def depend_on(specification: Specification, *networks: nn.Module) -> dict[str, A
 class Store:
     """All artifacts under one folder, `nbsupport.study.default_home` where None is given.
 
-    A `frozen` one makes nothing that it lacks.
+    A `frozen` one makes nothing that it lacks. `seconds` says how long each artifact took that was
+    asked for in this session, by its folder's name.
     """
 
     def __init__(self, home: str | Path | None = None, *, frozen: bool = False) -> None:
         self.home = Path(home).expanduser() if home is not None else default_home()
-        self.frozen = frozen
+        self.frozen, self.seconds = frozen, dict[str, float]()
 
     def folder(self, specification: Specification) -> Path:
         """The artifact's folder, whether it exists or not, below the specification's ``kind``."""
@@ -98,7 +99,8 @@ class Store:
             raise ValueError(f"{self.home} has no such {name}; `compute` makes it")
         with room(folder), _locked(folder):
             if found := _read(folder, specification):
-                return found
+                self.seconds[folder.name] = found[1]["seconds"]
+                return found[0], found[1]["report"]
             scratch = folder / "scratch"
             scratch.mkdir(exist_ok=True)
             start = time.monotonic()
@@ -115,6 +117,7 @@ class Store:
             text = json.dumps(record | {"sha256": _checksum(record, content)}, indent=1)
             write_atomically(folder / RECORD, lambda file: file.write_text(text, encoding="utf-8"))
             shutil.rmtree(scratch)
+            self.seconds[folder.name] = record["seconds"]
             return load(content), record["report"]
 
 
@@ -135,7 +138,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _read(folder: Path, specification: Specification) -> Tensors | None:
-    """A finished artifact; None where it is absent or damaged."""
+    """The tensors and the record of a finished artifact; None where it is absent or damaged."""
     path = folder / RECORD
     if not path.exists():
         return None
@@ -147,7 +150,7 @@ def _read(folder: Path, specification: Specification) -> Tensors | None:
         elif record["specification"] != json.loads(canonical(specification)):
             reason = "its specification differs from the requested one"
         else:
-            return load(content), record["report"]
+            return load(content), record
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"it cannot be read ({error})"
     path.unlink()  # first, because warnings may be errors
