@@ -99,7 +99,7 @@ class Store:
             raise ValueError(f"{self.home} has no such {name}; `compute` makes it")
         with room(folder), _locked(folder):
             if found := _read(folder, specification):
-                self.seconds[folder.name] = found[1]["seconds"]
+                self.seconds[folder.name] = found[1].get("seconds", 0.0)  # not in older ones
                 return found[0], found[1]["report"]
             scratch = folder / "scratch"
             scratch.mkdir(exist_ok=True)
