@@ -136,12 +136,11 @@ def test_frames_become_png_and_json(experiment, place):
 
 
 def test_provenance_lies_beside_the_file_and_names_all_that_is_needed(experiment, place):
-    experiment.store.seconds |= {"a": 1800.0, "b": 900.0}
     write(experiment, "fig2", picture(), specifications=[{"kind": "adaptive"}])
     found = read(place, "fig2")
     assert found.items() >= commit().items() and Study.recorded(found["study"]) == experiment.study
     assert found["caption"] == caption("fig2", experiment.study)
-    expected = {"notebook": NOTEBOOK, "scale": "quick", "seed": 0, "images": 24, "hours": 0.75}
+    expected = {"notebook": NOTEBOOK, "scale": "quick", "seed": 0, "images": 24}
     assert {name: found[name] for name in expected} == expected
     assert found["device"] and {"python", "torch", "foolbox", "nbsupport"} <= set(found["versions"])
     measured = [measurement_specification(experiment, method) for method in METHODS]

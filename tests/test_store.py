@@ -12,7 +12,6 @@ import sys
 import threading
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -142,15 +141,6 @@ def test_tensors_may_share_memory_lie_in_any_order_and_have_any_type(store):
     tensors = {"image": image, "tied": image, "part": image[:, 1:], "half": image.bfloat16()}
     tensors["trained"] = image.clone().requires_grad_()
     assert same(store.tensors(SPECIFICATION, lambda scratch: (tensors, {}))[0], tensors)
-
-
-def test_a_store_says_how_long_what_was_asked_for_took(store, monkeypatch):
-    clock = SimpleNamespace(monotonic=iter([5.0, 7.5]).__next__)
-    monkeypatch.setattr("nbsupport.experiments.store.time", clock)
-    tensors_of(store)
-    again = Store(store.home)
-    tensors_of(again)
-    assert store.seconds == again.seconds == {store.folder(SPECIFICATION).name: 2.5}
 
 
 def test_a_finished_artifact_keeps_no_checkpoint(store, folder):

@@ -72,13 +72,12 @@ def depend_on(specification: Specification, *networks: nn.Module) -> dict[str, A
 class Store:
     """All artifacts under one folder, `nbsupport.study.default_home` where None is given.
 
-    A `frozen` one makes nothing that it lacks. `seconds` says how long each artifact took that was
-    asked for in this session, by its folder's name.
+    A `frozen` one makes nothing that it lacks.
     """
 
     def __init__(self, home: str | Path | None = None, *, frozen: bool = False) -> None:
         self.home = Path(home).expanduser() if home is not None else default_home()
-        self.frozen, self.seconds = frozen, dict[str, float]()
+        self.frozen = frozen
 
     def folder(self, specification: Specification) -> Path:
         """The artifact's folder, whether it exists or not, below the specification's ``kind``."""
@@ -99,8 +98,7 @@ class Store:
             raise ValueError(f"{self.home} has no such {name}; `compute` makes it")
         with room(folder), _locked(folder):
             if found := _read(folder, specification):
-                self.seconds[folder.name] = found[1].get("seconds", 0.0)  # not in older ones
-                return found[0], found[1]["report"]
+                return found
             scratch = folder / "scratch"
             scratch.mkdir(exist_ok=True)
             start = time.monotonic()
@@ -117,7 +115,6 @@ class Store:
             text = json.dumps(record | {"sha256": _checksum(record, content)}, indent=1)
             write_atomically(folder / RECORD, lambda file: file.write_text(text, encoding="utf-8"))
             shutil.rmtree(scratch)
-            self.seconds[folder.name] = record["seconds"]
             return load(content), record["report"]
 
 
@@ -138,7 +135,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _read(folder: Path, specification: Specification) -> Tensors | None:
-    """The tensors and the record of a finished artifact; None where it is absent or damaged."""
+    """A finished artifact; None where it is absent or damaged."""
     path = folder / RECORD
     if not path.exists():
         return None
@@ -150,7 +147,7 @@ def _read(folder: Path, specification: Specification) -> Tensors | None:
         elif record["specification"] != json.loads(canonical(specification)):
             reason = "its specification differs from the requested one"
         else:
-            return load(content), record
+            return load(content), record["report"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"it cannot be read ({error})"
     path.unlink()  # first, because warnings may be errors

@@ -90,17 +90,6 @@ def judge_everywhere(found: dict[str, list[Result]]) -> pd.DataFrame:
     return claims.claim_matrix({study: pd.concat(rows) for study, rows in judged.items() if rows})
 
 
-def costs(results: list[Result]) -> pd.DataFrame:
-    """The scale, the hours and the machine of each result whose record has them."""
-    columns = {"scale": "scale", "test images": "images", "hours": "hours", "on": "device"}
-    found = {
-        result.heading.partition(". ")[0]: {k: result.record[name] for k, name in columns.items()}
-        for result in results
-        if "hours" in result.record
-    }
-    return pd.DataFrame(found).T.rename_axis("result")
-
-
 def findings(results: list[Result]) -> list[str]:
     """The main results of a study: the best under each attacker, and what its seeds decide."""
     rows, found = {result.name: result.rows for result in results}, []
@@ -265,8 +254,7 @@ def render(template: str, **fields: Any) -> str:
         autoescape=template.endswith("html"), undefined=jinja2.StrictUndefined,
     )  # fmt: skip
     found = environment.get_template(template)
-    shared: dict[str, Any] = dict(claims=claims, tables=tables, findings=findings, costs=costs)
-    return found.render(fields, **shared).strip() + "\n"
+    return found.render(fields, claims=claims, tables=tables, findings=findings).strip() + "\n"
 
 
 def write(path: Path | None = None) -> Path:

@@ -91,8 +91,7 @@ def save(
     `name` is one of those in captions.toml, `notebook` shows the result (None: the command line
     made it), `methods` are in it, `specifications` name what else it was made from, and `images` is
     its number of test images, the study's if None. The record has all that is needed to make the
-    result again, and the hours that it took to make all artifacts of this session. Returns the
-    file, or None at ``smoke`` scale, whose numbers mean nothing.
+    result again. Returns the file, or None at ``smoke`` scale, whose numbers mean nothing.
     """
     study, cuda = experiment.study, experiment.device.type == "cuda"
     if study.scale == "smoke":
@@ -107,7 +106,6 @@ def save(
         "scale": study.scale,
         "seed": study.seed,
         "images": images or study.test_images,
-        "hours": round(sum(experiment.store.seconds.values()) / 3600, 2),
         "device": torch.cuda.get_device_name() if cuda else f"{os.cpu_count()} CPUs",
         "versions": {"python": platform.python_version()} | {x: version(x) for x in LIBRARIES},
         "specifications": [*measured, *specifications],
