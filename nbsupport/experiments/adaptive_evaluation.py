@@ -28,7 +28,7 @@ from ..study import Study
 from .artifacts import VERSION, Experiment, once
 from .evaluation import measure, resample
 from .methods import TRANSFERRED, split_method
-from .store import Tensors, depend_on
+from .store import Tensors, depend_on, hash_tensors
 
 BLOCK = 100  # images that are attacked, and stored, together
 
@@ -97,11 +97,17 @@ def evaluate_adaptively(experiment: Experiment, method: str) -> Minimal:
 def attack_block(
     experiment: Experiment, method: str, start: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Attack the images from `start` on; return their ε as arrays, and what it took per image."""
+    """Attack the images from `start` on; return their ε as arrays, and what it took per image.
+
+    Its key names the images of the block alone, so studies of different sizes share blocks.
+    """
     names = (split_method(method)[1], "standard", "second")
     networks = experiment.denoiser(method), *(experiment.classifier(name) for name in names)
     specification = depend_on(minimal_specification(experiment, method), *networks)
-    specification |= {"start": start}
+    part = experiment.images("adaptive")
+    block = {"images": part.images, "labels": part.labels}
+    block = {name: tensor[start : start + BLOCK] for name, tensor in block.items()}
+    specification["data"] = hash_tensors(block)
     tensors, report = experiment.store.tensors(
         specification, partial(_attack, experiment, method, start)
     )
