@@ -1,4 +1,4 @@
-"""A study of a linear classifier and 24 tiny images, whose results have closed forms."""
+"""A study of a linear classifier and 24 tiny images, whose results have closed forms; and small networks."""
 
 import numpy as np
 import torch
@@ -14,6 +14,27 @@ from nbsupport.experiments.store import Store
 from nbsupport.study import Study
 
 CLASSES, SIDE, NUMBER = 4, 8, 24
+
+
+def rand(*shape, seed=0):
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
+class Call(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.forward = function
+
+
+def disturbed(kind, by=0.1, **options):
+    """A frozen denoiser away from the identity."""
+    torch.manual_seed(0)
+    denoiser = kind(width=2, kernel_size=3, **options).eval().requires_grad_(False)
+    for parameter in denoiser.parameters():
+        parameter += by * torch.randn_like(parameter)
+    return denoiser
 
 
 def linear(seed=0, classes=CLASSES, side=SIDE, scale=10.0):

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from small import disturbed
 from torch import nn
 
 import nbsupport
@@ -14,15 +15,6 @@ from nbsupport.denoisers.defended import defend, export
 from nbsupport.denoisers.models import Additive, Filtering, MultiHead, PAFilter
 
 
-def trained(kind):
-    """As after training: no weight is where it started."""
-    torch.manual_seed(1)
-    denoiser = kind(width=2, kernel_size=3)
-    for parameter in denoiser.parameters():
-        parameter.data += 0.05 * torch.randn_like(parameter)
-    return denoiser.eval().requires_grad_(False)
-
-
 @pytest.fixture
 def classifier():
     torch.manual_seed(0)
@@ -30,14 +22,14 @@ def classifier():
 
 
 def test_the_classifier_sees_denoised_images(classifier):
-    denoiser, images = trained(Filtering), torch.rand(3, 3, 17, 19)
+    denoiser, images = disturbed(Filtering), torch.rand(3, 3, 17, 19)
     defended = nbsupport.defend(classifier, denoiser)
     assert torch.equal(defended(images), classifier(denoiser(images)))
     assert not any(part.training for part in defended.modules())
 
 
 def test_a_white_box_attacker_gets_through_it(classifier):
-    images, defended = torch.rand(4, 3, 16, 16), defend(classifier, trained(PAFilter))
+    images, defended = torch.rand(4, 3, 16, 16), defend(classifier, disturbed(PAFilter))
     labels = defended(images).argmax(dim=1)
     attacked, loss = pgd(defended, images, labels, 0.1, steps=5), nn.CrossEntropyLoss()
     assert loss(defended(attacked), labels) > loss(defended(images), labels)
@@ -55,7 +47,7 @@ REFUSED = {
 @pytest.mark.parametrize(("change", "error", "word"), REFUSED.values(), ids=REFUSED)
 def test_networks_that_do_not_fit_are_refused(change, error, word, classifier, no_shape_checker):
     with pytest.raises(error, match=word):
-        defend(*change(classifier, trained(Filtering)))
+        defend(*change(classifier, disturbed(Filtering)))
 
 
 def test_a_denoiser_that_changes_the_shape_is_refused(classifier):
@@ -73,7 +65,7 @@ assert not any(name.startswith("nbsupport") for name in sys.modules)
 
 
 def test_an_exported_denoiser_needs_pytorch_alone(tmp_path):
-    denoiser = trained(PAFilter)
+    denoiser = disturbed(PAFilter)
     images = [torch.rand(number, 3, 9, 14) for number in (1, 2, 7)]
     torch.save(images, tmp_path / "images.pt")
     path = export(denoiser, tmp_path / "denoiser.pt2", (9, 14))
@@ -85,7 +77,7 @@ def test_an_exported_denoiser_needs_pytorch_alone(tmp_path):
 
 @pytest.mark.parametrize("kind", [Additive, MultiHead])
 def test_every_denoiser_can_be_exported(kind, tmp_path):
-    denoiser, images = trained(kind), torch.rand(5, 3, 8, 8)
+    denoiser, images = disturbed(kind), torch.rand(5, 3, 8, 8)
     exported = torch.export.load(export(denoiser, tmp_path / "x.pt2", 8)).module()
     torch.testing.assert_close(exported(images), denoiser(images), atol=1e-6, rtol=0)
     assert [file.name for file in tmp_path.iterdir()] == ["x.pt2"]
@@ -93,6 +85,6 @@ def test_every_denoiser_can_be_exported(kind, tmp_path):
 
 def test_export_refuses_training_mode_and_other_suffixes(tmp_path):
     with pytest.raises(ValueError, match="training mode"):
-        export(trained(Filtering).train(), tmp_path / "x.pt2", 8)
+        export(disturbed(Filtering).train(), tmp_path / "x.pt2", 8)
     with pytest.raises(ValueError, match=r"\.pt2"):
-        export(trained(Filtering), tmp_path / "x.onnx", 8)
+        export(disturbed(Filtering), tmp_path / "x.onnx", 8)

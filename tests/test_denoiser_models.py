@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from numpy.lib.stride_tricks import sliding_window_view
 from scipy.special import expit
+from small import disturbed, rand
 from torch import nn
 
 from nbsupport.denoisers.models import HGD, Additive, Filtering, MultiHead, PAFilter, View, YNet
@@ -23,18 +24,6 @@ every_size = pytest.mark.parametrize("size", SIZES, ids=str)
 def made(kind, *, seed=0, width=2, kernel_size=3, **options):
     torch.manual_seed(seed)
     return kind(width=width, kernel_size=kernel_size, **options).requires_grad_(False)
-
-
-def disturbed(kind, *, by=0.3, **options):
-    """A denoiser away from the identity."""
-    denoiser = made(kind, **options)
-    for parameter in denoiser.parameters():
-        parameter += by * torch.randn_like(parameter)
-    return denoiser
-
-
-def rand(*shape, seed=0):
-    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
 
 
 @every_kind
@@ -78,7 +67,7 @@ def test_only_the_published_additive_denoiser_is_dead_for_some_seeds(as_publishe
 @every_kind
 @every_size
 def test_images_of_any_size_stay_images_of_that_size(kind, size):
-    denoiser, images = disturbed(kind).double(), rand(2, 3, *size).double()
+    denoiser, images = disturbed(kind, 0.3).double(), rand(2, 3, *size).double()
     denoised = denoiser(images)
     assert torch.equal(denoised, denoiser.denoise(images).clamp(0, 1))
     assert denoised.shape == images.shape
@@ -111,7 +100,7 @@ def rectified(x, block, leak=0.0):
 @pytest.mark.parametrize("as_published", [True, False])
 def test_phi_is_the_papers_unet(as_published):
     """Blocks, poolings and skips (section 3.2), with SciPy's and NumPy's operators."""
-    filtering = disturbed(Filtering, as_published=as_published).double()
+    filtering = disturbed(Filtering, 0.3, as_published=as_published).double()
     images, leak = rand(2, 3, 32, 48).double(), 0.0 if as_published else 0.1
     outputs, x = [], images.numpy()
     for number, block in enumerate(filtering.encoder.blocks):
@@ -164,7 +153,7 @@ def test_every_strength_has_its_head():
 
 @pytest.mark.parametrize("as_published", [False, True])
 def test_the_weight_is_the_fusion_of_both_uncertainty_maps(as_published):
-    pafilter = disturbed(PAFilter, by=0.05, as_published=as_published).double()
+    pafilter = disturbed(PAFilter, 0.05, as_published=as_published).double()
     parts = pafilter.parts(rand(2, 3, 5, 6).double())
     layers = [layer for layer in pafilter.fusion if isinstance(layer, nn.Conv2d)]
     for number in range(2):
@@ -178,7 +167,7 @@ def test_the_weight_is_the_fusion_of_both_uncertainty_maps(as_published):
 
 
 def test_all_inputs_of_the_fusion_are_maps_distances_and_what_its_parts_differ_by():
-    pafilter, seen = disturbed(PAFilter, by=0.05, fusion_inputs="all"), []
+    pafilter, seen = disturbed(PAFilter, 0.05, fusion_inputs="all"), []
     pafilter.fusion.register_forward_pre_hook(lambda module, inputs: seen.append(*inputs))
     parts = pafilter.parts(rand(2, 3, 5, 6))
     identity = np.tile(np.eye(9)[4], 3)[:, None, None]
@@ -191,7 +180,7 @@ def test_all_inputs_of_the_fusion_are_maps_distances_and_what_its_parts_differ_b
 
 
 def test_the_parts_are_the_outputs_of_the_ynet_and_fused_pixel_by_pixel():
-    pafilter, images = disturbed(PAFilter), rand(2, 3, 5, 6)
+    pafilter, images = disturbed(PAFilter, 0.3), rand(2, 3, 5, 6)
     parts, fused = pafilter.parts(images), pafilter(images)
     for name in ("sl", "m"):
         kernels = pafilter.ynet.kernels(images, name)
@@ -206,7 +195,7 @@ def test_the_parts_are_the_outputs_of_the_ynet_and_fused_pixel_by_pixel():
 
 def test_the_weight_starts_at_one_half():
     pafilter = made(PAFilter)
-    pafilter.ynet = disturbed(YNet)
+    pafilter.ynet = disturbed(YNet, 0.3)
     assert (pafilter.parts(rand(2, 3, 5, 6)).weight == 0.5).all()
 
 

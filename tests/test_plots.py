@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from small import rand
 
 from nbsupport.experiments.evaluation import COLUMNS
 from nbsupport.experiments.methods import COLOURS, GAIN
@@ -23,10 +24,6 @@ from nbsupport.results.plots import (
 from nbsupport.study import EPS
 
 FUSED = "PA-Filt(L_img)"
-
-
-def rand(*shape, seed=0):
-    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
 
 
 IMAGE, OTHER, MAP = rand(3, 13, 7), rand(3, 13, 7, seed=1), rand(13, 7)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.special import log_softmax, softmax
+from small import rand
 from torch import nn
 
 from nbsupport.attacks.pgd import AttackedSet, pgd
@@ -31,10 +32,6 @@ STUDY = Study.named(
 )  # fmt: skip
 ADAPTIVE, FUSED, PUBLISHED = "PA-Filt(L_adv)", "PA-Filt(L_img)", "PA-Filt(L_img)_as_published"
 BOTH = "PA-Filt(L_img+KL)"
-
-
-def rand(*shape, seed=0):
-    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.fixture(scope="module")
