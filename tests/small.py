@@ -1,6 +1,9 @@
 """A study of a linear classifier and 24 tiny images, whose results have closed forms; and small networks."""
 
+import itertools
+
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image
 from torch import nn
@@ -10,7 +13,9 @@ from nbsupport.data.images import Split
 from nbsupport.experiments.adaptive_evaluation import Minimal
 from nbsupport.experiments.artifacts import Experiment
 from nbsupport.experiments.audit import Audit
+from nbsupport.experiments.evaluation import COLUMNS
 from nbsupport.experiments.store import Store
+from nbsupport.study import EPS as PAPER_EPS
 from nbsupport.study import Study
 
 CLASSES, SIDE, NUMBER = 4, 8, 24
@@ -18,6 +23,10 @@ CLASSES, SIDE, NUMBER = 4, 8, 24
 
 def rand(*shape, seed=0):
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def weights(network):
+    return {name: tensor.clone() for name, tensor in network.state_dict().items()}
 
 
 class Call(nn.Module):
@@ -143,6 +152,30 @@ def audited(**changes):
         steps=(0, 10, 40, 400), trace=rows(90, 50, 40, 39), margins=margins, trace_eps=0.1,
     )  # fmt: skip
     return Audit(**given | changes)
+
+
+SWEPT, SWEEP = (0.3, 0.05), (10, 30, 50, 70, 90)
+
+
+def tidy(*methods, table=1, metrics=("accuracy",), eps=PAPER_EPS, seed=0):
+    """Random rows in the form of `evaluation.table`; accuracies are shares of 24 images."""
+    rng = np.random.default_rng(seed)
+    same = {
+        "table": table,
+        "study": "photographs",
+        "classifier": "small_resnet",
+        "n": 24,
+        "seed": 7,
+    }
+    over_eps = itertools.product(methods, metrics, ("", "-envelope", "-on-itself"), eps, (40,))
+    over_n = itertools.product(methods * (table == 5), ("accuracy",), ("",), SWEPT, SWEEP)
+    places = [
+        {"method": method, "metric": metric, "attack": f"pgd{attack}", "eps": strength, "steps": n}
+        for method, metric, attack, strength, n in (*over_eps, *over_n)
+        if attack != "-on-itself" or method == "Adv"
+    ]
+    values = [same | place | {"value": rng.integers(25) / 24} for place in places]
+    return pd.DataFrame(values, columns=COLUMNS)
 
 
 MODEL = """

@@ -8,9 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from small import rand
+from small import rand, tidy
 
-from nbsupport.experiments.evaluation import COLUMNS
 from nbsupport.experiments.methods import COLOURS, GAIN
 from nbsupport.results import plots
 from nbsupport.results.plots import (
@@ -28,18 +27,6 @@ FUSED = "PA-Filt(L_img)"
 
 IMAGE, OTHER, MAP = rand(3, 13, 7), rand(3, 13, 7, seed=1), rand(13, 7)
 VALUES = np.random.default_rng(0).random((len(EPS), 20))
-
-
-def tidy(*methods, metrics=("accuracy",)):
-    rng = np.random.default_rng(0)
-    rows = [
-        (1, "photographs", "small_resnet", method, attack, 40, eps, metric, rng.random(), 24, 0)
-        for method in methods
-        for metric in metrics
-        for attack in ("pgd", "pgd-envelope")
-        for eps in EPS
-    ]
-    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 ROWS = tidy("attacked", "Filt(L_img)", "8-bit", "JPEG 40", metrics=("psnr", "ssim"))

@@ -9,15 +9,13 @@ import pandas as pd
 import pytest
 from scipy.stats import binomtest
 from small import EPS as STRENGTHS
-from small import SmallExperiment, audited, minimal, rows
+from small import SWEEP, SmallExperiment, audited, minimal, rows, tidy
 
 from nbsupport.experiments import audit
-from nbsupport.experiments.evaluation import COLUMNS
 from nbsupport.results import tables
 from nbsupport.results.tables import (
     adaptive_table,
     audit_table,
-    caption,
     compared,
     document,
     headline,
@@ -32,24 +30,8 @@ from nbsupport.results.tables import (
 )
 from nbsupport.study import EPS, Study, short
 
-SWEPT, SWEEP = (0.3, 0.05), (10, 30, 50, 70, 90)
 STUDY = Study.named("photographs", "smoke", seed=7)
 HEADS = [short(eps) for eps in EPS]
-
-
-def tidy(*methods, table=1, metrics=("accuracy",), eps=EPS, seed=0):
-    """Random rows in the form of `evaluation.table`; accuracies are shares of 24 images."""
-    rng = np.random.default_rng(seed)
-    same = {"table": table, "study": STUDY.name, "classifier": "small_resnet", "n": 24, "seed": 7}
-    over_eps = itertools.product(methods, metrics, ("", "-envelope", "-on-itself"), eps, (40,))
-    over_n = itertools.product(methods * (table == 5), ("accuracy",), ("",), SWEPT, SWEEP)
-    places = [
-        {"method": method, "metric": metric, "attack": f"pgd{attack}", "eps": strength, "steps": n}
-        for method, metric, attack, strength, n in (*over_eps, *over_n)
-        if attack != "-on-itself" or method == "Adv"
-    ]
-    values = [same | place | {"value": rng.integers(25) / 24} for place in places]
-    return pd.DataFrame(values, columns=COLUMNS)
 
 
 def value(rows, **place):
@@ -228,13 +210,6 @@ def test_the_interval_of_a_share_is_wilsons(count, images):
     exact = binomtest(count, images).proportion_ci(method="wilson")
     low, high = wilson(pd.Series([count / images]), images)
     assert (low[0], high[0]) == pytest.approx((exact.low, exact.high), abs=1e-12)
-
-
-def test_every_caption_names_classifier_data_and_scale():
-    for name in tables.TEXTS["captions"]:
-        text = caption(name, STUDY)
-        assert "`small_resnet` on `photographs`" in text and "scale smoke" in text
-        assert "{" not in text and text.endswith(".")
 
 
 # -- the renderer --------------------------------------------------------------------------------

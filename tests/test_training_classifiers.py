@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from small import weights
 
 from nbsupport.attacks.pgd import pgd
 from nbsupport.study import Study
@@ -26,10 +27,6 @@ def untrained(name):
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         return KINDS[name].build(f"small_resnet{KINDS[name].ending}", CLASSES, SIDE)
-
-
-def weights(network):
-    return {name: tensor.clone() for name, tensor in network.state_dict().items()}
 
 
 def run(name, scratch):

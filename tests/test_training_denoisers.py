@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.special import log_softmax, softmax
-from small import rand
+from small import rand, weights
 from torch import nn
 
 from nbsupport.attacks.pgd import AttackedSet, pgd
@@ -55,10 +55,6 @@ def untrained(name):
         for parameter in denoiser.parameters():
             parameter.data += 0.05 * torch.randn_like(parameter)
         return denoiser
-
-
-def weights(network):
-    return {name: tensor.clone() for name, tensor in network.state_dict().items()}
 
 
 def run(name, scratch, classifier, attacked, **changes):
