@@ -1,20 +1,8 @@
-"""The methods: the denoiser, the classifier and the recipe behind each."""
+"""The methods: the recipe behind each."""
 
 import pytest
 
-from nbsupport.experiments.methods import find_recipe, split_method
-
-
-@pytest.mark.parametrize(
-    ("method", "denoiser", "classifier"),
-    [
-        ("Adv", "attacked", "Adv"),
-        ("Filt+FD", "Filt(L_img)", "FD"),
-        ("PA-Filt+Adv", "PA-Filt(L_img)", "Adv"),
-    ],
-)
-def test_a_method_is_a_denoiser_before_a_classifier(method, denoiser, classifier):
-    assert split_method(method) == (denoiser, classifier)
+from nbsupport.experiments.methods import find_recipe
 
 
 @pytest.mark.parametrize(
