@@ -111,9 +111,6 @@ def test_kernels_that_do_not_fit_are_refused(shape, no_shape_checker):
     if shape[1] != 27:
         with pytest.raises(ValueError, match="expected kernels of"):
             distance_from_identity(torch.rand(shape))
-
-
-def test_identity_kernels_are_of_odd_size():
     with pytest.raises(ValueError, match="odd kernel size"):
         identity_kernels(torch.rand(1, 3, 4, 5), 2)
 
