@@ -41,13 +41,6 @@ def test_the_strengths_are_the_papers():
     assert Study.named().attacked_eps == EPS[1:]
 
 
-def test_changes_replace_single_settings():
-    study = Study.named("photographs", "smoke", width=6, eps=(0.0, 0.25))
-    assert study.attacked_eps == (0.25,)
-    unchanged = study.specification() | {"width": 4, "eps": EPS}
-    assert unchanged == Study.named("photographs", "smoke").specification()
-
-
 def test_the_environment_overrides_the_cell_of_a_notebook(monkeypatch):
     assert Study.chosen(scale="smoke", seed=3) == Study.named(scale="smoke", seed=3)
     monkeypatch.setenv("NBSUPPORT_STUDY", "photographs")
