@@ -22,7 +22,7 @@ from nbsupport.classifiers.feature_denoising import (
     pad_like_tensorflow,
     stages,
 )
-from nbsupport.classifiers.models import IMAGENET_MEAN, Classifier, SmallResNet
+from nbsupport.classifiers.models import IMAGENET_MEAN, IMAGENET_STD, Classifier, SmallResNet
 
 BLOCKS, GROUPS = (2, 1, 1, 1), 4
 
@@ -128,8 +128,10 @@ def test_other_networks_have_blocks_after_stem_and_stages(name, blocks):
     modules = classifier.named_modules()
     assert [name for name, each in modules if isinstance(each, DenoisingBlock)] == blocks
     assert classifier(torch.rand(2, 3, 16, 16)).shape == (2, 10)
-    mean = IMAGENET_MEAN if name == "resnet18_fd" else (0.5, 0.5, 0.5)  # no file of the authors
+    imagenet = name == "resnet18_fd"  # no file of the authors
+    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if imagenet else ((0.5, 0.5, 0.5),) * 2
     assert classifier.mean.flatten().tolist() == pytest.approx(mean)
+    assert classifier.std.flatten().tolist() == pytest.approx(std)
 
 
 def tensorpack(after, photographs):
