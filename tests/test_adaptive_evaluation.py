@@ -21,11 +21,6 @@ def small(home, **changes):
     return SmallExperiment(home, study=study, blurred=Baseline("Gaussian blur"))
 
 
-@pytest.fixture
-def blocks_of_four(monkeypatch):
-    monkeypatch.setattr(module, "BLOCK", 4)
-
-
 def test_a_linear_classifier_falls_where_its_closed_form_says(tmp_path):
     experiment = SmallExperiment(tmp_path)
     found, part = evaluate_adaptively(experiment, "attacked"), experiment.images("adaptive")
@@ -60,9 +55,8 @@ def test_transferred_attacks_count(tmp_path, monkeypatch):
     np.testing.assert_array_equal(found.robust()[1:, clean], expected[:, clean])
 
 
-def test_an_interrupted_evaluation_goes_on_with_the_next_block(
-    tmp_path, blocks_of_four, monkeypatch
-):
+def test_an_interrupted_evaluation_goes_on_with_the_next_block(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "BLOCK", 4)
     expected = evaluate_adaptively(small(tmp_path / "whole"), "blurred")
     honest, sizes = module.descend, []
 
