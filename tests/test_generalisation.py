@@ -37,11 +37,10 @@ def count(experiment, method, victim):
     """How many images are right at each ε, and at it and all weaker ones that were attacked."""
     test, classifier = experiment.images("test"), experiment.classifier(victim)
     found = ratios(classifier, test.images, test.labels, EPS, steps=experiment.study.steps)
-    sets = dict.fromkeys((0.0, *EPS), AttackedSet(test.images, test.labels, found, (0.0, *EPS)))
+    attacked = AttackedSet(test.images, test.labels, found, (0.0, *EPS))
     plain, worst, right = {}, {}, [True] * len(test.images)
-    for eps in sorted(sets):
-        images = sets[eps].at(eps)
-        denoised = [experiment.denoiser(method)(image[None]) for image in images]
+    for eps in attacked.eps:
+        denoised = [experiment.denoiser(method)(image[None]) for image in attacked.at(eps)]
         found = [int(experiment.classifier(victim)(image).argmax()) for image in denoised]
         correct = [a == b for a, b in zip(found, test.labels.tolist(), strict=True)]
         right = [a and b for a, b in zip(right, correct, strict=True)]
