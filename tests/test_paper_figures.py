@@ -98,15 +98,13 @@ def test_each_mark_stands_at_its_pixel_beside_its_three_kernels(experiment):
             np.testing.assert_allclose(shown(axis), taps.view(3, 3), atol=1e-6)
 
 
-@pytest.mark.parametrize("pixel", [(0, 16), (-1, 0)])
-def test_a_pixel_outside_is_refused(pixel, experiment):
-    with pytest.raises(IndexError, match="outside"):
-        paper_figures.show_kernels(experiment, "head_2", 0, (0.1,), {"red": pixel})
-
-
-def test_kernels_of_a_method_that_does_not_filter_are_refused(experiment):
-    with pytest.raises(ValueError, match="filters"):
-        paper_figures.show_kernels(experiment, FUSED, 0, (0.1,), {"red": (8, 7)})
+@pytest.mark.parametrize(
+    ("method", "pixel", "word"),
+    [("head_2", (0, 16), "outside"), ("head_2", (-1, 0), "outside"), (FUSED, (8, 7), "filters")],
+)
+def test_kernels_outside_or_of_no_filter_are_refused(method, pixel, word, experiment):
+    with pytest.raises((IndexError, ValueError), match=word):
+        paper_figures.show_kernels(experiment, method, 0, (0.1,), {"red": pixel})
 
 
 def test_green_kernels_of_evenly_spaced_pixels_are_laid_out():
