@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import skimage.metrics
 import torch
-from small import SmallExperiment, linear, pictures, radii
+from small import Call, SmallExperiment, disturbed, linear, pictures, radii, rand, rows
 from torch import nn
 
 from nbsupport.attacks.pgd import AttackedSet, pgd
@@ -40,19 +40,6 @@ METRICS = dict.fromkeys(TABLES, ("accuracy",)) | {2: ("psnr", "ssim")}
 every_table = pytest.mark.parametrize("number", TABLES)
 
 
-def rand(*shape, seed=0):
-    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def disturbed(kind):
-    """A denoiser away from the identity."""
-    torch.manual_seed(0)
-    denoiser = kind(width=2, kernel_size=3).requires_grad_(False).eval()
-    for parameter in denoiser.parameters():
-        parameter += 0.1 * torch.randn_like(parameter)
-    return denoiser
-
-
 @pytest.fixture(scope="module")
 def classifier():
     torch.manual_seed(0)
@@ -68,9 +55,8 @@ def attacked():
 @pytest.fixture(scope="module")
 def filtering():
     filtering = disturbed(Filtering)
-    filtering.outputs["kernels"].bias[
-        3
-    ] = -2  # larger than all others, but negative: no uncertainty
+    # larger than all others, but negative: no uncertainty
+    filtering.outputs["kernels"].bias[3] = -2
     return filtering
 
 
@@ -196,13 +182,6 @@ def lookup(frame, attack, metric):
     return chosen.set_index("eps")["value"]
 
 
-class Inverted(nn.Module):
-    """A denoiser in whose presence the gray-box attack goes the wrong way."""
-
-    def forward(self, images):
-        return 1 - images
-
-
 def test_evaluate_gives_the_closed_form_of_a_linear_classifier(two_classes):
     classifier, images, labels, eps = two_classes
     frame = evaluate(classifier, None, images, labels, eps, adaptive=True, steps=100)
@@ -220,7 +199,8 @@ def test_evaluate_gives_the_closed_form_of_a_linear_classifier(two_classes):
 def test_evaluate_gives_the_adaptive_attacker_the_whole_chain(two_classes):
     classifier, images, _, eps = two_classes
     labels = classifier(1 - images).argmax(dim=1)
-    frame = evaluate(classifier, Inverted().eval(), images, labels, eps, adaptive=True, steps=100)
+    inverted = Call(lambda x: 1 - x).eval()  # the gray-box attack goes the wrong way
+    frame = evaluate(classifier, inverted, images, labels, eps, adaptive=True, steps=100)
     radius = radii(classifier, 1 - images, labels, norm=1)
     white_box = lookup(frame, "adaptive", "accuracy")
     for strength in eps:
@@ -398,10 +378,6 @@ def test_a_classifier_attacked_itself_withstands_the_images_that_a_fresh_attack_
         assert (found[row] != expected).sum() <= 1  # images are kept in half precision
 
 
-def shares(*counts, of=10):
-    return np.array([np.arange(of) < count for count in counts])
-
-
 @pytest.fixture
 def crafted(tmp_path, monkeypatch):
     """From (method, n, victim or strengths) to which images are right: an experiment that has measured that."""
@@ -421,7 +397,8 @@ def crafted(tmp_path, monkeypatch):
 
 def curves(standard, adv):
     """Images right at the three strengths, when PGD attacks the standard classifier and Adv themselves."""
-    return {("attacked", None, "standard"): shares(*standard), ("Adv", None, "Adv"): shares(*adv)}
+    places = ("attacked", None, "standard"), ("Adv", None, "Adv")
+    return {at: rows(*each, of=10) for at, each in zip(places, (standard, adv), strict=True)}
 
 
 @pytest.mark.parametrize(
@@ -456,7 +433,7 @@ def test_robustness_counts_at_the_largest_strength_trained_against(crafted, lear
 @pytest.mark.parametrize(("counts", "half"), [((8, 8, 5, 1), 2), ((8, 8, 8, 8), 1)])
 def test_the_strength_at_half_is_where_adv_has_half_of_its_clean_accuracy(crafted, counts, half):
     eps = (0.0, 0.1, 0.2, 0.5)
-    experiment = crafted({("Adv", None, "standard"): shares(*counts)}, eps=eps)
+    experiment = crafted({("Adv", None, "standard"): rows(*counts, of=10)}, eps=eps)
     assert strength_at_half(experiment) == eps[half]
 
 
