@@ -147,46 +147,33 @@ def test_networks_are_frozen(experiment):
         assert not any(parameter.requires_grad for parameter in network.parameters())
 
 
-def test_nothing_made_from_other_weights_is_used(experiment, tmp_path, monkeypatch):
-    """A classifier trained again ends at other weights: its attacks and denoisers are made anew."""
-    study, home = experiment.study, tmp_path / "home"
-    experiment.denoiser("PA-Filt(L_img)")
-    shutil.copytree(experiment.store.home, home)
-    other, calls = Experiment(study, Store(home)), []
-    (other.store.folder(other.classifier_specification()) / "artifact.json").unlink()
-    train, train_denoiser = classifier_training.train, denoiser_training.train
+@pytest.mark.parametrize(("lost", "attacks"), [("standard", 1), ("Y-Net", 0)])
+def test_nothing_made_from_other_weights_is_used(lost, attacks, untrained, monkeypatch):
+    """A network trained again ends at other weights: what depends on them is made anew, once."""
+    home, calls = untrained.store.home, []
 
-    def train_elsewhere(name, classifier, *arguments):
-        history = train(name, classifier, *arguments)
-        next(classifier.parameters()).data.mul_(1 + 1e-6)
-        return history
+    def elsewhere(train):
+        def train_elsewhere(name, network, *arguments):
+            report = train(name, network, *arguments)
+            calls.append(name)
+            next(network.parameters()).data.mul_(1 + 1e-6 * len(calls))
+            return report
 
-    monkeypatch.setattr(classifier_training, "train", train_elsewhere)
-    spy = lambda name, *rest: calls.append(name) or train_denoiser(name, *rest)  # noqa: E731
-    monkeypatch.setattr(denoiser_training, "train", spy)
-    before = len(list((home / "attacked").glob("*")))
-    other.denoiser("PA-Filt(L_img)")
-    assert calls == ["Y-Net", "PA-Filt(L_img)"]
-    assert len(list((home / "attacked").glob("*"))) == before + 1
-    Experiment(study, Store(home)).denoiser("PA-Filt(L_img)")
-    assert calls == ["Y-Net", "PA-Filt(L_img)"]
+        return train_elsewhere
 
-
-def test_a_denoiser_trained_again_changes_those_that_start_from_it(untrained, monkeypatch):
-    train, calls = denoiser_training.train, []
-
-    def train_elsewhere(name, denoiser, *arguments):
-        report = train(name, denoiser, *arguments)
-        calls.append(name)
-        next(denoiser.parameters()).data.mul_(1 + 1e-6 * len(calls))
-        return report
-
-    monkeypatch.setattr(denoiser_training, "train", train_elsewhere)
+    for each in (classifier_training, denoiser_training):
+        monkeypatch.setattr(each, "train", elsewhere(each.train))
     untrained.denoiser("PA-Filt(L_img)")
-    (folder,) = (untrained.store.home / "denoiser").glob("Y-Net-*")
+    folder = untrained.store.folder(untrained.classifier_specification())
+    if lost == "Y-Net":
+        (folder,) = home.glob("denoiser/Y-Net-*")
     (folder / "artifact.json").unlink()
-    Experiment(untrained.study, untrained.store).denoiser("PA-Filt(L_img)")
-    assert calls == ["Y-Net", "PA-Filt(L_img)"] * 2
+    before = len([*home.glob("attacked/*")])
+    for _ in range(2):
+        Experiment(untrained.study, untrained.store).denoiser("PA-Filt(L_img)")
+    both = ["Y-Net", "PA-Filt(L_img)"]
+    assert calls == [*both, *["standard"] * attacks, *both]
+    assert len([*home.glob("attacked/*")]) == before + attacks
 
 
 # -- attacked images -----------------------------------------------------------------------------
