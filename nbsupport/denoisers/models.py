@@ -10,7 +10,7 @@ All but `HGD` use the kernel-prediction U-Net φ (section 3.2):
 `PAFilter`   Ĩ = W ⊙ Ĩ_sl + (1 − W) ⊙ Ĩ_m                   eqs. 9–11
 
 `width` is the number of channels of φ's first block (64 in the paper); `kernel_size` is K, odd.
-The paper's denoisers start as the identity, and their decoders `leak` (see `unet.LEAK`). With
+The paper's denoisers start as the identity, and their decoders leak (`unet.LEAK`). With
 `as_published=True` they start from PyTorch's default initialisation instead, which shrinks the
 signal to almost nothing over φ's 24 layers of ReLU.
 """
@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from ..data.images import Images, Kernels, Map, check_images
 from .filtering import distance_from_identity, filter_pixels, uncertainty_map
-from .unet import LEAK, Decoder, Encoder, OutputLayer, convolutions, initialise, resize
+from .unet import Decoder, Encoder, OutputLayer, convolutions, initialise, resize
 
 HEADS = 4
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -172,13 +172,11 @@ class Additive(Denoiser):
     As published the last block has three rectified channels, so φ is often dead.
     """
 
-    def __init__(
-        self, width: int = 64, kernel_size: int = 5, as_published: bool = False, leak: float = LEAK
-    ) -> None:
+    def __init__(self, width: int = 64, kernel_size: int = 5, as_published: bool = False) -> None:
         super().__init__()
         channels = 3 if as_published else 3 * kernel_size**2
         self.encoder = Encoder(width, as_published)
-        self.decoder = Decoder(width, channels, as_published, leak)
+        self.decoder = Decoder(width, channels, as_published)
         self.output = OutputLayer(channels, torch.zeros(3), as_published)
 
     def denoise(self, images: Images) -> Images:
@@ -191,15 +189,13 @@ class Filtering(KernelDenoiser):
     OUTPUTS: ClassVar[dict[Any, str]] = {"kernels": "kernels"}
     """φ's output layers, and the decoder before each. A call uses the first."""
 
-    def __init__(
-        self, width: int = 64, kernel_size: int = 5, as_published: bool = False, leak: float = LEAK
-    ) -> None:
+    def __init__(self, width: int = 64, kernel_size: int = 5, as_published: bool = False) -> None:
         super().__init__()
         identity = torch.eye(kernel_size**2)[kernel_size**2 // 2].repeat(3)
         self.encoder = Encoder(width, as_published)
         self.decoders, self.outputs = nn.ModuleDict(), nn.ModuleDict()
         for name in dict.fromkeys(self.OUTPUTS.values()):
-            self.decoders[name] = Decoder(width, len(identity), as_published, leak)
+            self.decoders[name] = Decoder(width, len(identity), as_published)
         for output in self.OUTPUTS:
             self.outputs[str(output)] = OutputLayer(len(identity), identity, as_published)
 
@@ -283,10 +279,10 @@ class PAFilter(Denoiser):
 
     def __init__(
         self, width: int = 64, kernel_size: int = 5, as_published: bool = False,
-        fusion_inputs: str = "maps", fusion_start: str = "half", leak: float = LEAK,
+        fusion_inputs: str = "maps", fusion_start: str = "half",
     ) -> None:  # fmt: skip
         super().__init__()
-        self.ynet, self.inputs = YNet(width, kernel_size, as_published, leak), fusion_inputs
+        self.ynet, self.inputs = YNet(width, kernel_size, as_published), fusion_inputs
         self.offset = 0 if as_published else 1
         border: Any = "zeros" if as_published else "replicate"  # zeros draw a frame around W
         channels = 2 if fusion_inputs == "maps" else 5

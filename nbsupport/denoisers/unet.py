@@ -59,10 +59,10 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Blocks of `width` · 8, `width` · 4 and `channels` channels; skips from blocks 4, 3, 2."""
 
-    def __init__(self, width: int, channels: int, as_published: bool, leak: float = LEAK) -> None:
+    def __init__(self, width: int, channels: int, as_published: bool) -> None:
         super().__init__()
         sizes = (16 * width, 8 * width), (12 * width, 4 * width), (6 * width, channels)
-        leak = 0.0 if as_published else leak
+        leak = 0.0 if as_published else LEAK
         self.blocks = nn.ModuleList(convolutions(a, b, b, b, leak=leak) for a, b in sizes)
         if not as_published:
             initialise(self)

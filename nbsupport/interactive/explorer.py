@@ -26,7 +26,7 @@ from ..classifiers.models import Classifier
 from ..data.images import AnyLabels, Images, Labels, check_images, check_labels
 from ..denoisers.baselines import BASELINES, Baseline
 from ..denoisers.filtering import uncertainty_map
-from ..denoisers.models import HEADS, KernelDenoiser, PAFilter, View
+from ..denoisers.models import KernelDenoiser, PAFilter, View
 from ..denoisers.pretrained import load_pretrained, samples
 from ..experiments.evaluation import quality
 from ..experiments.methods import COLOURS, DASHES, MARKERS
@@ -403,15 +403,10 @@ def explore(
 
 
 def _pretrained() -> tuple[Any, ...]:
-    networks: Any = (
-        load_pretrained(f"cifar10-{name}(L_img)")
-        for name in ("PA-Filt", "Filt", "Add", "Multi-head-Filt")
-    )
-    pa_filter, filt, add, heads = networks
-    denoisers = {"PA-Filt(L_img)": pa_filter, "Filt(L_img)": filt, "Add(L_img)": add}
-    views = {f"PA-Filt(L_img)_{part}": View(pa_filter.ynet, part) for part in ("sl", "m")}
-    views |= {f"head_{number}": View(heads, number) for number in range(1, HEADS + 1)}
-    denoisers |= {name: each.eval() for name, each in views.items()}
+    names = ("PA-Filt(L_img)", "HGD", "Filt(L_img)", "Add(L_img)")
+    denoisers: Any = {name: load_pretrained(f"cifar10-{name}") for name in names}
+    for part in ("sl", "m"):
+        denoisers[f"{names[0]}_{part}"] = View(denoisers[names[0]].ynet, part).eval()
     denoisers |= {name: Baseline(name).eval() for name in BASELINES}
     split = samples()
     some = split.images[:8], split.labels[:8]
