@@ -238,7 +238,7 @@ class Explorer(Screen):
         self.pieces: dict[tuple[int, str], Piece] = {}
         self._waiting, self._paused = deque[Task](), list[Task]()
         self._tokens, self._lock = Queue[None](), threading.RLock()  # a token per task
-        strength, method = (len(exploration.eps) + 1) // 2, methods[:2][-1]
+        strength, method = len(exploration.eps) // 3 + 1, methods[:2][-1]
         order = exploration.order(strength, method)
         row, column = (side // 2 for side in exploration.images.shape[-2:])
         upload = ipywidgets.FileUpload(accept="image/*", description="own image")
@@ -382,11 +382,11 @@ def explore(
     """Show images, attacks, denoised images and kernels on one screen, computed as one looks at it.
 
     Images are RGB in [0, 1], denoisers in evaluation mode; `classifier` returns logits. Without
-    arguments: the pretrained networks on eight CIFAR-10 images. The screen opens on the first image
-    that the attack at the middle strength fools and the first denoiser repairs; beside it stands
-    the first that it does not. The first three denoisers come first. Raises `ValueError` or
-    `TypeError` if images, labels or classifier are refused, the strengths do not rise from 0, or
-    the frames exceed 4 GiB.
+    arguments: the pretrained networks on eight CIFAR-10 images. The screen opens a third of the way
+    up the strengths, on the first image that the attack fools and the first denoiser repairs;
+    beside it stands the first that it does not. The first three denoisers come first. Raises
+    `ValueError` or `TypeError` if images, labels or classifier are refused, the strengths do not
+    rise from 0, or the frames exceed 4 GiB.
     """
     if classifier is None and denoisers is None and images is None and labels is None:
         return explore(*_pretrained(), eps=eps)
