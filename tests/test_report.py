@@ -13,7 +13,7 @@ from bs4 import BeautifulSoup
 from nbsupport.results import report, tables
 from nbsupport.results.claims import published_claims
 from nbsupport.results.report import build, studies, update_readme
-from nbsupport.results.save import REPOSITORY
+from nbsupport.results.save import REPOSITORY, RESULTS
 from nbsupport.study import EPS, eps_label
 
 FIGURES = REPOSITORY / "figures"
@@ -32,6 +32,7 @@ def sections(page):
 
 def stored(ending, *but):
     """The committed files of an ending, with the ids of their results."""
+    but = (*but, RESULTS.removesuffix(".json"))
     paths = [path for path in FIGURES.glob(f"*/*{ending}") if path.stem not in but]
     return [(f"{path.parent.name}-{path.stem}", path) for path in paths]
 
@@ -248,6 +249,6 @@ def test_readme_and_overview_are_current_and_rendered_from_the_stored_results(re
     assert table in (REPOSITORY / "README.md").read_text(encoding="utf-8")
     text = (readme.parent / "figures" / "README.md").read_text(encoding="utf-8")
     assert text == (FIGURES / "README.md").read_text(encoding="utf-8")
-    for path in FIGURES.glob("*/*.json"):
+    for _, path in stored(".json"):
         assert json.loads(path.read_text(encoding="utf-8"))["caption"] in text
     assert all((FIGURES / link).is_file() for link in re.findall(r"\]\(([^)]+)\)", text))
