@@ -1,4 +1,4 @@
-"""One JupyterLab and one Chromium per process; a notebook is opened and run once for all its tests."""
+"""One JupyterLab and one Chromium for all tests; a notebook is opened and run once for all tests of it."""
 
 import os
 import shutil
@@ -15,8 +15,6 @@ CHROMIUM = os.environ.get("CHROMIUM", "chromium")
 def pytest_configure(config) -> None:
     if not shutil.which(CHROMIUM):
         raise pytest.UsageError(f"no browser {CHROMIUM!r}: install Chromium, or set CHROMIUM to it")
-    if not hasattr(config, "workerinput"):  # once, and not in every process
-        shutil.rmtree(SCREENSHOTS, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
@@ -27,6 +25,7 @@ def lab(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def browser():
+    shutil.rmtree(SCREENSHOTS, ignore_errors=True)
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=shutil.which(CHROMIUM))
         yield chromium.new_context(viewport={"width": 1280, "height": 800})
