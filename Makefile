@@ -71,11 +71,14 @@ lab: $(READY)
 	@$(BIN)/python -m jupyterlab $(if $(filter 0,$(shell id -u)),--allow-root) --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb
 
 MATRIX ?= not matrix
+# What the notebooks computed in the unit tests serves them in the browser, too.
+test: export STORE_OF_NOTEBOOKS := $(CURDIR)/build/store-of-notebooks
 test: $(READY)
+	@rm -rf "$(STORE_OF_NOTEBOOKS)"
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "$(MATRIX)" --numprocesses auto --maxprocesses 4
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "$(MATRIX)" --numprocesses auto --maxprocesses 4 --dist worksteal
 	$(if $(CHROMIUM),@$(MAKE) --no-print-directory browser,@echo "$(NO_CHROMIUM)")
 
 test-all: MATRIX := matrix or not matrix

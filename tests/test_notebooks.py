@@ -125,10 +125,11 @@ exercise()"""
 
 @pytest.fixture
 def shared_store(tmp_path_factory, monkeypatch):
-    """One store for all notebooks, also for those that another process of pytest runs."""
+    """One store for all notebooks, in every process of pytest, and for the tests in a browser."""
     place = tmp_path_factory.getbasetemp()
     place = place.parent if "PYTEST_XDIST_WORKER" in os.environ else place
-    monkeypatch.setenv("NBSUPPORT_HOME", str(place / "store-of-notebooks"))
+    shared = os.environ.get("STORE_OF_NOTEBOOKS", str(place / "store"))
+    monkeypatch.setenv("NBSUPPORT_HOME", shared)
 
 
 @every_notebook

@@ -62,8 +62,9 @@ class Lab:
         kept = ((k, v) for k, v in os.environ.items() if not k.startswith(("NBSUPPORT", "JUPYTER")))
         folders = {"JUPYTERLAB_SETTINGS_DIR": "settings", "JUPYTERLAB_WORKSPACES_DIR": "workspaces",
                    "JUPYTER_CONFIG_DIR": "config", "JUPYTER_RUNTIME_DIR": "runtime", "JUPYTER_DATA_DIR": "data",
-                   "IPYTHONDIR": "ipython", "NBSUPPORT_HOME": "store", "NBSUPPORT_FIGURES": "saved"}  # fmt: skip
+                   "IPYTHONDIR": "ipython", "NBSUPPORT_FIGURES": "saved"}  # fmt: skip
         environment = dict(kept) | {name: str(root / folder) for name, folder in folders.items()}
+        environment["NBSUPPORT_HOME"] = os.environ.get("STORE_OF_NOTEBOOKS", str(root / "store"))
         # Kernels import the package that stands beside these tests.
         environment |= {"PYTHONPATH": str(REPOSITORY), "JUPYTER_TOKEN": self.token,
                         "NBSUPPORT_STUDY": "photographs", "NBSUPPORT_SCALE": "smoke"}  # fmt: skip
