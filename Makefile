@@ -60,7 +60,7 @@ pages: $(READY)
 figures: $(READY)
 	NBSUPPORT_FIGURES="$(CURDIR)/figures" $(NBSUPPORT) run
 	@$(BIN)/python -m nbsupport.results.report
-	@$(BIN)/python -m nbsupport.interactive.page build/explorer.html
+	@$(BIN)/python -m nbsupport.interactive.explorer build/explorer.html
 	@test -z "$(CHROMIUM)" || $(CHROMIUM) --headless --no-sandbox --hide-scrollbars --window-size=1000,735 --virtual-time-budget=5000 --screenshot=figures/explorer.png build/explorer.html
 	@$(BIN)/python -c 'import json; from nbsupport.results.save import commit; print(json.dumps(commit()))' > figures/explorer.json
 

@@ -96,7 +96,7 @@ def test_report_prints_a_summary_or_the_chosen_tables_and_their_claims(finished,
 
 
 def test_the_page_is_written_where_it_is_wanted(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("nbsupport.interactive.page.write_page", lambda path: path.touch())
+    monkeypatch.setattr("nbsupport.interactive.explorer.write_page", lambda path: path.touch())
     main(["report", "--html", str(tmp_path / "new" / "page.html")])
     assert str(tmp_path / "new" / "page.html") in capsys.readouterr().out
     assert "</html>" in (tmp_path / "new" / "page.html").read_text(encoding="utf-8")

@@ -19,7 +19,7 @@ from nbsupport.denoisers.filtering import filter_pixels, uncertainty_map
 from nbsupport.denoisers.models import Additive, Filtering, PAFilter
 from nbsupport.interactive import explorer as module
 from nbsupport.interactive.explorer import Exploration, Explorer, explore
-from nbsupport.interactive.screen import embed
+from nbsupport.interactive.widgets import embed
 
 EPS, NUMBER = (0.0, 0.02, 0.1), 3
 KINDS = {"PA-Filt(L_img)": PAFilter, "Filt(L_img)": Filtering, "Add(L_img)": Additive}

@@ -95,13 +95,13 @@ def test_in_a_folder_of_pages_it_leads_to_them_and_has_the_explorer(figures, tmp
     (tmp_path / "07_pa_filt.html").touch()
     screen = '<div id="nbs-1">the explorer</div>'
     monkeypatch.setattr(
-        report.page, "write_page", lambda path: path.write_text(f"<h1>{screen}</body></html>")
+        report.explorer, "write_page", lambda path: path.write_text(f"<h1>{screen}</body></html>")
     )
     for _ in range(2):  # computed, then read
         page = BeautifulSoup(build([figures], tmp_path), "html.parser")
         assert str(page.find(id="nbs-1")) == screen
         assert page.find(id="cifar10-07_pa_filt").find("a", href="07_pa_filt.html")
-        monkeypatch.setattr(report.page, "write_page", None)
+        monkeypatch.setattr(report.explorer, "write_page", None)
 
 
 def test_every_result_has_its_caption_and_provenance(sections):

@@ -14,8 +14,7 @@ from exercise import exercise
 from matplotlib.figure import Figure
 from PIL import Image
 
-from nbsupport.interactive.screen import EXPORT, embed
-from nbsupport.interactive.widgets import Browser
+from nbsupport.interactive.widgets import EXPORT, Browser, embed
 
 LETTERS, NUMBERS = {"first": "a", "second": "b", "third": "c"}, {"one": 1, "two": 2}
 
@@ -72,7 +71,7 @@ def test_a_page_holds_all_that_it_shows_whatever_the_labels_are():
 def test_what_is_displayed_where(browser, export, monkeypatch):
     shown = []
     monkeypatch.setattr(
-        "nbsupport.interactive.screen.display", lambda data, **_: shown.append(data)
+        "nbsupport.interactive.widgets.display", lambda data, **_: shown.append(data)
     )
     if export:
         monkeypatch.setenv(EXPORT, "1")

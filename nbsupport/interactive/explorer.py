@@ -1,13 +1,18 @@
-"""Attacks, denoised images and kernels on one screen, computed while one looks at it."""
+"""Attacks, denoised images and kernels on one screen, computed while one looks at it.
+
+Run as a module, it writes the explorer of the pretrained networks as a page.
+"""
 
 import io
 import math
+import sys
 import threading
 import zlib
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
+from pathlib import Path
 from queue import Queue
 from typing import Any, NamedTuple
 
@@ -31,7 +36,7 @@ from ..denoisers.pretrained import load_pretrained, samples
 from ..experiments.evaluation import quality
 from ..experiments.methods import COLOURS, DASHES, MARKERS
 from ..study import EPS, eps_label
-from .screen import Screen
+from .widgets import Screen, embed
 
 ATTACKED = "attacked"  # the method without a denoiser
 FIRST = 3  # denoisers that are computed first
@@ -411,3 +416,28 @@ def _pretrained() -> tuple[Any, ...]:
     split = samples()
     some = split.images[:8], split.labels[:8]
     return load_pretrained("cifar10-classifier"), denoisers, *some, split.classes
+
+
+# -- as a page ------------------------------------------------------------------------------------
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>AdvFilter: an explorer</title>
+<meta name="viewport" content="width=device-width">
+<style>:root { color-scheme: light dark; font-family: system-ui, sans-serif; }
+body { max-width: 1000px; margin: 12px auto; padding: 0 12px; } h1 { font-size: 20px; }</style>
+</head><body><h1>An attack, and a filter before the classifier</h1>
+<p>Eight CIFAR-10 images under PGD attacks of rising strength ε on a ResNet-20, cleaned by trained
+denoisers and by simple filters. The attacker is gray-box: it knows the classifier alone. An
+adaptive attacker, who also knows the denoiser, undoes most of what they gain.</p>
+"""
+
+
+def write_page(path: Path) -> None:
+    """Write the explorer of the pretrained networks as a page that needs no network or kernel."""
+    text = f"{_PAGE}{embed(explore())}</body></html>\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_page(Path(sys.argv[1]))

@@ -23,7 +23,7 @@ from pygments.formatters import HtmlFormatter
 from tqdm import tqdm
 from traitlets.config import Config
 
-from ..interactive.screen import EXPORT
+from ..interactive.widgets import EXPORT
 from . import report
 from .save import REPOSITORY
 

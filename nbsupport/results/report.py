@@ -21,9 +21,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ..experiments.methods import COLOURS, ENVELOPE
-from ..interactive import page
-from ..interactive.screen import embed
-from ..interactive.widgets import Browser, eps_choices
+from ..interactive import explorer
+from ..interactive.widgets import Browser, embed, eps_choices
 from ..study import EPS, Study
 from . import claims, plots, tables
 from .save import REPOSITORY, RESULTS, build_folder, commit, is_clone, roots, write_text
@@ -208,14 +207,14 @@ def browse(result: Result) -> Markup:
     return Markup(embed(Browser(draw, eps=eps_choices(index["eps"]))))
 
 
-def explorer(path: Path) -> str:
+def embed_explorer(path: Path) -> str:
     """The explorer as it stands on its page at `path`, which is written where it is missing or old.
 
     That takes a minute.
     """
-    code = Path(page.__file__).parent.iterdir()
+    code = Path(explorer.__file__).parent.iterdir()
     if not path.is_file() or path.stat().st_mtime < max(each.stat().st_mtime for each in code):
-        page.write_page(path)
+        explorer.write_page(path)
     start = '<div id="nbs-'
     return start + path.read_text("utf-8").partition(start)[2].partition("</body>")[0]
 
@@ -238,7 +237,7 @@ def build(roots: list[Path], folder: Path | None = None) -> str:
     markdown = mistune.create_markdown(escape=True)
     return render(
         "report.html", studies=found, known=known if clone else {},
-        explorer=explorer(folder / "explorer.html") if folder else "",
+        explorer=embed_explorer(folder / "explorer.html") if folder else "",
         pages={path.stem for path in folder.glob("[0-9][0-9]_*.html")} if folder else (),
         prose=lambda text: Markup(markdown(text)), curve=curve(next(iter(found.values()))),
         openings={result.chapter: opening(result.chapter) for result in every}, judged=judged,

@@ -11,9 +11,9 @@ from PIL import Image
 from torch import nn
 
 from nbsupport.classifiers.models import Classifier
-from nbsupport.interactive import page as static
+from nbsupport.interactive import explorer as static
 from nbsupport.interactive.explorer import explore
-from nbsupport.interactive.screen import embed
+from nbsupport.interactive.widgets import embed
 from nbsupport.results import notebooks
 from nbsupport.study import eps_label
 

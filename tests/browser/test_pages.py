@@ -8,8 +8,7 @@ from lab import REPOSITORY
 from matplotlib.figure import Figure
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from nbsupport.interactive.screen import embed
-from nbsupport.interactive.widgets import Browser
+from nbsupport.interactive.widgets import Browser, embed
 from nbsupport.results import report, tables
 from nbsupport.results.notebooks import AROUND, to_page
 
