@@ -119,6 +119,8 @@ def update_readme(path: Path = REPOSITORY / "README.md") -> None:
     every = (result for results in found.values() for result in results)
     shown = next(result for result in every if result.name == "adaptive")
     table, note = tables.headline(shown.rows), tables.caption("headline", shown.study)
+    if table.index.str.endswith("†").any():
+        note += tables.TEXTS["phrases"]["dagger"]
     text = f"{START}\n{tables.to_markdown(table)}\n\n*{note}*\n{END}"
     readme, times = re.subn(f"(?s){START}.*?{END}", lambda _: text, path.read_text("utf-8"))
     if times != 1:
