@@ -293,8 +293,14 @@ def test_a_run_keeps_pages_that_need_nothing_else(tiny, capsys):
     (state,) = page.find_all("script", type="application/json")
     assert json.loads(state.string)["sliders"] == [["number", ["one", "two"]]]
     printed = capsys.readouterr()
-    assert [line.split()[0] for line in printed.out.splitlines()] == ["00_start", "01_a", "all"]
+    assert {line.split()[0] for line in printed.out.splitlines()} == {"00_start", "01_a", "all"}
     assert re.search(r"100% 3/3 \[\S+\] training", printed.err)  # the bar inside of a cell
+
+
+def test_the_first_failure_ends_a_run(tiny):
+    nbformat.write(new_notebook(cells=[new_code_cell("1 / 0")]), tiny / "00_start.ipynb")
+    with pytest.raises(NotebookError, match=r"(?s)^00_start\.ipynb: .*ZeroDivisionError"):
+        runner.run(["00", "01"], "photographs", "smoke")
 
 
 def test_above_smoke_the_report_stands_with_the_pages(tiny, monkeypatch):

@@ -4,15 +4,20 @@ import contextlib
 import io
 import os
 import re
+import threading
 import time
 from base64 import b64encode
+from collections import deque
 from html import escape, unescape
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 import nbformat
+import torch
 from bs4 import BeautifulSoup
 from jupyter_client.kernelspec import KernelSpecManager
+from jupyter_core.utils import ensure_event_loop
 from markupsafe import Markup
 from matplotlib.mathtext import math_to_image
 from nbclient import NotebookClient
@@ -75,17 +80,21 @@ class _Watched(NotebookClient):
         return super().process_message(msg, cell, cell_index)
 
 
-def execute(path: Path, study: str, scale: str, **choices: str) -> NotebookNode:
+def execute(
+    path: Path, study: str, scale: str, threads: int | None = None, **choices: str
+) -> NotebookNode:
     """Run a notebook and return it with its outputs and the state of its widgets.
 
     `Study.chosen` finds the study, its scale and the `choices` (``classifier``, ``robust``,
-    ``data``, ``image_size``) in the kernel's environment. Raises `NotebookError` if a cell fails or
-    an error hides in a widget.
+    ``data``, ``image_size``) in the kernel's environment; PyTorch computes with so many `threads`.
+    Raises `NotebookError` if a cell fails or an error hides in a widget.
     """
     notebook = nbformat.read(path, as_version=4)
     chosen = {"study": study, "scale": scale, **choices}
     environment = {f"NBSUPPORT_{name.upper()}": value for name, value in chosen.items()}
     environment |= {"TQDM_BAR_FORMAT": "", EXPORT: "1"}
+    if threads and "OMP_NUM_THREADS" not in os.environ:
+        environment["OMP_NUM_THREADS"] = str(threads)
     client: Any = _Watched(
         notebook,
         timeout=None,
@@ -124,20 +133,39 @@ def _check_outputs(notebook: NotebookNode) -> None:
 
 
 def run(names: list[str], study: str, scale: str, **choices: str) -> Path:
-    """Execute notebooks one after the other into web pages in ``build/<study>-<scale>``.
+    """Execute notebooks into web pages in ``build/<study>-<scale>``, without a GPU two at a time.
 
-    Above ``smoke``, whose numbers mean nothing, the report is their ``index.html``.
+    Above ``smoke``, whose numbers mean nothing, the report is their ``index.html``. Raises the
+    first `NotebookError`; the other notebook ends with this process.
     """
     paths, folder = find(names), PAGES / f"{study}-{scale}"
     folder.mkdir(parents=True, exist_ok=True)
     start, around = time.monotonic(), AROUND if scale != "smoke" else {}
-    for path in paths:
-        before = time.monotonic()
-        notebook = execute(path, study, scale, **choices)
-        there = {*(each.stem for each in paths), *(page.stem for page in folder.glob("*.html"))}
+    there = {*(each.stem for each in paths), *(page.stem for page in folder.glob("*.html"))}
+    at_once = 1 if torch.cuda.is_available() else min(os.cpu_count() or 1, len(paths), 2)
+    threads = max((os.cpu_count() or 1) // at_once, 1)
+    left, ended = deque(paths), Queue[tuple[Path, float, Any]]()
+
+    def work() -> None:
+        with contextlib.suppress(IndexError):  # nothing is left
+            while path := left.popleft():
+                before = time.monotonic()
+                try:
+                    found: Any = execute(path, study, scale, threads, **choices)
+                except Exception as error:
+                    found = error
+                ended.put((path, time.monotonic() - before, found))
+        ensure_event_loop().close()  # nbclient opened this thread's
+
+    for _ in range(at_once):  # daemons: an interruption does not wait for cells
+        threading.Thread(target=work, daemon=True).start()
+    for _ in paths:
+        path, seconds, found = ended.get()
+        if isinstance(found, Exception):
+            raise found
         page = folder / f"{path.stem}.html"
-        page.write_text(to_page(notebook, there, around), encoding="utf-8")
-        print(f"{path.stem:30} {time.monotonic() - before:6.0f} s", flush=True)
+        page.write_text(to_page(found, there, around), encoding="utf-8")
+        tqdm.write(f"{path.stem:30} {seconds:6.0f} s")
     if around:
         with contextlib.suppress(FileNotFoundError):  # nothing has saved a result yet
             report.write(folder / "index.html")
