@@ -111,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--tables", default=default, **tables)
     check = add("verify", _verify, "attack a few images of a stored adaptive evaluation again")
     check.add_argument("method", metavar="NAME", help="a row of the table, such as 'Filt(L_img)'")
-    check.add_argument("--images", type=int, default=32, help="how many of its images (32)")
+    check.add_argument("--images", type=int, default=8, help="how many of its images (8)")
     add("doctor", _doctor, "list what is there, what is missing, and the command that gets it")
     return parser
 

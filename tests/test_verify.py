@@ -47,6 +47,12 @@ def test_what_is_missing_is_refused_and_not_made(recorded, tmp_path, monkeypatch
         verify("cifar10", "8-bit")
     with pytest.raises(ValueError, match="no row 'Filt' in"):
         verify("photographs", "Filt")
+    record = recorded.with_suffix(".json")
+    text = record.read_text("utf-8")
+    record.write_text(text.replace('"images_from": ""', '"images_from": "JPEG copies"'), "utf-8")
+    with pytest.raises(ValueError, match="measured on JPEG copies"):
+        verify("photographs", "8-bit")
+    record.write_text(text, "utf-8")
     monkeypatch.setenv("NBSUPPORT_HOME", str(tmp_path / "empty"))
     with pytest.raises(ValueError, match="has no such classifier"):
         verify("photographs", "attacked")

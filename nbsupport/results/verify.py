@@ -29,11 +29,11 @@ class Verified(NamedTuple):
     report: str
 
 
-def verify(study: str, method: str, images: int = 32) -> Verified:
+def verify(study: str, method: str, images: int = 8) -> Verified:
     """Attack the first images of a method's row again, and compare the ε at which each one falls.
 
     The networks are the pretrained ones where the row was made from those, or else stored ones.
-    Raises `ValueError` if there is no such row, or a network is missing.
+    Raises `ValueError` if there is no such row, the images are others, or a network is missing.
     """
     tables = (root / study / f"{PER_IMAGE}.csv" for root in roots())
     table = next((path for path in tables if path.is_file()), None)
@@ -46,7 +46,10 @@ def verify(study: str, method: str, images: int = 32) -> Verified:
         there = ", ".join(recorded.columns)
         raise ValueError(f"no row {method!r} in {table}; there are: {there}")
     record = json.loads(table.with_suffix(".json").read_text("utf-8"))
+    source = record["study"].pop("images_from")
     experiment = Experiment(Study.recorded(record["study"]), Store(frozen=True))
+    if source != (here := experiment.study.images_from):
+        raise ValueError(f"the row was measured on {source}, got {here}; name those with --data")
     before = recorded[method].to_numpy()[:images]
     part = experiment.images("adaptive")
     few, labels = (x[: len(before)].to(experiment.device) for x in (part.images, part.labels))
