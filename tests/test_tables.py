@@ -84,13 +84,13 @@ def test_the_nearest_published_numbers_are_compared(number, classifier, data, ex
     ("number", "methods", "eps", "lines"),
     [
         (3, ("head_4", "attacked", "8-bit"), None, 8),  # the paper has no 8-bit
-        (5, ("attacked", "Adv", "Filt+Adv"), None, 10),  # Adv is also attacked itself
+        (5, ("attacked", "Adv", "Filt+Adv"), None, 10),  # Adv is also attacked directly
         (5, ("attacked", "Adv", "Filt+Adv"), 0.3, 6),  # over n
     ],
 )
 def test_every_number_stands_where_it_belongs(number, methods, eps, lines):
     rows, found = tidy(*methods, table=number), {"published": published(*tables.PAPER)}
-    sources = {"measured": "", "worst case": "-envelope", "attacked itself": "-on-itself"}
+    sources = {"measured": "", "worst case": "-envelope", "attacked directly": "-on-itself"}
     for source, attack in sources.items():
         found[source] = rows[rows["attack"] == f"pgd{attack}"]
     table, points = wide_table(rows, eps), EPS if eps is None else SWEEP
@@ -161,17 +161,17 @@ def test_every_number_of_an_audit_stands_where_it_belongs(adaptive):
     assert list(table.index) == ["Filt(L_img*)"]
     line, at = table.loc["Filt(L_img*)"], "accuracy at ε = 1e-1"
     expected = {
-        (at, "gray-box"): 0.6, (at, "PGD"): 0.3, (at, "AutoAttack"): 0.29, (at, "Square"): 0.5,
+        (at, "gray-box"): 0.6, (at, "PGD"): 0.3, (at, "AutoAttack's gradient attacks"): 0.29, (at, "Square"): 0.5,
         (at, "transfer"): 0.8, (at, "FGSM"): 0.7, ("median L2 norm", "DeepFool"): 1.0,
         ("median L2 norm", "L2-PGD"): np.inf,
-        ("images that fall to the audit only, ε =", "3e-2"): 0,
+        ("images that only the audit fools, ε =", "3e-2"): 0,
     }  # fmt: skip
     assert {place: line[place] for place in expected} == expected
 
 
 def test_a_failed_check_makes_a_row_unreliable(adaptive):
     table = adaptive_table(adaptive, 0.1)
-    assert list(table["", "attack"]) == ["sound", "sound", "unreliable: gradient, logits"]
+    assert list(table["", "attack"]) == ["not audited", "sound", "unreliable: gradient, logits"]
     page = style(table, "<i>").to_html()
     assert "<i>" not in page and len(re.findall('<td class="[^"]*unreliable', page)) == 1
 

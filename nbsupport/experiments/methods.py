@@ -54,7 +54,7 @@ DEFENCES = (*_TRAINED, *BASELINES, "PA-Filt(L_adv)")
 """The methods of the adaptive evaluation: those of Tables 1 to 5, and PA-Filt(L_adv)."""
 AUDITED: tuple[str, ...] = ("attacked", "Filt(L_img)", "Filt(L_sem)", "PA-Filt(L_img)", BOTH_LOSSES)
 AUDITED += ("JPEG 40", "Adv", "Filt+Adv")
-"""The defences for which every ε is also attacked from nothing."""
+"""The defences for which every ε is also attacked from scratch."""
 
 
 def split_method(method: str) -> tuple[str, str]:
@@ -91,12 +91,12 @@ UNSEEN = ("FGSM", "Gaussian noise", "uniform noise")
 WORST = "worst"
 """Per image the worst case of all white-box and transferred attacks over ε' ≤ ε."""
 CHECKS = {
-    "audit": "attacking each ε from nothing finds no more",
+    "audit": "attacking each ε from scratch fools at most one more image",
     "ε": "a stronger attack succeeds more often",
     "n": "a longer attack succeeds more often",
     "oblivious": "a white-box attack is never weaker than a gray-box attack",
     "Square": "gradients are never weaker than random search",
-    "transfer": "nor than attacks on another classifier",
+    "transfer": "gradients are never weaker than attacks transferred from another classifier",
     "flat": "doubling PGD's steps gains nearly nothing",
     "gradient": "every image has a gradient",
     "saturation": "the cross-entropy of the unattacked images has not rounded to 0",
@@ -106,7 +106,7 @@ CHECKS = {
 }
 """The sanity checks of the adaptive evaluation, and what each expects; most need an audit."""
 GAIN = "gain", "gain, low", "gain, high"
-"""Of a defence on its bare classifier, paired over images, with a 95 % interval."""
+"""Of a defence over its bare classifier, paired over images, with a 95 % interval."""
 COSTS = "gradients per image", "forward passes per image", "seconds per image"
 """What the attacks on a defence took."""
 

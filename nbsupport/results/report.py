@@ -94,15 +94,15 @@ def findings(results: list[Result]) -> list[str]:
     rows, found = {result.name: result.rows for result in results}, []
     spell = "{0[0]} {0[1]:.3f}".format
     if core := [rows[name] for name in ("table1", "table3", "table4") if name in rows]:
-        curves = pd.concat(core).query("attack == 'pgd' and metric == 'accuracy'")
+        curves = pd.concat(core).query("attack == @ENVELOPE and metric == 'accuracy'")
         accuracy = curves[curves["eps"].isin(EPS)].groupby("method")["value"].mean()
         best = ", ".join(map(spell, accuracy.nlargest(3).items()))
         bare = f"no filter {accuracy['attacked']:.3f}"
-        found.append(f"Gray-box, mean accuracy over ε: {bare}; the highest: {best}.")
+        found.append(f"Gray-box, worst case over ε' ≤ ε, mean over ε: {bare}; highest: {best}.")
     if "adaptive" in rows:
         kept, images = tables.headline(rows["adaptive"]).iloc[:, -1], rows["adaptive"]["n"].iloc[0]
         text = ", ".join(map("{0[0]} {0[1]}".format, kept.items()))
-        found.append(f"White-box, {kept.name}, {images} images: {text}.")
+        found.append(f"White-box attacker, {images} images, {kept.name}: {text}.")
     if "seeds" in rows:
         mean = rows["seeds"][rows["seeds"]["eps"] == tables.MEAN]
         text = "; ".join(f"{row.method} − {row.other}: {row.outcome}" for row in mean.itertuples())

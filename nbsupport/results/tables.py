@@ -39,7 +39,7 @@ NAMES = {
     "neurips2017dev": "NeurIPS-2017DEV", "svhn": "SVHN", "cifar10": "CIFAR-10",
 }  # fmt: skip
 SOURCES = MEASURED, WORST_CASE, ALONE, PUBLISHED = (
-    "measured", "worst case", "attacked itself", "published",
+    "measured", "worst case", "attacked directly", "published",
 )  # fmt: skip
 INTERVAL, DIFFERENCE, ADAPTIVE = "95 % interval", "difference", "adaptive"
 ATTACKS = {
@@ -83,7 +83,7 @@ def wide_table(rows: pd.DataFrame, eps: float | None = None) -> pd.DataFrame:
     """One of the paper's tables: a line per method and source, a column per ε, and a mean accuracy.
 
     At one `eps`, the second half of Table 5: a column per number n of PGD steps. The sources are
-    *measured*, its *worst case* over ε' ≤ ε, *attacked itself* for a robust classifier, and
+    *measured*, its *worst case* over ε' ≤ ε, *attacked directly* for a robust classifier, and
     *published* if the paper has the method. In Table 2 the metric is a third level of the index.
     """
     number, classifier, data, steps = rows[["table", "classifier", "study", "steps"]].iloc[0]
@@ -149,8 +149,8 @@ def wilson(share: Any, images: Any) -> tuple[Any, Any]:
 def adaptive_table(rows: pd.DataFrame, eps: float) -> pd.DataFrame:
     """One line per defence of the adaptive evaluation: both attackers at `eps`, one at every ε.
 
-    *Gain*: on the bare classifier, paired. The last column is *sound*, or *unreliable* with the
-    sanity checks that failed.
+    *Gain*: over the bare classifier, paired. The last column is *unreliable* with the sanity checks
+    that failed, or else *sound*, or *not audited*, so that most checks were not made.
     """
     at, over = f"accuracy at ε = {short(eps)}", "adaptive at ε"
     places: dict[Any, tuple[str, str, float]] = {("", "clean"): ("accuracy", WORST, 0.0)}
@@ -168,13 +168,14 @@ def adaptive_table(rows: pd.DataFrame, eps: float) -> pd.DataFrame:
         text = pd.Series([_with_interval(*each) for each in ends], table.index)
         table.insert(4, (at, "gain"), text.where(value.notna(), ""))
         table["", "gradients"] = table["", "gradients"].map("{:,.0f}".format)
-    if len(gaps := rows[rows["metric"] == "gap"]):
-        most = gaps.groupby("method")["value"].max().map("{:.0f}".format).rename(SHOWN)
-        table["", "audit's gap"] = most.reindex(table.index, fill_value="")
+    gaps = rows[rows["metric"] == "gap"].groupby("method")["value"].max().rename(SHOWN)
+    if len(gaps):
+        table["", "audit's gap"] = gaps.map("{:.0f}".format).reindex(table.index, fill_value="")
     failed = rows[rows["metric"].str.startswith("check: ") & (rows["value"] == 0)]
     names = failed["metric"].str.removeprefix("check: ").groupby(failed["method"]).agg(", ".join)
     verdicts = ("unreliable: " + names).rename(SHOWN)
-    table["", "attack"] = verdicts.reindex(table.index, fill_value="sound")
+    audited = table.index.to_series().isin(gaps.index).map({True: "sound", False: "not audited"})
+    table["", "attack"] = verdicts.reindex(table.index).fillna(audited)
     return table
 
 
@@ -194,8 +195,9 @@ def _with_interval(value: float, low: float, high: float) -> str:
 
 def audit_table(rows: pd.DataFrame, eps: float) -> pd.DataFrame:
     """One line per audited defence: every attack at `eps`, L2 norms, and its gap at every ε."""
-    at, gap = f"accuracy at ε = {short(eps)}", "images that fall to the audit only, ε ="
-    attacks = {ATTACKS.get(x, x): f"audit: {x}" for x in (*WHITE_BOX, *TRANSFERRED, *UNSEEN)}
+    at, gap = f"accuracy at ε = {short(eps)}", "images that only the audit fools, ε ="
+    heads = ATTACKS | {"AutoAttack": "AutoAttack's gradient attacks"}
+    attacks = {heads.get(x, x): f"audit: {x}" for x in (*WHITE_BOX, *TRANSFERRED, *UNSEEN)}
     places: dict[Any, tuple[str, str, float]]
     places = {(at, name): ("accuracy", attack, eps) for name, attack in attacks.items()}
     norms = rows[rows["metric"] == "median L2 norm"]["attack"].unique()
@@ -226,7 +228,7 @@ def headline(rows: pd.DataFrame) -> pd.DataFrame:
     bare = rows.query("method == 'attacked' and attack == 'oblivious' and eps > 0")
     eps: Any = (bare.set_index("eps")["value"] - 0.5).abs().idxmin()
     table = adaptive_table(rows[rows["method"].isin(HEADLINE)], eps)
-    table.index += [" †" * (verdict != "sound") for verdict in table["", "attack"]]
+    table.index += [" †" * text.startswith("unreliable") for text in table["", "attack"]]
     at, images = f"accuracy at ε = {short(eps)}", rows["n"].iloc[0]
     low, high = (end.map("{:.3f}".format) for end in wilson(table[at, ADAPTIVE], images))
     adaptive = table[at, ADAPTIVE].map("{:.3f} (".format) + low + "–" + high + ")"
@@ -264,7 +266,7 @@ def model_information(rows: pd.DataFrame, study: Study) -> list[dict[str, Any]]:
                 "clean_acc": percent(100 * line["", "clean"]),
                 "reported": percent(100 * line[at, ATTACKS["oblivious"]]),
                 "autoattack_acc": percent(100 * line[at, ADAPTIVE]),
-                "unreliable": line["", "attack"] != "sound",
+                "unreliable": line["", "attack"].startswith("unreliable"),
                 "footnote": f"The first {rows['n'].iloc[0]} test images; adaptive attacks.",
             }
         )
@@ -352,10 +354,10 @@ def describe(rows: pd.DataFrame) -> list[str]:
     psnr = rows[rows["metric"] == CLEAN_PSNR].drop_duplicates("method").set_index("method")["value"]
     sentences = [
         f"Without a filter, PGD at ε = {short(half)} leaves {bare[half]:.2f} of {bare[0.0]:.2f}.",
-        f"On average over ε, {SHOWN.get(best, best)} keeps most of the trained denoisers: "
-        f"{means[best]:.3f}. No filter keeps {means['attacked']:.3f}, and {simple}, which learned "
-        f"nothing, {means[simple]:.3f}. Two standard errors of such a mean are at most "
-        f"{images**-0.5:.3f}, with {images:.0f} images.",
+        f"On average over ε, {SHOWN.get(best, best)} keeps the most accuracy of all trained "
+        f"denoisers: {means[best]:.3f}. The bare classifier keeps {means['attacked']:.3f}; "
+        f"{simple}, which needs no training, keeps {means[simple]:.3f}. Two standard errors of a "
+        f"mean are at most {images**-0.5:.3f}, with {images:.0f} images.",
     ]
     smooth = curves.index.intersection(psnr[psnr.between(*SMOOTHING)].index)
     near = curves.index.intersection(psnr[psnr > SMOOTHING[1]].index).drop("attacked")
@@ -399,7 +401,7 @@ def views(rows: pd.DataFrame, study: Study) -> dict[str, pd.DataFrame]:
         found["Both attackers over ε"] = _place(rows[rows["metric"] == "accuracy"], places)
         if (audits := rows[rows["metric"] == "gap"]).empty:
             return found
-        title = f"The audit: every attack at each ε from nothing, {audits['n'].iloc[0]} images"
+        title = f"The audit: every attack at each ε from scratch, {audits['n'].iloc[0]} images"
         return found | {title: audit_table(rows, study.audit_trace_eps)}
     title, swept = "Over the number n of PGD steps, at ε = ", rows["steps"] != rows["steps"].iloc[0]
     over_n = {title + short(eps): wide_table(rows, eps) for eps in rows[swept]["eps"].unique()}
@@ -436,6 +438,8 @@ def caption(name: str, study: Study) -> str:
     )
     for phrase, text in TEXTS["phrases"].items():
         fields[phrase] = text.format(**fields)
+    if study.images_from != "JPEG copies":
+        fields["copies"] = ""
     return TEXTS["captions"].get(name, name + ": {subject}, {seed}.").format(**fields)
 
 
