@@ -192,13 +192,25 @@ def test_strengths_are_those_of_the_stored_attacks(monkeypatch, tmp_path, classi
 
     monkeypatch.setitem(RECIPES, "Filt(L_img*)", dataclasses.replace(recipe, objective=spy))
     run("Filt(L_img*)", tmp_path, classifier, attacked)
-    images, clean, eps = (torch.cat(each) for each in zip(*shown, strict=True))
-    assert len(eps) == 2 * NUMBER * 4
+    images, clean, eps, each = (torch.cat(each) for each in zip(*shown, strict=True))
+    assert len(eps) == 2 * NUMBER * 4 and each.eq(1).all()
     for image, original, strength in zip(images, clean, eps.tolist(), strict=True):
         (row,) = (attacked.images == original).flatten(1).all(dim=1).nonzero()[:, 0]
         nearest = min(STRONG_EPS, key=lambda each: abs(each - strength))
         assert strength == pytest.approx(nearest)
         assert torch.equal(image, attacked.at(nearest)[row])
+
+
+def test_each_image_has_the_weight_of_its_strength(monkeypatch, tmp_path, classifier, attacked):
+    recipe = RECIPES["PA-Filt(L_img)"]
+
+    def spy(denoiser, classifier, images, clean, eps, weights):
+        assert [EPS[int(row)] for row in weights] == pytest.approx(eps.tolist())
+        return recipe.objective(denoiser, classifier, images, clean, eps, weights)
+
+    monkeypatch.setattr(module, "weigh_fusion_losses", lambda *_: torch.arange(float(len(EPS))))
+    monkeypatch.setitem(RECIPES, "PA-Filt(L_img)", dataclasses.replace(recipe, objective=spy))
+    run("PA-Filt(L_img)", tmp_path, classifier, attacked)
 
 
 def test_both_losses_are_those_of_the_mixture_and_of_the_part_for_each_strength(classifier):
@@ -207,16 +219,17 @@ def test_both_losses_are_those_of_the_mixture_and_of_the_part_for_each_strength(
     denoiser, strengths = untrained(BOTH).eval(), torch.tensor([0.01, 0.5, 0.3, 0.1, 0.01, 0.5])
     weights = torch.tensor([3.0, 2.0, 0.5, 1.5, 0.25])
     images, clean = rand(6, 3, SIDE, SIDE, seed=3), rand(6, 3, SIDE, SIDE, seed=4)
-    objective = module._add_losses(weight, EPS, weights)
-    found = objective(denoiser, classifier, images, clean, strengths)
+    rows = [min(range(len(EPS)), key=lambda row: abs(EPS[row] - eps)) for eps in strengths.tolist()]
+    inputs = denoiser, classifier, images, clean, strengths
+    found = RECIPES[BOTH].objective(weight, *inputs, weights[rows])
     losses = []
-    for image, truth, eps in zip(images[:, None], clean[:, None], strengths.tolist(), strict=True):
+    every = zip(images[:, None], clean[:, None], strengths.tolist(), rows, strict=True)
+    for image, truth, eps, row in every:
         parts = denoiser.parts(image)
         mixed = parts.weight * parts.sl + (1 - parts.weight) * parts.m
-        each = weights[min(range(len(EPS)), key=lambda row: abs(EPS[row] - eps))]
         for learned in (mixed.clamp(0, 1), parts.sl if eps < 0.1 else parts.m):
             losses.append(weight * image_loss(learned, truth))
-            losses[-1] += each * logit_divergence(classifier, learned, truth)
+            losses[-1] += weights[row] * logit_divergence(classifier, learned, truth)
     assert found.item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
 
 
@@ -277,8 +290,8 @@ def test_each_image_of_a_batch_has_the_weight_of_its_strength(classifier, attack
     for number, row in enumerate(rows.tolist()):
         one = images[number, None], attacked.images[number, None]
         losses.append(weights[row] * fusion_loss(classifier, denoiser(one[0]), one[1]))
-    objective = module._weigh_fusion(EPS, weights)
-    loss = objective(denoiser, classifier, images, attacked.images, torch.tensor(EPS)[rows])
+    inputs = denoiser, classifier, images, attacked.images, torch.tensor(EPS)[rows]
+    loss = RECIPES[FUSED].objective(*inputs, weights[rows])
     assert loss.item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-4)
 
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from ..attacks.pgd import AttackedSet, pgd
 from ..classifiers.models import Classifier
@@ -70,16 +71,18 @@ def logit_divergence(
     return (losses if weights is None else losses * weights).mean()
 
 
-Objective = Callable[[Denoiser, Classifier, Tensor, Tensor, Tensor], Tensor]
-"""A loss of (denoiser, classifier, attacked images, clean images, ε of each)."""
+Objective = Callable[..., Tensor]
+"""A loss of (denoiser, classifier, attacked images, clean images, ε of each, weight of each)."""
 
 
 def _compare(loss: Callable[[Classifier, Images, Images], Tensor]) -> Objective:
     """The objective that compares all denoised images with the clean ones."""
-    return lambda denoiser, classifier, images, clean, _: loss(classifier, denoiser(images), clean)
+    return lambda denoiser, classifier, images, clean, *_: loss(classifier, denoiser(images), clean)
 
 
-def _heads(denoiser: Any, _: Classifier, images: Tensor, clean: Tensor, eps: Tensor) -> Tensor:
+def _heads(
+    denoiser: Any, _: Classifier, images: Tensor, clean: Tensor, eps: Tensor, *_weights: Tensor
+) -> Tensor:
     """Each image trains the head for its strength (section 3.4)."""
     bands, losses = torch.tensor([MultiHead.band(each) for each in eps.tolist()]), []
     for head in bands.unique().tolist():
@@ -89,13 +92,40 @@ def _heads(denoiser: Any, _: Classifier, images: Tensor, clean: Tensor, eps: Ten
     return torch.stack(losses).sum()
 
 
-def _branches(denoiser: Any, _: Classifier, images: Tensor, clean: Tensor, eps: Tensor) -> Tensor:
+def _branches(
+    denoiser: Any, _: Classifier, images: Tensor, clean: Tensor, eps: Tensor, *_weights: Tensor
+) -> Tensor:
     """All images train φ_sl, those under strong attacks also φ_m (section 4.2)."""
     loss = image_loss(View(denoiser, "sl")(images), clean)
     strong = torch.isin(eps, torch.tensor(STRONG_EPS)).to(images.device)
     if strong.any():
         loss = loss + image_loss(View(denoiser, "m")(images[strong]), clean[strong])
     return loss
+
+
+def _fused(
+    denoiser: Any, classifier: Any, images: Tensor, clean: Tensor, _: Tensor, *weights: Tensor
+) -> Tensor:
+    """The fused images alone (section 4.2)."""
+    return fusion_loss(classifier, denoiser(images), clean, *weights)
+
+
+def _fused_and_parts(
+    image_weight: float, denoiser: Any, classifier: Any, images: Tensor, clean: Tensor,
+    eps: Tensor, weights: Tensor,
+) -> Tensor:  # fmt: skip
+    """Both losses of the fused image and of the part for its ε: images and logits that stay.
+
+    Without the second, sl and m learn the same, and W has nothing to choose.
+    """
+    parts = denoiser.parts(images)
+    strong = torch.isin(eps, torch.tensor(STRONG_EPS)).to(images.device)
+    part = torch.where(strong[:, None, None, None], parts.m, parts.sl)
+    losses = (
+        image_weight * image_loss(x, clean) + logit_divergence(classifier, x, clean, weights)
+        for x in (denoiser.fuse(parts).clamp(0, 1), part)
+    )
+    return torch.stack([*losses]).mean()
 
 
 @dataclass(frozen=True)
@@ -113,9 +143,9 @@ class Recipe:
 
 
 _IMAGE = _compare(lambda classifier, denoised, clean: image_loss(denoised, clean))
-_SEMANTIC, _FUSION = _compare(semantic_loss), _compare(fusion_loss)
+_SEMANTIC = _compare(semantic_loss)
 _FUSED = ("fusion_epochs", "fusion_learning_rate", "fusion", "fusion_inputs", "fusion_start")
-_PUBLISHED = partial(PAFilter, as_published=True), _FUSION, ("fusion_epochs", "learning_rate")
+_PUBLISHED = partial(PAFilter, as_published=True), _fused, ("fusion_epochs", "learning_rate")
 _BOTH = ("epochs", "joint_learning_rate", "image_weight", "fusion_inputs")
 _ADAPTIVE = ("adaptive_epochs", "fusion_learning_rate", "fusion_inputs", *ATTACK)
 RECIPES = {
@@ -127,10 +157,10 @@ RECIPES = {
     "HGD": Recipe(lambda width, kernel_size: HGD(width), _SEMANTIC),
     "Multi-head-Filt(L_img)": Recipe(MultiHead, _heads),
     "Y-Net": Recipe(YNet, _branches),
-    "PA-Filt(L_img)": Recipe(PAFilter, _FUSION, _FUSED, base="Y-Net"),
+    "PA-Filt(L_img)": Recipe(PAFilter, _fused, _FUSED, base="Y-Net"),
     # from the identity, it stays there
     "PA-Filt(L_img+KL)": Recipe(
-        PAFilter, _FUSION, _BOTH, base="Y-Net_as_published", at_operating_point=True
+        PAFilter, _fused_and_parts, _BOTH, base="Y-Net_as_published", at_operating_point=True
     ),
     "Add(L_img)_as_published": Recipe(partial(Additive, as_published=True), _IMAGE),
     "Filt(L_img)_as_published": Recipe(
@@ -138,7 +168,7 @@ RECIPES = {
     ),
     "Y-Net_as_published": Recipe(partial(YNet, as_published=True), _branches, checkpoints=True),
     "PA-Filt(L_img)_as_published": Recipe(*_PUBLISHED, base="Y-Net_as_published"),
-    "PA-Filt(L_adv)": Recipe(PAFilter, _FUSION, _ADAPTIVE, base="PA-Filt(L_img)", adaptive=True),
+    "PA-Filt(L_adv)": Recipe(PAFilter, _fused, _ADAPTIVE, base="PA-Filt(L_img)", adaptive=True),
 }
 
 
@@ -167,15 +197,14 @@ def train(
     recipe, settings, device = RECIPES[name], specify_training(name, study), classifier.mean.device
     if (recipe.strong_only or isinstance(denoiser, YNet)) and not set(STRONG_EPS) <= set(study.eps):
         raise ValueError(f"{name} needs ε = {STRONG_EPS}, but the study has {study.eps}")
-    objective = recipe.objective
+    objective, weights = recipe.objective, torch.ones(len(study.eps), device=device)
     if "image_weight" in settings:
         weights = weigh_divergences(classifier, _batches(attacked, denoiser))
-        objective = _add_losses(settings["image_weight"], attacked.eps, weights)
+        objective = partial(objective, settings["image_weight"])
     elif isinstance(denoiser, PAFilter) and not recipe.adaptive:
         denoiser.ynet.requires_grad_(False)
     if "fusion" in settings:
         weights = weigh_fusion_losses(settings["fusion"], denoiser, classifier, attacked)
-        objective = _weigh_fusion(attacked.eps, weights)
     strengths = STRONG_EPS if recipe.strong_only else study.attacked_eps
     rows, number = torch.tensor([study.eps.index(eps) for eps in strengths]), len(attacked.images)
     chain = nn.Sequential(denoiser, classifier)
@@ -186,7 +215,7 @@ def train(
         numbers, chosen = batch % number, rows[batch // number % len(rows)]
         clean, eps = attacked.images[numbers].to(device), torch.tensor(study.eps)[chosen]
         images = attacked.pick(chosen, numbers).to(device)
-        return objective(denoiser, classifier, images, clean, eps)
+        return objective(denoiser, classifier, images, clean, eps, weights[chosen.to(device)])
 
     def learn_adaptively(batch: Tensor, generator: torch.Generator) -> Tensor:
         clean, labels = attacked.images[batch].to(device), attacked.labels[batch].to(device)
@@ -217,37 +246,6 @@ def _batches(attacked: AttackedSet, denoiser: Denoiser) -> list[Images]:
 def log_spaced(steps: int) -> tuple[int, ...]:
     """Numbers of steps from 1/256 of a training to its end, each √2 times the one before."""
     return tuple(np.unique(np.maximum(steps * 2.0 ** (-np.arange(17) / 2), 1).astype(int)).tolist())
-
-
-def _add_losses(
-    image_weight: float, strengths: tuple[float, ...], weights: Float[Tensor, "strengths"]
-) -> Objective:
-    """Both losses of the fused image and of the part for its ε: images and logits that stay.
-
-    Without the second, sl and m learn the same, and W has nothing to choose.
-    """
-
-    def objective(
-        denoiser: Any, classifier: Any, images: Tensor, clean: Tensor, eps: Tensor
-    ) -> Tensor:
-        parts = denoiser.parts(images)
-        strong = torch.isin(eps, torch.tensor(STRONG_EPS)).to(images.device)
-        part = torch.where(strong[:, None, None, None], parts.m, parts.sl)
-        learned, each = (denoiser.fuse(parts).clamp(0, 1), part), _find(weights, strengths, eps)
-        losses = (
-            image_weight * image_loss(x, clean) + logit_divergence(classifier, x, clean, each)
-            for x in learned
-        )
-        return torch.stack([*losses]).mean()
-
-    return objective
-
-
-def _find(
-    weights: Float[Tensor, "strengths"], strengths: tuple[float, ...], eps: Float[Tensor, "b"]
-) -> Float[Tensor, "b"]:
-    """The weight of each image's strength."""
-    return weights[torch.searchsorted(torch.tensor(strengths), eps).to(weights.device)]
 
 
 @torch.no_grad()
@@ -284,17 +282,6 @@ def weigh_fusion_losses(
     return 1 / scale.clamp(min=scale.max() / 100)
 
 
-def _weigh_fusion(strengths: tuple[float, ...], weights: Float[Tensor, "strengths"]) -> Objective:
-    """The fusion's loss with the weight of each image's strength."""
-
-    def objective(
-        denoiser: Any, classifier: Any, images: Tensor, clean: Tensor, eps: Tensor
-    ) -> Tensor:
-        return fusion_loss(classifier, denoiser(images), clean, _find(weights, strengths, eps))
-
-    return objective
-
-
 @torch.no_grad()
 def health(denoiser: Denoiser, attacked: AttackedSet) -> dict[str, Any]:
     """Signs of a collapse at each strength, of the weakest decoder or output.
@@ -302,24 +289,24 @@ def health(denoiser: Denoiser, attacked: AttackedSet) -> dict[str, Any]:
     ``alive``: the share of a decoder's last features that vary over images and pixels; ``change``:
     the mean |Ĩ − Î|; and of PA-Filt the mean of W and its standard deviation over all strengths.
     """
-    alive, change, weights = list[float](), list[float](), list[Tensor]()
-    for x in _batches(attacked, denoiser):
-        shares, distances = list[float](), list[float]()
+    alive, change = list[float](), list[float]()
+    shares, weights = list[float](), list[Tensor]()
 
-        def look(module: Any, _: Any, found: Tensor, shares: list[float] = shares) -> None:
-            if isinstance(module, Decoder):
-                low, high = found.transpose(0, 1).flatten(1).aminmax(dim=1)
-                shares.append(float((high > low).float().mean()))
-            else:
-                weights.append(found)
+    def look(module: Any, _: Any, found: Tensor) -> None:
+        if isinstance(module, Decoder):
+            low, high = found.transpose(0, 1).flatten(1).aminmax(dim=1)
+            shares.append(float((high > low).float().mean()))
+        else:
+            weights.append(found)
 
-        with contextlib.ExitStack() as hooks:
-            for module in denoiser.modules():
-                if isinstance(module, Decoder) or module is getattr(denoiser, "fusion", None):
-                    hooks.enter_context(module.register_forward_hook(look))
-            distances += [float((each(x) - x).abs().mean()) for each in list_outputs(denoiser)]
-        alive.append(min(shares, default=1.0))
-        change.append(min(distances))
+    with contextlib.ExitStack() as hooks:
+        for module in denoiser.modules():
+            if isinstance(module, Decoder) or module is getattr(denoiser, "fusion", None):
+                hooks.enter_context(module.register_forward_hook(look))
+        for x in _batches(attacked, denoiser):
+            shares.clear()
+            change.append(min(float((y(x) - x).abs().mean()) for y in list_outputs(denoiser)))
+            alive.append(min(shares, default=1.0))
     report: dict[str, Any] = {"alive": alive, "change": change}
     if weights:
         every = torch.stack(weights)
@@ -338,16 +325,14 @@ def clean_psnr(
     """
     device = next(denoiser.parameters()).device
     curves: dict[str, dict[str, float]] = {}
+    against: Any = dict(data_range=1.0, reduction="none", dim=(1, 2, 3))
     for step, weights in checkpoints.items():
         denoiser.load_state_dict(weights)
         for output in list_outputs(denoiser):
-            errors = [(output(x.to(device)) - x.to(device)).square() for x in clean.split(50)]
-            psnr = (
-                -10 * torch.cat(errors).mean(dim=(1, 2, 3)).clamp(min=10 ** (-EQUAL / 10)).log10()
-            )
-            curves.setdefault(str(getattr(output, "output", "")), {})[str(step)] = float(
-                psnr.mean()
-            )
+            parts = (x.to(device) for x in clean.split(50))
+            psnr = torch.cat([peak_signal_noise_ratio(output(x), x, **against) for x in parts])
+            curve = curves.setdefault(str(getattr(output, "output", "")), {})
+            curve[str(step)] = float(psnr.clamp(max=EQUAL).mean())
     return curves
 
 
