@@ -101,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     adaptive = "also the adaptive evaluation of these methods, or of all in the tables: hours"
     compute.add_argument("--adaptive", nargs="*", metavar="METHOD", help=adaptive)
-    compute.add_argument("--workers", type=int, help="processes; needs the extra cluster")
+    compute.add_argument("--workers", type=_positive, help="processes; needs the extra cluster")
     compute.add_argument("--scheduler", help="of a running Dask cluster: tcp://host:8786")
     report = add("report", _report, "print a summary, or tables and claims; write all as a page")
     page = "write the results of all studies as one web page (build/report.html)"
@@ -111,9 +111,15 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--tables", default=default, **tables)
     check = add("verify", _verify, "attack a few images of a stored adaptive evaluation again")
     check.add_argument("method", metavar="NAME", help="a row of the table, such as 'Filt(L_img)'")
-    check.add_argument("--images", type=int, default=8, help="how many of its images (8)")
+    check.add_argument("--images", type=_positive, default=8, help="how many of its images (8)")
     add("doctor", _doctor, "list what is there, what is missing, and the command that gets it")
     return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a positive number, got {text!r}")
+    return int(text)
 
 
 def _choices(options: argparse.Namespace) -> dict[str, str]:
@@ -336,7 +342,8 @@ def _describe(study: Study) -> None:
     for kind in experiment.custom:
         classifier = experiment.classifier(kind)
         with torch.no_grad():
-            logits = classifier(test.images.to(experiment.device)).cpu()
+            parts = test.images.split(50)
+            logits = torch.cat([classifier(part.to(experiment.device)).cpu() for part in parts])
         accuracy = (logits.argmax(dim=1) == test.labels).float().mean()
         label = f"{'classifier' if kind == 'standard' else kind:16} {experiment.architecture(kind)}"
         print(f"{label}: {logits.shape[1]} logits, clean accuracy {accuracy:.3f}")

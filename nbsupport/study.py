@@ -38,7 +38,7 @@ class Study:
 
     # data; the test images are the same at all strengths
     name: str  # the data set
-    scale: str  # smoke (seconds), quick (minutes on a CPU) or paper (a GPU)
+    scale: str  # smoke (seconds), quick (minutes on a CPU), standard (hours), paper (a GPU)
     data: str = ""  # the image tree of the study `folder`
     images_from: str = ""  # what the images show, for captions; filled in when they are loaded
     image_size: int  # height and width

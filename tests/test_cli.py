@@ -55,6 +55,12 @@ def exit_of(*arguments):
 # -- compute ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("number", ["0", "-1", "two"])
+def test_numbers_of_workers_are_positive(number, capsys):
+    assert exit_of("compute", "--workers", number) == 2
+    assert "expected a positive number" in capsys.readouterr().err
+
+
 def test_compute_makes_and_prints_every_method(finished, capsys):
     main(["compute", *SMOKE])
     printed = capsys.readouterr().out

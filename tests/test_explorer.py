@@ -121,6 +121,11 @@ def test_a_part_of_the_arguments_is_refused():
         explore(linear())
 
 
+def test_a_denoiser_in_training_mode_is_refused():
+    with pytest.raises(ValueError, match=r"explore, mine: it is in training mode"):
+        explore(linear(), {"mine": nn.Dropout()}, pictures(1), torch.tensor([0]))
+
+
 def test_images_out_of_range_are_refused():
     with pytest.raises(ValueError, match="divide by 255"):
         explore(linear(), {}, 255 * pictures(1), torch.tensor([0]))

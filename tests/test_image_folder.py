@@ -122,9 +122,10 @@ def test_hidden_files_and_folders_do_not_count(tree):
 
 
 def test_a_study_asks_for_no_more_images_than_there_are(tree):
-    study = Study.named("folder", "smoke", data=str(tree(*two_classes())))
+    study = Study.named("folder", "smoke", data=str(tree(*two_classes())), adaptive_images=9)
     fitted = fit_to_images(study)
     assert (fitted.train_images, fitted.validation_images, fitted.test_images) == (7, 1, 4)
+    assert fitted.adaptive_images == 4
     with pytest.raises(ValueError, match="8 train images, but 48"):
         load(study, "train", study.train_images)
 

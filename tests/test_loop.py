@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from nbsupport.training.loop import DamagedFile, choose_precision, fit
+from nbsupport.training.loop import DamagedFile, choose_precision, fit, read_checkpoints
 
 EXAMPLES, EPOCHS, BATCHES = 10, 3, 3
 INPUTS = torch.randn(EXAMPLES, 4, generator=torch.Generator().manual_seed(0))
@@ -78,13 +78,14 @@ DAMAGES = {
 }
 
 
+@pytest.mark.parametrize("name", ["checkpoint.pt", "step2.pt"])
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_a_damaged_checkpoint_is_reported_and_training_restarts(tmp_path, undisturbed, damage):
-    interrupt(tmp_path, stop=2 * BATCHES)
-    (checkpoint,) = tmp_path.glob("checkpoint*")
-    checkpoint.write_bytes(damage(checkpoint.read_bytes()))
-    with pytest.warns(DamagedFile, match="checkpoint"):
-        assert same(train(tmp_path), undisturbed)
+def test_a_damaged_file_is_reported_and_training_restarts(tmp_path, undisturbed, damage, name):
+    interrupt(tmp_path, stop=2 * BATCHES, keep=(2, 3))
+    (tmp_path / name).write_bytes(damage((tmp_path / name).read_bytes()))
+    with pytest.warns(DamagedFile, match=name):
+        assert same(train(tmp_path, keep=(2, 3)), undisturbed)
+    assert [*read_checkpoints(tmp_path)] == [2, 3]
 
 
 def test_a_divergence_leaves_the_last_good_epoch(tmp_path, undisturbed):

@@ -20,6 +20,11 @@ def test_the_recipe_of_a_method(method, recipe):
     assert find_recipe(method) == recipe
 
 
+def test_a_checkpoint_of_a_training_that_keeps_none_is_refused():
+    with pytest.raises(ValueError, match=r"'HGD@5': .*keeps checkpoints, got HGD"):
+        find_recipe("HGD@5")
+
+
 @pytest.mark.parametrize(
     "method",
     ["PA-Filt(L_img)_literal", "standard", "JPEG 96", "Gaussian blur 0"],

@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from filelock import FileLock
-from jaxtyping import Shaped
+from jaxtyping import UInt8
 from torch import Tensor
 from torchvision.datasets import CIFAR10, SVHN
 from torchvision.models import ResNet50_Weights
@@ -24,9 +24,9 @@ from torchvision.transforms.v2.functional import resize
 from ..study import Study, default_home
 from . import image_folder, photographs
 from .image_folder import SPLITS, Tree
-from .images import Images, Labels, Split
+from .images import Labels, Split
 
-Pixels = Shaped[Tensor, "b c height width"]  # 8 bits, or floating-point in [0, 1]
+Pixels = UInt8[Tensor, "b c height width"]
 OBJECTS = "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"
 CLASSES = {"cifar10": OBJECTS, "svhn": tuple("0123456789")}
 OPEN = {"cifar10": lambda root, split, **o: CIFAR10(root, split == "train", **o), "svhn": SVHN}
@@ -53,8 +53,9 @@ def load(study: Study, split: str, number: int | None = None, skip: int = 0) -> 
 
 
 def fit_to_images(study: Study) -> Study:
-    """Ask for no more images than a folder has, and name the source of the images for captions."""
+    """Ask for no more images than there are, and name the source of the images for captions."""
     _load.cache_clear()
+    study = replace(study, adaptive_images=min(study.adaptive_images, study.test_images))
     if study.name == "photographs":
         return study
     tree = _find(study.name, _place(study))
@@ -68,6 +69,7 @@ def fit_to_images(study: Study) -> Study:
     validation = min(study.validation_images, max(train // 5, 1))
     return replace(
         study, images_from=source, test_images=min(study.test_images, test),
+        adaptive_images=min(study.adaptive_images, test),
         train_images=min(study.train_images, max(train - validation, 1)),
         validation_images=validation,
     )  # fmt: skip
@@ -108,7 +110,10 @@ def _load(name: str, place: str, split: str, number: int | None, size: int, skip
         pixels, labels, source = _read_torchvision(name, place, split)
         pixels, labels = pixels[chosen].clone(), labels[chosen]
         specification |= {"source": source, "images": len(labels)}
-        return Split(partial(_scale, pixels, size), labels, CLASSES[name], specification)
+        return Split(
+            lambda: resize(pixels / 255, [size, size], antialias=True).clamp(0, 1),
+            labels, CLASSES[name], specification,
+        )  # fmt: skip
     files = tree.files[split][chosen]
     content = image_folder.digest(tree.root, files)
     specification |= {"content": content, "images": len(files)} | tree.specification
@@ -136,11 +141,6 @@ def _find(name: str, place: str) -> Tree | None:
         raise ValueError(f"{name}: expected the classes {expected} in {root}, got {got}")
     kinds = sorted({path.suffix.lower() for files in tree.files.values() for path, _ in files})
     return replace(tree, specification={"source": f"image tree ({', '.join(kinds)})"})
-
-
-def _scale(pixels: Pixels, size: int) -> Images:
-    images = pixels / 255 if pixels.dtype == torch.uint8 else pixels
-    return resize(images, [size, size], antialias=True).clamp(0, 1)
 
 
 def _read_torchvision(name: str, place: str, split: str) -> tuple[Pixels, Labels, str]:

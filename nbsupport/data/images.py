@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, SupportsIndex
@@ -20,34 +21,29 @@ Kernels = Float[Tensor, "b taps h w"]
 Map = Float[Tensor, "b 1 h w"]
 Logits = Float[Tensor, "b classes"]
 
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64,
             torch.uint8, torch.uint16, torch.uint32, torch.uint64)  # fmt: skip
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
+@dataclass(eq=False)
 class Split:
     """The training or test part of a data set.
 
-    `images` may be a function, which decodes them when they are first needed. Labels are class
+    `source` may be a function, which decodes images when they are first needed. Labels are class
     numbers from 0; there are as many logits as names in `classes`. `specification` says where the
     images come from; keys and provenance contain it.
     """
 
-    def __init__(
-        self,
-        images: Images | Callable[[], Images],
-        labels: Labels,
-        classes: tuple[str, ...],
-        specification: dict[str, Any],
-    ) -> None:
-        self._images, self.labels = images, labels
-        self.classes, self.specification = classes, specification
+    source: Images | Callable[[], Images]
+    labels: Labels
+    classes: tuple[str, ...]
+    specification: dict[str, Any]
 
     @cached_property
     def images(self) -> Images:
         """Values in [0, 1]."""
-        return self._images if isinstance(self._images, Tensor) else self._images()
+        return self.source if isinstance(self.source, Tensor) else self.source()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -59,7 +55,7 @@ def check_images(images: Tensor, *, caller: str, channels: int | None = 3) -> No
     `caller` opens the message; with `channels` None, any number passes. Raises `TypeError` for
     other types, `ValueError` for other shapes and for values outside [0, 1].
     """
-    if not isinstance(images, Tensor) or images.dtype not in FLOATS:
+    if not isinstance(images, Tensor) or not images.is_floating_point():
         got = getattr(images, "dtype", type(images).__name__)
         hint = "convert 8 bits with images.float() / 255"
         if isinstance(images, np.ndarray):

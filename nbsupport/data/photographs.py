@@ -17,7 +17,7 @@ all values set to `CONTRAST`, and .5 added, clipped to [0, 1]; otherwise colours
 class away. A patch flatter than `FLAT` is drawn anew. The classes take turns.
 """
 
-from functools import lru_cache, partial
+from functools import lru_cache
 from hashlib import sha256
 
 import numpy as np
@@ -68,8 +68,10 @@ def load(split: str, number: int | None = None, size: int = SIZE, skip: int = 0)
         "contrast": CONTRAST, "flat": FLAT,
     }  # fmt: skip
     labels = torch.arange(skip, skip + number) % len(STARTS)
-    read = partial(_read, split, skip, number, size)
-    return Split(read, labels, tuple(STARTS), specification)
+    return Split(
+        lambda: resize(cut(split, skip + number)[skip:], [size, size], antialias=True).clamp(0, 1),
+        labels, tuple(STARTS), specification,
+    )  # fmt: skip
 
 
 def cut(split: str, number: int) -> Images:
@@ -91,7 +93,3 @@ def cut(split: str, number: int) -> Images:
         if (deviation := patch.std()) >= FLAT:
             patches.append((0.5 + CONTRAST * patch / deviation).clamp(0, 1))
     return torch.stack(patches)
-
-
-def _read(split: str, skip: int, number: int, size: int) -> Images:
-    return resize(cut(split, skip + number)[skip:], [size, size], antialias=True).clamp(0, 1)

@@ -59,7 +59,7 @@ def export(denoiser: Denoiser, path: str | Path, image_size: int | tuple[int, in
     if path.suffix != ".pt2":
         raise ValueError(f"export: expected a file name that ends in .pt2, got {path}")
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    images = torch.zeros(2, 3, *size).to(next(denoiser.parameters()))
+    images = torch.zeros(2, 3, *size).to(next(denoiser.parameters(), torch.zeros(())))
     batch = {"images": {0: torch.export.Dim("batch")}}
     buffer = io.BytesIO()
     torch.export.save(torch.export.export(denoiser, (images,), dynamic_shapes=batch), buffer)

@@ -15,6 +15,7 @@ The paper's denoisers start as the identity, and their decoders leak (`unet.LEAK
 signal to almost nothing over φ's 24 layers of ReLU.
 """
 
+import contextlib
 import json
 from hashlib import sha256
 from importlib.resources import files
@@ -46,14 +47,11 @@ def checksum(folder: Path, config: dict[str, Any]) -> str:
 def read_config(folder: Path) -> dict[str, Any]:
     """Read the config of a saved network; raise `ValueError` if it or the weights were altered."""
     text = (folder / CONFIG).read_text(errors="replace")
-    try:
+    with contextlib.suppress(ValueError, KeyError):
         config: dict[str, Any] = json.loads(text)
-        intact = config.pop("sha256") == checksum(folder, config)
-    except (ValueError, KeyError):
-        intact = False
-    if not intact:
-        raise ValueError(f"{folder}: expected an intact network, got a damaged or altered one")
-    return config
+        if config.pop("sha256") == checksum(folder, config):
+            return config
+    raise ValueError(f"{folder}: expected an intact network, got a damaged or altered one")
 
 
 class Denoiser(nn.Module, PyTorchModelHubMixin, library_name="nbsupport"):

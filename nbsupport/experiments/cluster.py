@@ -11,8 +11,9 @@ import logging
 import os
 import signal
 import time
+import uuid
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +57,10 @@ def compute(
         client = stack.enter_context(Client(where))
         print(f"dashboard        {client.dashboard_link}")
         futures: dict[Task, Any] = {}
+        call = uuid.uuid4().hex  # workers of a running cluster read the user's files anew
         for task, before in list_tasks(experiment, methods, adaptive).items():
             after = [futures[each] for each in before]
-            here = experiment.study, experiment.store.home.absolute(), task
+            here = experiment.study, experiment.store.home.absolute(), call, task
             # the key distinguishes equal tasks of different studies on one scheduler
             specification = SPECIFY[task[0]](experiment, task[1])
             name = "-".join((*map(str, task), key(specification)))
@@ -111,7 +113,7 @@ def estimate(experiment: Experiment, methods: Sequence[str]) -> float:
     Times PGD, a training and a measurement on some test images, with an untrained filter.
     """
     study, device, split = experiment.study, experiment.device, experiment.images("test")
-    block, trained = experiment.blocks("test")[0], "standard" not in experiment.custom
+    block, trained = experiment.blocks("test")[0], not experiment.is_given("standard")
     images, labels = split.images[block].to(device), split.labels[block].to(device)
     size = study.classifier, len(split.classes), study.image_size
     classifier = KINDS["standard"].build(*size) if trained else experiment.classifier()
@@ -168,14 +170,14 @@ SPECIFY: dict[str, Callable[..., dict[str, Any]]] = {
 """By kind of task, what carries it out, and the specification that tells its key."""
 
 
-def _run(study: Study, home: Path, task: Task, after: list[None]) -> None:
+def _run(study: Study, home: Path, call: str, task: Task, after: list[None]) -> None:
     """Carry out a task in this worker. `after` only makes Dask wait for the tasks before it."""
     kind, *names = task
-    DO[kind](_experiment(study, home), *names)
+    DO[kind](_experiment(study, home, call), *names)
 
 
-@cache
-def _experiment(study: Study, home: Path) -> Experiment:
+@lru_cache(maxsize=1)
+def _experiment(study: Study, home: Path, call: str) -> Experiment:
     setup()
     if threads := os.environ.get("OMP_NUM_THREADS"):  # Dask sets it after PyTorch has looked
         torch.set_num_threads(int(threads))

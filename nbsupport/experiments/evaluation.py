@@ -96,7 +96,7 @@ def evaluate(
     found = ratios(trusted, images, labels, strengths, steps=steps, seed=seed)
     attacked = AttackedSet(images, labels, found, (0.0, *strengths))
     measured = measure_images(trusted, denoiser, attacked)
-    rows = _rows_of(measured, ("accuracy", "psnr", "ssim"), attacked.eps)
+    rows = rows_of(measured, ("accuracy", "psnr", "ssim"), attacked.eps)
     if adaptive:
         target = Target(denoiser, trusted, images, labels)
         plan = partial(plan_ensemble, steps=steps, seed=seed)
@@ -109,7 +109,7 @@ def evaluate(
     return pd.DataFrame(rows)
 
 
-def _rows_of(
+def rows_of(
     measurement: Measurement, metrics: Iterable[str], eps: Sequence[float]
 ) -> list[dict[str, Any]]:
     """Rows of each metric under the gray-box attacker, and in its worst case over ε' ≤ ε."""
@@ -297,7 +297,7 @@ def table(experiment: Experiment, number: int, *chosen: str) -> pd.DataFrame:
             continue
         metrics = ("psnr", "ssim") if number == 2 else ("accuracy",)
         measured = measure(experiment, method)
-        found = _rows_of(measured, metrics, study.evaluated_eps)
+        found = rows_of(measured, metrics, study.evaluated_eps)
         if number in (1, 3, 4):
             found += _rows("pgd", CLEAN_PSNR, measured["psnr"][:1], (0.0,))
         if split_method(method) == ("attacked", method):  # a robust classifier alone

@@ -71,6 +71,8 @@ def find_recipe(method: str) -> tuple[str | None, int | str | None]:
     denoiser, _ = split_method(method)
     name, output = VIEWS.get(denoiser, (denoiser.partition("@")[0], None))
     if name in RECIPES:
+        if "@" in denoiser and not RECIPES[name].checkpoints:
+            raise ValueError(f"{method!r}: expected a training that keeps checkpoints, got {name}")
         return name, output
     if denoiser == "attacked" or find_baseline(denoiser):
         return None, None

@@ -143,16 +143,14 @@ def _read(folder: Path, specification: Specification) -> Tensors | None:
         record = json.loads(path.read_text(encoding="utf-8"))
         content = (folder / TENSORS).read_bytes()
         if record.pop("sha256") != _checksum(record, content):
-            reason = "its checksum differs from the recorded one"
-        elif record["specification"] != json.loads(canonical(specification)):
-            reason = "its specification differs from the requested one"
-        else:
-            return load(content), record["report"]
+            raise ValueError("its checksum differs from the recorded one")
+        if record["specification"] != json.loads(canonical(specification)):
+            raise ValueError("its specification differs from the requested one")
+        return load(content), record["report"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = f"it cannot be read ({error})"
-    path.unlink()  # first, because warnings may be errors
-    warnings.warn(f"{path}: {reason}; making it again", CorruptArtifact, stacklevel=3)
-    return None
+        path.unlink()  # first, because warnings may be errors
+        warnings.warn(f"{path}: {error}; making it again", CorruptArtifact, stacklevel=3)
+        return None
 
 
 def _checksum(record: dict[str, Any], content: bytes) -> str:

@@ -27,10 +27,10 @@ from torch import Tensor, nn
 
 from ..attacks.pgd import pgd
 from ..classifiers.custom import wrap
-from ..classifiers.models import Classifier
+from ..classifiers.models import Classifier, check_mode
 from ..data.images import AnyLabels, Images, Labels, check_images, check_labels
 from ..denoisers.baselines import BASELINES, Baseline
-from ..denoisers.filtering import uncertainty_map
+from ..denoisers.filtering import filter_pixels, uncertainty_map
 from ..denoisers.models import KernelDenoiser, PAFilter, View
 from ..denoisers.pretrained import load_pretrained, samples
 from ..experiments.evaluation import quality
@@ -186,13 +186,16 @@ class Exploration:
 
 def _denoise(denoiser: nn.Module, hats: Images) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Ĩ with the maps that the denoiser has, and its kernels."""
-    pictures, kernels = {"denoised": denoiser(hats)}, {}
+    kernels: dict[str, Tensor] = {}
     if isinstance(denoiser, PAFilter):
         parts = denoiser.parts(hats)
-        pictures["W"] = parts.weight
+        pictures = {"denoised": denoiser.fuse(parts).clamp(0, 1), "W": parts.weight}
         kernels = {"sl": parts.kernels_sl, "m": parts.kernels_m}
     elif isinstance(denoiser, KernelDenoiser):
         kernels = {"": denoiser.kernels(hats)}
+        pictures = {"denoised": filter_pixels(hats, kernels[""]).clamp(0, 1)}
+    else:
+        pictures = {"denoised": denoiser(hats)}
     for name, taps in kernels.items():
         pictures[f"U, {name}" if name else "U"] = uncertainty_map(taps)
     return pictures, {name: taps.half() for name, taps in kernels.items()}
@@ -403,6 +406,8 @@ def explore(
         raise ValueError(f"explore: expected at least two strengths from 0 up to 1, got {eps}")
     if not isinstance(classifier, Classifier):
         classifier = wrap(classifier, images, labels)
+    for name, denoiser in (denoisers or {}).items():
+        check_mode(denoiser, f"explore, {name}")
     methods = {ATTACKED: nn.Identity(), **(denoisers or {})}
     return Explorer(Exploration(classifier, methods, images, labels, tuple(eps)), classes)
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 from ..experiments.artifacts import Experiment
 from ..experiments.evaluation import measure
-from ..training.denoisers import find_collapse
+from ..training.denoisers import find_collapse, training_seed
 from .seeds import SEEDS, retrain
 
 FUSED, PARTS = "PA-Filt(L_img)", ("PA-Filt(L_img)_sl", "PA-Filt(L_img)_m")
@@ -60,9 +60,9 @@ def compare(experiment: Experiment, seeds: Sequence[int] = SEEDS) -> pd.DataFram
         for variant, changes in VARIANTS.items():
             changed = start.changed(**changes)
             report, fused = changed.report(FUSED), _accuracy(changed, FUSED).mean(axis=0)
-            gain, seed = fused - better, start.study.denoiser_seed
+            gain = fused - better
             rows.append({
-                "variant": variant, "seed": start.study.seed if seed is None else seed,
+                "variant": variant, "seed": training_seed(start.study),
                 "accuracy": fused.mean(), "gain": gain.mean(),
                 "error": gain.std(ddof=1) / len(gain) ** 0.5, "weight_std": report["weight_std"],
                 "collapsed": find_collapse(report) is not None, "n": len(gain),

@@ -11,9 +11,9 @@ from ..experiments.evaluation import (
     failure,
     measure,
     measurement_specification,
-    worst_case,
+    rows_of,
 )
-from ..experiments.methods import ENVELOPE, GENERALISED
+from ..experiments.methods import GENERALISED
 
 BETWEEN = (2e-3, 2e-2, 8 / 255, 0.2)
 STRENGTHS = tuple(sorted((1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, *BETWEEN)))
@@ -30,17 +30,13 @@ def generalise(experiment: Experiment, eps: tuple[float, ...] = STRENGTHS) -> pd
     """
     study, rows = experiment.study, list[dict[str, Any]]()
     same = {"table": "generalisation", "study": study.name, "steps": study.steps}
-    same |= {"seed": study.seed, "metric": "accuracy"}
+    same |= {"seed": study.seed}
     for classifier, method in product(CLASSIFIERS, GENERALISED):
         if failure(experiment, method):
             continue
         measured = measure(experiment, _behind(classifier, method), None, eps, classifier)
-        correct = measured["accuracy"]
-        row = same | {"method": method, "n": correct.shape[1]}
-        row["classifier"] = experiment.architecture(classifier)
-        for attack, values in (("pgd", correct), (ENVELOPE, worst_case(correct))):
-            means = zip((0.0, *eps), values.mean(axis=1).tolist(), strict=True)
-            rows += [row | {"attack": attack, "eps": each, "value": mean} for each, mean in means]
+        row = same | {"method": method, "classifier": experiment.architecture(classifier)}
+        rows += [row | each for each in rows_of(measured, ("accuracy",), (0.0, *eps))]
     return pd.DataFrame(rows)[COLUMNS]
 
 

@@ -182,9 +182,9 @@ def to_page(notebook: NotebookNode, there: set[str], around: dict[str, str]) -> 
         if cell.cell_type == "markdown":  # in code, dollars are dollars
             cell.source = re.sub(r"`[^`]*`|(\$\$?)([^$`]+)\1", _draw_formula, cell.source)
         else:  # what only a kernel can draw: bars of progress
-            data = [output.get("data", {}) for output in cell.outputs]
-            bare = [WIDGET in each and "text/html" not in each for each in data]
-            cell.outputs = [out for out, left in zip(cell.outputs, bare, strict=True) if not left]
+            cell.outputs = [
+                x for x in cell.outputs if WIDGET not in x.get("data", {}) or "text/html" in x.data
+            ]
     exporter = HTMLExporter(
         template_name="basic", exclude_anchor_links=True, exclude_input_prompt=True,
         exclude_output_prompt=True,

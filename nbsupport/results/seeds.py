@@ -9,6 +9,7 @@ from scipy.stats import t as student
 
 from ..experiments.artifacts import Experiment
 from ..experiments.evaluation import failure, measure
+from ..training.denoisers import training_seed
 from .tables import MEAN
 
 SEEDS = (0, 1, 2)
@@ -59,9 +60,8 @@ def compare(experiments: Sequence[Experiment]) -> pd.DataFrame:
             continue
         right = [[measure(e, name)["accuracy"] for e in sound] for name in (method, other)]
         difference, study = np.stack(right[0]) * 1.0 - np.stack(right[1]), sound[0].study
-        seeds = [e.study.denoiser_seed for e in sound]
         same = {"method": method, "other": other, "study": study.name, "n": study.test_images}
-        same["seeds"] = " ".join(str(study.seed if seed is None else seed) for seed in seeds)
+        same["seeds"] = " ".join(str(training_seed(e.study)) for e in sound)
         mean = difference[:, np.isin(study.evaluated_eps, study.eps)].mean(axis=1)
         curves = [mean, *difference.swapaxes(0, 1)]
         for eps, values in zip([MEAN, *study.evaluated_eps], curves, strict=True):

@@ -162,11 +162,9 @@ def adaptive_table(rows: pd.DataFrame, eps: float) -> pd.DataFrame:
     places["", "gradients"] = ("gradients per image", "all", 0.0)
     table = _place(rows, places)
     if (at, "gain") in table:
-        value, low, high = (table[at, name] for name in GAIN)
+        ends: Any = [table[at, name] for name in GAIN]
         table = table.drop(columns=[(at, name) for name in GAIN])
-        ends = zip(value, low, high, strict=True)
-        text = pd.Series([_with_interval(*each) for each in ends], table.index)
-        table.insert(4, (at, "gain"), text.where(value.notna(), ""))
+        table.insert(4, (at, "gain"), _with_interval(*ends))
         table["", "gradients"] = table["", "gradients"].map("{:,.0f}".format)
     gaps = rows[rows["metric"] == "gap"].groupby("method")["value"].max().rename(SHOWN)
     if len(gaps):
@@ -183,14 +181,14 @@ def gains_table(rows: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
     """A line per ε: what defences gain on their bare classifier under both attackers."""
     found = rows[rows["metric"].isin(GAIN) & rows["method"].isin(methods)]
     ends = found.pivot(index=["method", "attack", "eps"], columns="metric", values="value")
-    text = [_with_interval(*line) for line in ends[[*GAIN]].itertuples(index=False)]
-    table = pd.Series(text, ends.index).unstack(["method", "attack"])
+    table: Any = _with_interval(*(ends[name] for name in GAIN)).unstack(["method", "attack"])
     table = table[[(method, attack) for method in methods for attack in ("envelope", WORST)]]
     return table.rename(index=short, columns=ATTACKS).rename_axis(index="ε", columns=["", ""])
 
 
-def _with_interval(value: float, low: float, high: float) -> str:
-    return f"{value:+z.3f} ({low:+z.3f} … {high:+z.3f})"
+def _with_interval(value: pd.Series, low: pd.Series, high: pd.Series) -> pd.Series:
+    value_, low_, high_ = (each.map("{:+z.3f}".format) for each in (value, low, high))
+    return (value_ + " (" + low_ + " … " + high_ + ")").where(low.notna(), "")
 
 
 def audit_table(rows: pd.DataFrame, eps: float) -> pd.DataFrame:
@@ -308,8 +306,7 @@ def _claims_table(rows: pd.DataFrame) -> pd.DataFrame:
     for reading in ("", "plain_"):
         if (margin := f"{reading}margin") in table:
             low, high = (table.pop(f"{reading}{end}") for end in ("low", "high"))
-            table[margin] = list(map(_with_interval, table[margin], low, high))
-            table[margin] = table[margin].where(low.notna(), "")
+            table[margin] = _with_interval(table[margin], low, high)
     return table.rename(columns=lambda column: column.replace("_", " "))
 
 
@@ -364,8 +361,8 @@ def describe(rows: pd.DataFrame) -> list[str]:
     if len(smooth) and len(near):
         gains = [(curves.loc[group, half] - bare[half]).mean() for group in (smooth, near)]
         sentences.append(
-            f"Filters that smooth every image (clean PSNR below {SMOOTHING[1]:g} dB) gain "
-            f"{gains[0]:+.2f} on average at that ε, the others {gains[1]:+.2f}."
+            "Methods that smooth every image (clean PSNR of {:g} to {:g} dB) gain {:+.2f} on "
+            "average at that ε, those above {:+.2f}.".format(*SMOOTHING, *gains)
         )
     return sentences
 

@@ -80,17 +80,19 @@ def _load(experiment: Experiment, method: str) -> tuple[nn.Module, nn.Module]:
     (recipe, output), (_, kind) = find_recipe(method), split_method(method)
     name = f"{experiment.study.name}-classifier"
     specification = experiment.classifier_specification(kind)
-    same = name in pretrained.names() and _equal(pretrained.about(name), specification)
+    same = name in pretrained.names() and _equal(
+        pretrained.about(name)["specification"], specification
+    )
     classifier = pretrained.load_pretrained(name) if same else experiment.classifier(kind)
     name = f"{experiment.study.name}-{recipe}"
     if recipe is None or name not in pretrained.names():
         return experiment.denoiser(method), classifier
     about = pretrained.about(name)["specification"]["trained"]
-    if not _equal({"specification": about}, experiment.denoiser_specification(recipe)):
+    if not _equal(about, experiment.denoiser_specification(recipe)):
         return experiment.denoiser(method), classifier
     denoiser = pretrained.load_pretrained(name)
     return (View(denoiser, output).eval() if output else denoiser), classifier  # type: ignore[arg-type]
 
 
-def _equal(about: dict[str, object], specification: dict[str, object]) -> bool:
-    return about["specification"] == json.loads(canonical(specification))
+def _equal(stored: object, specification: dict[str, object]) -> bool:
+    return stored == json.loads(canonical(specification))

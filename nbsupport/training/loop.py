@@ -46,7 +46,7 @@ def fit(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, epochs * batches)
     state: dict[str, Any] = {"network": network, "optimizer": optimizer, "schedule": schedule}
     checkpoint, history = scratch / "checkpoint.pt", []
-    if saved := _read(checkpoint):
+    if all(map(_read, scratch.glob("step*.pt"))) and (saved := _read(checkpoint)):
         history = saved["history"]
         for name, part in state.items():
             part.load_state_dict(saved[name])

@@ -78,7 +78,7 @@ def test_workers(benchmark, way, experiment, tmp_path, monkeypatch):
                     do = partial(cluster.compute, scheduler=local.scheduler_address)
                     home = tmp_path / str(workers)
                     with Client(local) as client:  # imports everything
-                        client.run(cluster._experiment, experiment.study, home)
+                        client.run(cluster._experiment, experiment.study, home, "")
                     found[f"{workers} × 1 thread"] = time_phases(experiment, home, do)
         torch.set_num_threads(os.cpu_count() or 1)
         found["all threads"] = time_phases(experiment, tmp_path / "alone", measure_all)
