@@ -78,6 +78,7 @@ function explore(model, el) {
   const shownImage = (image) => model.get("images").find((each) => each.number === image);
   const pieces = new Map(), answers = new Map(), open = new Set();
   let asks = 0, attacking = false, ended = false, own = true, sweep = 0, enlarged = "", failure = "", refusal = "", greeted = false;
+  let arriving = live && !(model.get("progress").done > 1); // shown for the first time
 
   // -- the kernel: asked for what no piece holds -------------------------------------------------
 
@@ -295,8 +296,8 @@ function explore(model, el) {
     curves.replaceChildren(...part);
     legend.replaceChildren(...lines.map(({ name }) => make("span", name === chosen.method ? { class: "chosen" } : {},
       make("svg", { viewBox: "0 0 30 12", "aria-hidden": "true" }, curve(name, ["4,6", "26,6"])), titled(name))));
-    const images = Math.min(...lines.map((line) => line.images));
-    count.textContent = lines.length ? `accuracy on ${lines.every((line) => line.images === lines[0].images) ? lines[0].images : `${images} to ${Math.max(...lines.map((line) => line.images))}`} images` : "accuracy";
+    const numbers = lines.map((line) => line.images), fewest = Math.min(...numbers), most = Math.max(...numbers);
+    count.textContent = lines.length ? `accuracy on ${fewest < most ? `${fewest} to ${most}` : most} image${most === 1 ? "" : "s"}` : "accuracy";
     point.textContent = chosenPoint();
     curves.setAttribute("aria-label", `accuracy over ε; ${point.textContent}`);
   }
@@ -385,6 +386,10 @@ function explore(model, el) {
       rank(list, read.top[at], truth);
       quality.textContent = `PSNR ${read.psnr[at]?.toFixed(1) ?? "∞"} dB, SSIM ${read.ssim[at].toFixed(3)}`;
     });
+    if (ready && arriving) { // "Run all" scrolls to the last cell: an explorer in the first code cell brings the reader back
+      arriving = false;
+      if (root.closest(".jp-Notebook")?.querySelector(".jp-CodeCell")?.contains(root)) root.scrollIntoView({ block: "nearest" });
+    }
     if (ready) showKernels(found, chosen);
     else { kernels.replaceChildren(); owned.hidden = kernelScale.hidden = true; }
     if (enlarged && slots[enlarged].drawn) {
