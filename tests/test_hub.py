@@ -104,5 +104,5 @@ def test_a_denoiser_and_its_card_are_pushed_to_the_hub_and_loaded_from_it(hub, t
     card = Hub.files["README.md"].decode()
     assert "seven of mine" in card
     assert [line.split()[1::2] for line in card.splitlines() if line.startswith("|")][2] == [
-        "0.01", "0.625", "0.125",
+        "1e-2", "0.625", "0.125",
     ]  # fmt: skip

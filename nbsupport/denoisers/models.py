@@ -30,6 +30,7 @@ from safetensors.torch import load_model
 from torch import Tensor, nn
 
 from ..data.images import Images, Kernels, Map, check_images
+from ..study import short
 from .filtering import distance_from_identity, filter_pixels, uncertainty_map
 from .unet import Decoder, Encoder, OutputLayer, convolutions, initialise, resize
 
@@ -91,7 +92,7 @@ class Denoiser(nn.Module, PyTorchModelHubMixin, library_name="nbsupport"):
         rows = rows[(rows["metric"] == "accuracy") & rows["attack"].isin(ATTACKERS)]
         heads = rows["attack"].map(ATTACKERS) + " (" + rows["n"].astype(str) + " images)"
         table = rows.assign(head=heads).pivot(index="eps", columns="head", values="value")
-        table = table[heads.unique()].rename("{:g}".format).rename_axis(index="ε")
+        table = table[heads.unique()].rename(short).rename_axis(index="ε")
         table = table.map("{:.3f}".format, na_action="ignore").fillna("")
         accuracy = table.to_markdown(disable_numparse=True) if len(table) else "*Not measured.*"
         text = files(__package__).joinpath("model_card.md").read_text(encoding="utf-8")
