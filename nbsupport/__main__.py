@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__, setup
-from .study import STUDIES, Study, change_file, default_home, make_folders_absolute, sizes
+from .study import STUDIES, Study, change_file, default_home, make_paths_absolute, sizes
 
 CLONE = (Path(__file__).parents[1] / "constraints.txt").is_file()  # or else installed
 INSTALL = "python -m pip install "
@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _obey(arguments: list[str] | None) -> None:
-    make_folders_absolute()
+    make_paths_absolute()
     os.environ.setdefault("TQDM_BAR_FORMAT", BAR)  # tqdm reads it when it is imported
     parser = _parser()
     options = parser.parse_args(arguments)

@@ -144,7 +144,7 @@ class Study:
     @classmethod
     def chosen(cls, name: str = "photographs", scale: str = "quick", **changes: Any) -> "Study":
         """As `named`, but NBSUPPORT_STUDY, _SCALE, _CLASSIFIER, _ROBUST, … override."""
-        make_folders_absolute()
+        make_paths_absolute()
         name = os.environ.get("NBSUPPORT_STUDY", name)
         scale = os.environ.get("NBSUPPORT_SCALE", scale)
         keys = ("classifier", "robust", "image_size", *(["data"] if name == "folder" else []))
@@ -219,27 +219,30 @@ def eps_label(eps: float) -> str:
     return name if eps == 0 or "/" in name else f"{name} ({eps * 255:.3g}/255)"
 
 
-def make_folders_absolute() -> None:
-    """Let relative NBSUPPORT_HOME, _DATA and _FIGURES mean the same in the shell and a notebook."""
+def make_paths_absolute() -> None:
+    """Let relative paths in NBSUPPORT_HOME, _DATA, … mean the same in the shell and a notebook."""
     # a kernel runs in its notebook's folder, but inherits PWD from the shell that started Jupyter
     base = os.environ.get("PWD", "") if "JPY_PARENT_PID" in os.environ else ""
-    for name in ("HOME", "DATA", "FIGURES"):
+
+    def change(path: str) -> str:
+        return str(Path(base, Path(path).expanduser()).absolute())
+
+    for name in ("HOME", "DATA", "FIGURES", "CLASSIFIER", "ROBUST"):
         if value := os.environ.get(f"NBSUPPORT_{name}"):
-            folder = Path(base, Path(value).expanduser()).absolute()
-            os.environ[f"NBSUPPORT_{name}"] = str(folder)
+            refers = name in ("CLASSIFIER", "ROBUST")  # perhaps to a file
+            os.environ[f"NBSUPPORT_{name}"] = (
+                change_file(value, change) if refers else change(value)
+            )
 
 
 def default_home() -> Path:
     """NBSUPPORT_HOME, or else ``nbsupport`` in the user's cache folder.
 
-    A relative NBSUPPORT_HOME is made absolute for this process and the kernels that it starts.
     Raises `OSError` if the user has no home folder.
     """
     cache = Path("~/.cache", os.environ.get("XDG_CACHE_HOME", ""), "nbsupport")
     try:
-        home = Path(os.environ.get("NBSUPPORT_HOME") or cache).expanduser().absolute()
+        make_paths_absolute()
+        return Path(os.environ.get("NBSUPPORT_HOME") or cache).expanduser().absolute()
     except RuntimeError as error:
         raise OSError("this user has no home folder; name a store in NBSUPPORT_HOME") from error
-    if "NBSUPPORT_HOME" in os.environ:
-        os.environ["NBSUPPORT_HOME"] = str(home)
-    return home

@@ -224,7 +224,8 @@ def test_choices_reach_the_kernel_alone(notebook, monkeypatch):
     path = notebook("from nbsupport.study import Study\nprint(Study.chosen())")
     choices = {"data": "photos", "classifier": "mine.py:factory"}
     executed = execute(path, "folder", "smoke", image_size="24", **choices)
-    choices["data"] = str(Path("photos").absolute())  # what a kernel makes of a relative folder
+    # what a kernel makes of relative paths
+    choices = {name: str(Path(choice).absolute()) for name, choice in choices.items()}
     study = Study.named("folder", "smoke", image_size=24, **choices)
     assert executed.cells[1].outputs[0].text == f"{study}\n"
     assert os.environ["NBSUPPORT_SCALE"] == "paper" and "NBSUPPORT_DATA" not in os.environ

@@ -11,6 +11,7 @@ from torch import nn
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from nbsupport.experiments.evaluation import evaluate
+from nbsupport.results.save import roots
 from nbsupport.study import (
     EPS,
     SMALLEST,
@@ -61,6 +62,18 @@ def test_the_default_home_is_below_the_cache_folder(monkeypatch, tmp_path):
     here = default_home()
     monkeypatch.chdir(tmp_path)  # a notebook runs in another folder
     assert default_home() == here
+
+
+def test_relative_paths_mean_the_same_in_the_shell_and_in_a_notebook(monkeypatch, tmp_path):
+    monkeypatch.setenv("JPY_PARENT_PID", "1")
+    monkeypatch.setenv("PWD", str(tmp_path))
+    monkeypatch.setenv("NBSUPPORT_CLASSIFIER", "model.py:factory")
+    monkeypatch.setenv("NBSUPPORT_ROBUST", "robustbench:Wang2023Better_WRN-28-10")
+    monkeypatch.setenv("NBSUPPORT_FIGURES", "mine")
+    study = Study.chosen("cifar10", "smoke")
+    assert study.classifier == f"{tmp_path}/model.py:factory"
+    assert study.robust == "robustbench:Wang2023Better_WRN-28-10"
+    assert roots() == [tmp_path / "mine"]
 
 
 @pytest.mark.parametrize("choose", [Study.named, Study.chosen])

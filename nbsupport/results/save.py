@@ -23,6 +23,7 @@ from ..experiments.adaptive_evaluation import Minimal, minimal_specification
 from ..experiments.artifacts import Experiment
 from ..experiments.evaluation import failures, measurement_specification
 from ..experiments.methods import GAIN
+from ..study import make_paths_absolute
 from .plots import draw_defences, draw_gains, sheet
 from .tables import caption, document, model_information, subject, without_marks
 
@@ -50,8 +51,9 @@ def roots() -> list[Path]:
 
     ``build/results`` and a clone's ``figures``, or what ``NBSUPPORT_FIGURES`` names alone.
     """
+    make_paths_absolute()
     if place := os.environ.get("NBSUPPORT_FIGURES"):
-        return [Path(place).resolve()]
+        return [Path(place)]
     return [build_folder() / "results", *([REPOSITORY / "figures"] if is_clone() else [])]
 
 
