@@ -12,6 +12,7 @@ import sys
 import textwrap
 import time
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,18 @@ BAR = "{percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}] 
 """The progress of what takes long; a terminal cuts a line at its right end."""
 OPTIONS: dict[str, dict[str, Any]] = {
     "study": {"default": "photographs", "help": ", ".join(STUDIES)},
-    "scale": {"default": "quick", "help": ", ".join(STUDIES["photographs"])},
+    "scale": {"default": "quick", "help": "smoke, quick, paper; of cifar10 also standard"},
     "classifier": {"metavar": "REF", "help": "an architecture, or a trained network as --robust"},
     "robust": {"metavar": "REF", "help": "FILE.py:FACTORY, robustbench:NAME, fd:FILE, fpd:FILE"},
     "data": {"metavar": "DIR", "help": "data sets; of --study folder {train,test}/<class>/<image>"},
     "image-size": {"metavar": "PIXELS", "help": "images are resized and cropped to this square"},
 }
 """The options of every command. The environment variable NBSUPPORT_… gives a default for each."""
+VARIABLES = """Options stand after the command: `compute --help` lists them. Environment variables:
+  NBSUPPORT_HOME     the store (else nbsupport in the user's cache folder)
+  NBSUPPORT_DATA     the data sets (else data in the store)
+  NBSUPPORT_FIGURES  where results are written and read (else build/results, and figures)
+  NBSUPPORT_STUDY, _SCALE, _CLASSIFIER, _ROBUST, _IMAGE_SIZE: defaults of these options"""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -78,16 +84,26 @@ def _obey(arguments: list[str] | None) -> None:
     options.obey(options, study, choices)
 
 
+def _variable(option: str) -> str:
+    return f"NBSUPPORT_{option.upper().replace('-', '_')}"
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m nbsupport", description="The AdvFilter study.")
+    parser = argparse.ArgumentParser(
+        prog="python -m nbsupport", description="The AdvFilter study.", epilog=VARIABLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True)
 
-    def add(name: str, obey: Any, text: str) -> argparse.ArgumentParser:
+    def add(
+        name: str, obey: Any, text: str, names: Iterable[str] = OPTIONS
+    ) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text)
-        command.set_defaults(obey=obey)
-        for option, settings in OPTIONS.items():
-            variable = f"NBSUPPORT_{option.upper().replace('-', '_')}"
+        none = dict.fromkeys(("classifier", "robust", "data", "image_size"))
+        command.set_defaults(obey=obey, scale="quick", **none)
+        for option in names:
+            settings, variable = OPTIONS[option], _variable(option)
             default = os.environ.get(variable) or settings.get("default")
             command.add_argument(f"--{option}", **settings | {"default": default})
         return command
@@ -109,7 +125,8 @@ def _parser() -> argparse.ArgumentParser:
     for command, default in ((compute, NUMBERS), (report, [])):
         tables: dict[str, Any] = {"nargs": "+", "type": int, "choices": NUMBERS, "help": "1 to 7"}
         command.add_argument("--tables", default=default, **tables)
-    check = add("verify", _verify, "attack a few images of a stored adaptive evaluation again")
+    again = "attack a few images of a stored adaptive evaluation again"
+    check = add("verify", _verify, again, ("study", "data"))
     check.add_argument("method", metavar="NAME", help="a row of the table, such as 'Filt(L_img)'")
     check.add_argument("--images", type=_positive, default=8, help="how many of its images (8)")
     add("doctor", _doctor, "list what is there, what is missing, and the command that gets it")

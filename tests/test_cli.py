@@ -404,7 +404,7 @@ import runpy, sys
 
 class Absent:
     names = {"IPython", "ipykernel", "ipywidgets", "jupyter", "jupyter_client", "jupyterlab",
-             "nbclient", "nbconvert", "nbformat"}
+             "nbclient", "nbconvert", "nbformat", "dask", "distributed"}
 
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in self.names:

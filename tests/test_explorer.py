@@ -15,6 +15,7 @@ from torch import nn
 from torchvision.transforms import Normalize
 
 from nbsupport.attacks.pgd import pgd
+from nbsupport.classifiers.models import Classifier
 from nbsupport.denoisers.filtering import filter_pixels, uncertainty_map
 from nbsupport.denoisers.models import Additive, Filtering, PAFilter
 from nbsupport.interactive import explorer as module
@@ -114,6 +115,33 @@ def test_w_and_both_kernels_of_pa_filt_make_its_image(exploration):
 def test_other_strengths_are_refused(eps):
     with pytest.raises(ValueError, match="strengths"):
         explored(eps=eps)
+
+
+class Reader(nn.Module):
+    """As a classifier, reads the first pixel; as a denoiser, clears images whose second is 1."""
+
+    def __init__(self, denoises):
+        super().__init__()
+        self.denoises = denoises
+
+    def forward(self, images):
+        if self.denoises:
+            return images * (images[:, :1, :1, 1:2] == 0)
+        return 2.0 * nn.functional.one_hot(images[:, 0, 0, 0].long(), 2)
+
+
+def test_it_opens_on_the_first_image_that_is_fooled_and_repaired(monkeypatch):
+    images = torch.zeros(4, 3, 2, 2)
+    images[2, :, 0, 1] = 1  # will be repaired
+    hats = images.clone()
+    hats[1:, :, 0, 0] = 1  # the first is not fooled
+    monkeypatch.setattr(module, "pgd", lambda *_, **__: hats)
+    labels, classifier = (
+        torch.zeros(4, dtype=torch.int64),
+        Classifier(Reader(False), (0.0,), (1.0,)),
+    )
+    exploration = Exploration(classifier, {"mine": Reader(True)}, images, labels, (0.0, 0.1))
+    assert exploration.order(1, "mine") == [2, 1, 0, 3]
 
 
 def test_a_part_of_the_arguments_is_refused():
