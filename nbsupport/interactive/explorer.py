@@ -3,6 +3,7 @@
 Run as a module, it writes the explorer of the pretrained networks as a page.
 """
 
+import atexit
 import io
 import math
 import sys
@@ -263,7 +264,9 @@ class Explorer(Screen):
         super().__init__(row=row, column=column, fixed=fixed, images=images, **choice)
         self.upload.observe(self._load, "value")
         self.on_msg(self._answer)
-        threading.Thread(target=self._work, daemon=True).start()
+        self._ended, self._thread = False, threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
+        atexit.register(self._end)
         for part in (methods[: 1 + FIRST], methods[1 + FIRST :]):
             self._start(*product(order, part))
 
@@ -294,9 +297,17 @@ class Explorer(Screen):
             self._tokens.put(None)
         self._report()
 
+    def _end(self) -> None:
+        """Let the thread finish its piece: PyTorch aborts a process that ends in the middle."""
+        self._ended = True
+        self._tokens.put(None)
+        self._thread.join(timeout=30)
+
     def _work(self) -> None:
         while True:
             self._tokens.get()
+            if self._ended:
+                return
             with self._lock:
                 tasks = [self._waiting.popleft()] if self._waiting else []
             try:
