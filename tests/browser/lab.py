@@ -65,6 +65,7 @@ class Lab:
                    "IPYTHONDIR": "ipython", "NBSUPPORT_FIGURES": "saved"}  # fmt: skip
         environment = dict(kept) | {name: str(root / folder) for name, folder in folders.items()}
         environment["NBSUPPORT_HOME"] = os.environ.get("STORE_OF_NOTEBOOKS", str(root / "store"))
+        environment.setdefault("OMP_NUM_THREADS", "1")  # the browser needs the other core
         # Kernels import the package that stands beside these tests.
         environment |= {"PYTHONPATH": str(REPOSITORY), "JUPYTER_TOKEN": self.token,
                         "NBSUPPORT_STUDY": "photographs", "NBSUPPORT_SCALE": "smoke"}  # fmt: skip
