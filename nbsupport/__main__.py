@@ -84,10 +84,6 @@ def _obey(arguments: list[str] | None) -> None:
     options.obey(options, study, choices)
 
 
-def _variable(option: str) -> str:
-    return f"NBSUPPORT_{option.upper().replace('-', '_')}"
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m nbsupport", description="The AdvFilter study.", epilog=VARIABLES,
@@ -103,7 +99,8 @@ def _parser() -> argparse.ArgumentParser:
         none = dict.fromkeys(("classifier", "robust", "data", "image_size"))
         command.set_defaults(obey=obey, scale="quick", **none)
         for option in names:
-            settings, variable = OPTIONS[option], _variable(option)
+            settings = OPTIONS[option]
+            variable = f"NBSUPPORT_{option.upper().replace('-', '_')}"
             default = os.environ.get(variable) or settings.get("default")
             command.add_argument(f"--{option}", **settings | {"default": default})
         return command

@@ -21,12 +21,13 @@ Kernels = Float[Tensor, "b taps h w"]
 Map = Float[Tensor, "b 1 h w"]
 Logits = Float[Tensor, "b classes"]
 
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64,
             torch.uint8, torch.uint16, torch.uint32, torch.uint64)  # fmt: skip
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Split:
     """The training or test part of a data set.
 
@@ -55,7 +56,7 @@ def check_images(images: Tensor, *, caller: str, channels: int | None = 3) -> No
     `caller` opens the message; with `channels` None, any number passes. Raises `TypeError` for
     other types, `ValueError` for other shapes and for values outside [0, 1].
     """
-    if not isinstance(images, Tensor) or not images.is_floating_point():
+    if not isinstance(images, Tensor) or images.dtype not in FLOATS:
         got = getattr(images, "dtype", type(images).__name__)
         hint = "convert 8 bits with images.float() / 255"
         if isinstance(images, np.ndarray):
