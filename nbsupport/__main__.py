@@ -28,7 +28,10 @@ BAR = "{percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}] 
 """The progress of what takes long; a terminal cuts a line at its right end."""
 OPTIONS: dict[str, dict[str, Any]] = {
     "study": {"default": "photographs", "help": ", ".join(STUDIES)},
-    "scale": {"default": "quick", "help": "smoke, quick, paper; of cifar10 also standard"},
+    "scale": {
+        "default": "quick",
+        "help": "smoke, quick, standard (cifar10, neurips2017dev), paper",
+    },
     "classifier": {"metavar": "REF", "help": "an architecture, or a trained network as --robust"},
     "robust": {"metavar": "REF", "help": "FILE.py:FACTORY, robustbench:NAME, fd:FILE, fpd:FILE"},
     "data": {"metavar": "DIR", "help": "data sets; of --study folder {train,test}/<class>/<image>"},
