@@ -14,6 +14,7 @@ from nbsupport.attacks.pgd import ratios
 from nbsupport.denoisers.models import MultiHead, PAFilter, YNet
 from nbsupport.experiments import artifacts as module
 from nbsupport.experiments.artifacts import Experiment
+from nbsupport.experiments.evaluation import failure
 from nbsupport.experiments.methods import AS_PUBLISHED, RECIPES
 from nbsupport.experiments.store import Store
 from nbsupport.study import Study
@@ -50,6 +51,19 @@ def untrained(experiment, tmp_path):
 def equal_weights(one, other):
     one, other = one.state_dict(), other.state_dict()
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("recipe", ["Filt(L_img)", "Filt(L_img)_as_published"])
+def test_a_training_that_diverges_is_a_failed_training(recipe, untrained, monkeypatch):
+    fit, infinite = denoiser_training.fit, lambda loss: lambda *batch: loss(*batch) * float("inf")
+    diverge = lambda network, loss, **rest: fit(network, infinite(loss), **rest)  # noqa: E731
+    monkeypatch.setattr(denoiser_training, "fit", diverge)
+    diverging = untrained.changed(learning_rate=1e-3)
+    assert "lower the learning rate" in failure(diverging, recipe)
+    again = Experiment(diverging.study, diverging.store)  # the same after a restart
+    assert failure(again, recipe) == failure(diverging, recipe)
+    for parameter in again.denoiser(recipe).parameters():
+        assert torch.isfinite(parameter).all()
 
 
 # -- specifications ------------------------------------------------------------------------------

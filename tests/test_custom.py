@@ -408,3 +408,15 @@ def test_what_cannot_be_read_or_downloaded_is_named(hub, monkeypatch):
         load_public(NAME)
     with pytest.raises(ValueError, match="no classifier named 'resnet51'"):
         load_public("resnet51")
+
+
+def test_a_custom_classifier_keeps_its_precision_under_autocast():
+    images, _ = bright(20)
+    classifier = wrap(
+        nn.Sequential(Call(lambda x: x.flatten(1)), nn.Linear(3 * SIZE**2, CLASSES)).eval()
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        low = nn.functional.conv2d(images, torch.ones(3, 3, 1, 1) / 3)  # as a denoiser returns them
+        logits = classifier(images)
+        assert classifier.unchecked(low).dtype == torch.float32
+    assert torch.equal(logits, classifier(images))

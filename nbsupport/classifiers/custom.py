@@ -153,6 +153,14 @@ def _import(file: Path) -> ModuleType:
     return module
 
 
+class Custom(Classifier):
+    """A network from elsewhere, in its own precision: under autocast it might overflow."""
+
+    def unchecked(self, images: Tensor) -> Tensor:
+        with torch.autocast(images.device.type, enabled=False):
+            return super().unchecked(images.to(self.mean.dtype))
+
+
 def class_name(module: nn.Module) -> str:
     """The name of a custom classifier in tables: its class, or that of the network in it."""
     return type(getattr(module, "network", module)).__name__
@@ -191,7 +199,7 @@ def wrap(
         first = next(chain(classifier.parameters(), classifier.buffers()), torch.empty(0))
         dtype = next(iter(precisions(classifier)), torch.float32)
         network = classifier if dtype == torch.float32 else Apart(classifier, dtype)
-        classifier = Classifier(network, mean, std)
+        classifier = Custom(network, mean, std)
         classifier.mean = classifier.mean.to(first.device)
         classifier.std = classifier.std.to(first.device)
         classifier.training = False

@@ -331,11 +331,17 @@ class Experiment:
             if start is not None:
                 part = denoiser.get_submodule("ynet") if isinstance(start, YNet) else denoiser
                 part.load_state_dict(start.state_dict())
-            attacked = self.attacked("train")
-            report = denoisers.train(recipe, denoiser, self.classifier(), attacked, study, scratch)
+            attacked, before = self.attacked("train"), copy.deepcopy(denoiser.state_dict())
+            inputs = self.classifier(), attacked, study, scratch
+            try:
+                report = denoisers.train(recipe, denoiser, *inputs)
+            except FloatingPointError as error:  # a failed training, as `find_collapse` says
+                denoiser.load_state_dict(before)
+                report = {"diverged": str(error)}
             tensors = copy.deepcopy(denoiser.state_dict())
             if RECIPES[recipe].checkpoints:
-                clean, kept = self.images("validation").images, read_checkpoints(scratch)
+                clean = self.images("validation").images
+                kept = {0: before} if "diverged" in report else read_checkpoints(scratch)
                 report["clean_psnr"] = denoisers.clean_psnr(denoiser, kept, clean)
                 for step, weights in kept.items():
                     tensors |= {f"{step}:{name}": tensor for name, tensor in weights.items()}

@@ -47,15 +47,15 @@ def image_loss(denoised: Images, clean: Images) -> Scalar:
 
 def semantic_loss(classifier: Classifier, denoised: Images, clean: Images) -> Scalar:
     """L_sem = ‖φ(I) − φ(Ĩ)‖₁ for the logits φ (eq. 5), averaged over all values."""
-    return F.l1_loss(classifier(denoised), classifier(clean).detach())
+    return F.l1_loss(classifier.unchecked(denoised), classifier.unchecked(clean).detach())
 
 
 def fusion_loss(
     classifier: Classifier, fused: Images, clean: Images, weights: Float[Tensor, "b"] | None = None
 ) -> Scalar:
     """Cross-entropy of fused images with clean ones' probabilities, weighted mean (section 4.2)."""
-    probabilities = classifier(clean).detach().softmax(dim=1)
-    losses = F.cross_entropy(classifier(fused), probabilities, reduction="none")
+    probabilities = classifier.unchecked(clean).detach().softmax(dim=1)
+    losses = F.cross_entropy(classifier.unchecked(fused), probabilities, reduction="none")
     return (losses if weights is None else losses * weights).mean()
 
 
@@ -66,7 +66,7 @@ def logit_divergence(
     weights: Float[Tensor, "b"] | None = None,
 ) -> Scalar:
     """KL(classifier on clean ‖ on denoised images), weighted mean over images."""
-    expected, found = (classifier(x).log_softmax(dim=1) for x in (clean, denoised))
+    expected, found = (classifier.unchecked(x).log_softmax(dim=1) for x in (clean, denoised))
     losses = F.kl_div(found, expected.detach(), reduction="none", log_target=True).sum(dim=1)
     return (losses if weights is None else losses * weights).mean()
 
@@ -192,7 +192,7 @@ def train(
 
     The classifier is frozen, and the denoiser holds the weights of its base; `scratch` as in `fit`,
     where a recipe with `checkpoints` leaves them. Raises `ValueError` if the study lacks strengths
-    that the recipe needs.
+    that the recipe needs, `FloatingPointError` if the training diverges.
     """
     recipe, settings, device = RECIPES[name], specify_training(name, study), classifier.mean.device
     if (recipe.strong_only or isinstance(denoiser, YNet)) and not set(STRONG_EPS) <= set(study.eps):
@@ -233,8 +233,12 @@ def train(
         batch_size=study.batch_size, seed=training_seed(study), scratch=scratch,
         label=f"training {name}", precision=study.precision,
     )  # fmt: skip
-    report = {"loss": losses, "precision": choose_precision(study.precision, device)}
-    return report | health(denoiser.eval(), attacked)
+    report: dict[str, Any] = {"loss": losses}
+    report["precision"] = choose_precision(study.precision, device)
+    report |= health(denoiser.eval(), attacked)
+    if not np.isfinite(report["change"]).all():
+        raise FloatingPointError(f"training {name}: it denoises to NaN; lower the learning rate")
+    return report
 
 
 def _batches(attacked: AttackedSet, denoiser: Denoiser) -> list[Images]:
@@ -342,7 +346,9 @@ def list_outputs(denoiser: Any) -> list[Denoiser]:
 
 
 def find_collapse(report: dict[str, Any]) -> str | None:
-    """The sentence that says why a training failed, from its `health`; None if it did not."""
+    """The sentence that says why a training failed, from its report; None if it did not."""
+    if "diverged" in report:
+        return f"It diverged: {report['diverged']}."
     alive, change = min(report["alive"]), report["change"][-1]
     if not alive >= ALIVE:  # NaN is a failure, too
         return f"Its decoder is dead: {alive:.1%} of its last features vary."
