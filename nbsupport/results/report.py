@@ -101,7 +101,7 @@ def findings(results: list[Result]) -> list[str]:
         found.append(f"Gray-box, worst case over ε' ≤ ε, mean over ε: {bare}; highest: {best}.")
     if "adaptive" in rows:
         kept, images = tables.headline(rows["adaptive"]).iloc[:, -1], rows["adaptive"]["n"].iloc[0]
-        text = ", ".join(map("{0[0]} {0[1]}".format, kept.items()))
+        text = ", ".join(f"{name} {gain}" for name, gain in kept.items() if gain)
         found.append(f"White-box attacker, {images} images, {kept.name}: {text}.")
     if "seeds" in rows:
         mean = rows["seeds"][rows["seeds"]["eps"] == tables.MEAN]
