@@ -32,9 +32,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "default": "quick",
         "help": "smoke, quick, standard (cifar10, neurips2017dev), paper",
     },
-    "classifier": {"metavar": "REF", "help": "an architecture, or a trained network as --robust"},
+    "classifier": {
+        "metavar": "REF",
+        "help": "an architecture to train, or a network as for --robust",
+    },
     "robust": {"metavar": "REF", "help": "FILE.py:FACTORY, robustbench:NAME, fd:FILE, fpd:FILE"},
-    "data": {"metavar": "DIR", "help": "data sets; of --study folder {train,test}/<class>/<image>"},
+    "data": {
+        "metavar": "DIR",
+        "help": "of the data sets; for --study folder, of {train,test}/<class>",
+    },
     "image-size": {"metavar": "PIXELS", "help": "images are resized and cropped to this square"},
 }
 """The options of every command. The environment variable NBSUPPORT_… gives a default for each."""
@@ -112,24 +118,25 @@ def _parser() -> argparse.ArgumentParser:
         "run", _run, "execute the repository's notebooks (all, or some) and keep a web page of each"
     )
     run.add_argument("notebooks", nargs="*", metavar="NOTEBOOK", help="such as 07")
-    compute = add(
-        "compute", _compute, "make some tables and every artifact that they need, without Jupyter"
-    )
+    compute = add("compute", _compute, "make tables and train what they need, without Jupyter")
     adaptive = "also the adaptive evaluation of these methods, or of all in the tables: hours"
     compute.add_argument("--adaptive", nargs="*", metavar="METHOD", help=adaptive)
-    compute.add_argument("--workers", type=_positive, help="processes; needs the extra cluster")
+    compute.add_argument(
+        "--workers", type=_positive, help="how many processes; needs the extra cluster"
+    )
     compute.add_argument("--scheduler", help="of a running Dask cluster: tcp://host:8786")
     report = add("report", _report, "print a summary, or tables and claims; write all as a page")
     page = "write the results of all studies as one web page (build/report.html)"
     report.add_argument("--html", nargs="?", type=Path, metavar="FILE", const=Path(), help=page)
     for command, default in ((compute, NUMBERS), (report, [])):
-        tables: dict[str, Any] = {"nargs": "+", "type": int, "choices": NUMBERS, "help": "1 to 7"}
-        command.add_argument("--tables", default=default, **tables)
+        tables: dict[str, Any] = {"nargs": "+", "type": int, "choices": NUMBERS}
+        text = "numbers from 1 to 7" + ", all by default" * bool(default)
+        command.add_argument("--tables", default=default, help=text, **tables)
     again = "attack a few images of a stored adaptive evaluation again"
     check = add("verify", _verify, again, ("study", "data"))
     check.add_argument("method", metavar="NAME", help="a row of the table, such as 'Filt(L_img)'")
     check.add_argument("--images", type=_positive, default=8, help="how many of its images (8)")
-    add("doctor", _doctor, "list what is there, what is missing, and the command that gets it")
+    add("doctor", _doctor, "try --data and --classifier; list what is missing; estimate times")
     return parser
 
 
