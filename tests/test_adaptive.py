@@ -5,7 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from small import CLASSES, gaps, linear, pictures, radii
+from small import CLASSES, disturbed, gaps, linear, pictures, radii
 from torch import nn
 
 from nbsupport.attacks import adaptive
@@ -49,14 +49,6 @@ def labels(victim, images):
     labels = victim(images).argmax(dim=1)
     labels[-3:] = (labels[-3:] + 1) % CLASSES
     return labels
-
-
-def disturbed(denoiser, seed=0, scale=0.1):
-    """Away from the identity."""
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in denoiser.requires_grad_(False).parameters():
-        parameter += scale * torch.randn(parameter.shape, generator=generator)
-    return denoiser.eval()
 
 
 def pgd_through(target, eps, **options):
@@ -105,7 +97,7 @@ def test_jpeg_is_also_attacked_through_a_differentiable_approximation():
 
 
 def test_pa_filt_is_attacked_as_a_whole_and_through_both_branches():
-    denoiser = disturbed(PAFilter(2, 3))
+    denoiser = disturbed(PAFilter)
     found, inputs = surrogates(denoiser), torch.rand(2, 3, 9, 8)
     parts = denoiser.parts(inputs)
     expected = [parts.weight * parts.sl + (1 - parts.weight) * parts.m, parts.sl, parts.m]
@@ -146,7 +138,7 @@ def survivors_of_every_variant(denoiser, victim, images, labels, eps, steps, res
 
 DENOISERS = {
     "8-bit": lambda: Baseline("8-bit"),
-    "PA-Filt": lambda: disturbed(PAFilter(2, 3), scale=0.02),
+    "PA-Filt": lambda: disturbed(PAFilter, 0.02),
 }
 
 

@@ -108,11 +108,3 @@ def test_a_gain_is_paired_over_images():
         center, number = (won - lost) / 402, 402  # Bonett and Price 2012, equation (5)
         half = 1.96 * ((won + lost) / number - center**2) ** 0.5 / number**0.5
         assert (low[row], high[row]) == pytest.approx((center - half, center + half), abs=0.006)
-
-
-@pytest.mark.parametrize(("won", "certain"), [(0, False), (4, False), (8, True)])
-def test_a_few_images_won_are_no_certain_gain(won, certain):
-    bare = np.arange(40)[None] < 10
-    value, low, high = gain(np.arange(40)[None] < 10 + won, bare)
-    assert value == pytest.approx(won / 40)
-    assert (low > 0) == certain and high > value

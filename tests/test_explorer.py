@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small import CLASSES, SIDE, linear, pictures
+from small import CLASSES, SIDE, disturbed, linear, pictures
 from torch import nn
 from torchvision.transforms import Normalize
 
@@ -36,16 +36,6 @@ def _no_widgets_left():
     ipywidgets.Widget.close_all()
 
 
-def trained(kind):
-    """A denoiser that has left the identity."""
-    torch.manual_seed(0)
-    denoiser = kind(width=2, kernel_size=3)
-    with torch.no_grad():
-        for parameter in denoiser.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return denoiser.eval().requires_grad_(False)
-
-
 def explored(number=NUMBER, eps=EPS, classes=("one", "two"), classifier=None, **denoisers):
     labels = torch.arange(number) % CLASSES
     return explore(classifier or linear(), denoisers, pictures(number), labels, classes, eps=eps)
@@ -62,7 +52,7 @@ def sent(monkeypatch):
 
 @pytest.fixture
 def explorer(sent):
-    explorer = explored(**{name: trained(kind) for name, kind in KINDS.items()})
+    explorer = explored(**{name: disturbed(kind, 0.05) for name, kind in KINDS.items()})
     explorer.page_state()  # waits for all pieces
     return explorer
 

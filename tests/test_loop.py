@@ -110,15 +110,6 @@ def test_the_history_is_the_mean_over_examples(tmp_path):
     assert history == pytest.approx([4.5] * EPOCHS)  # of 0 … 9, whose last batch is smaller
 
 
-def test_frozen_parameters_stay(tmp_path):
-    network = build()
-    network[0].requires_grad_(False)
-    after, _ = train(tmp_path, network)
-    parameters = {name: tensor.data for name, tensor in build().named_parameters()}
-    stayed = {name for name, tensor in parameters.items() if torch.equal(after[name], tensor)}
-    assert stayed == {"0.weight", "0.bias"}
-
-
 def test_least_squares_is_learnt(tmp_path):
     line = nn.Linear(4, 1)
     nn.init.zeros_(line.weight)

@@ -219,11 +219,6 @@ def test_what_no_notebook_shows_has_a_chapter_of_its_own(figures):
     assert page.find("a", href="#cifar10-computed")
 
 
-def test_no_results_at_all_are_an_error_that_says_how_to_make_them(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nbsupport compute"):
-        studies([tmp_path / "none"])
-
-
 # -- Markdown ------------------------------------------------------------------------------------
 
 

@@ -1,6 +1,5 @@
 """Settings of an experiment: named studies, changes, environment variables, refusals, labels."""
 
-import os
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -8,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 from nbsupport.experiments.evaluation import evaluate
 from nbsupport.results.save import roots
@@ -26,7 +24,12 @@ from nbsupport.study import (
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_a_scale_changes_sizes_only(name):
-    scales = ["smoke", "quick", *(["standard"] if name == "cifar10" else []), "paper"]
+    scales = [
+        "smoke",
+        "quick",
+        *(["standard"] if name in ("cifar10", "neurips2017dev") else []),
+        "paper",
+    ]
     assert list(STUDIES[name]) == scales
     specifications = [Study.named(name, scale).specification() for scale in scales]
     for specification in specifications:
@@ -116,8 +119,6 @@ def test_a_setting_that_makes_no_sense_is_refused(field, value, no_shape_checker
 
 def test_images_that_ssim_cannot_measure_are_refused_before_any_work():
     shape = (2, 3, 32, 4)
-    with pytest.raises((RuntimeError, ValueError)):
-        structural_similarity_index_measure(torch.rand(shape), torch.rand(shape), data_range=1.0)
     network = nn.Identity()  # is not even called, so it need not return logits
     with pytest.raises(ValueError, match=f"^evaluate: .* {SMALLEST} pixels or more"):
         evaluate(network, None, torch.rand(shape), torch.zeros(shape[0], dtype=torch.long))
@@ -142,13 +143,3 @@ def test_a_specification_names_files_wherever_they_are(name, replaced, tmp_path)
     found = (study := Study.named("folder", **custom)).specification()
     assert (found["classifier"], found["robust"], found["data"]) == (short, short, "photos")
     assert study.replaced == replaced
-
-
-def test_a_relative_folder_means_the_same_in_a_notebook(tmp_path, monkeypatch):
-    (tmp_path / "notebooks").mkdir()
-    monkeypatch.chdir(tmp_path / "notebooks")  # as a kernel that Jupyter started from above
-    monkeypatch.setenv("PWD", str(tmp_path))
-    monkeypatch.setenv("JPY_PARENT_PID", "1")
-    monkeypatch.setenv("NBSUPPORT_HOME", "store")
-    Study.chosen("photographs", "smoke")
-    assert os.environ["NBSUPPORT_HOME"] == str(tmp_path / "store")

@@ -207,13 +207,6 @@ def test_other_projects_get_each_defence_at_8_of_255():
     assert {"link", "authors", "additional_data", "number_forward_passes", "venue"} < set(entry)
 
 
-@pytest.mark.parametrize(("count", "images"), [(0, 30), (250, 500)])
-def test_the_interval_of_a_share_is_wilsons(count, images):
-    exact = binomtest(count, images).proportion_ci(method="wilson")
-    low, high = wilson(pd.Series([count / images]), images)
-    assert (low[0], high[0]) == pytest.approx((exact.low, exact.high), abs=1e-12)
-
-
 # -- the renderer --------------------------------------------------------------------------------
 
 DIFFERENCES = pd.DataFrame(

@@ -6,23 +6,15 @@ import json
 from itertools import product
 from unittest.mock import Mock
 
-import ipywidgets
 import numpy as np
 import pytest
 from bs4 import BeautifulSoup
-from exercise import exercise
 from matplotlib.figure import Figure
 from PIL import Image
 
 from nbsupport.interactive.widgets import EXPORT, Browser, embed
 
 LETTERS, NUMBERS = {"first": "a", "second": "b", "third": "c"}, {"one": 1, "two": 2}
-
-
-@pytest.fixture(autouse=True)
-def _no_widgets_left():
-    yield  # `exercise` looks at all sliders there are, so none may stay from one test to the next
-    ipywidgets.Widget.close_all()
 
 
 def picture(**arguments):
@@ -82,21 +74,3 @@ def test_what_is_displayed_where(browser, export, monkeypatch):
         view = "application/vnd.jupyter.widget-view+json"
         assert shown[0][view]["model_id"] == browser.model_id
         assert "Run this cell" in shown[1]["text/html"]
-
-
-# -- the tests' own harness ----------------------------------------------------------------------
-
-
-def test_exercise_finds_a_still_picture_a_missing_one_and_an_error_in_an_output(browser):
-    frames = browser.frames
-    browser.frames = [frames[0]] * len(frames)
-    with pytest.raises(RuntimeError, match="does not change"):
-        exercise()
-    browser.frames = frames[:-1]
-    with pytest.raises(RuntimeError, match="5 pictures"):
-        exercise()
-    ipywidgets.Widget.close_all()
-    error = {"output_type": "error", "ename": "ValueError", "evalue": "x", "traceback": []}
-    ipywidgets.Output(outputs=(error,))
-    with pytest.raises(RuntimeError, match="ValueError"):
-        exercise()

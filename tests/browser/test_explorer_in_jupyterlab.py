@@ -135,13 +135,6 @@ def test_its_keys_are_not_jupyterlabs(notebook, root):
     assert notebook.page.evaluate(cells) == before
 
 
-def test_the_whole_of_it_is_visible_at_1280_by_800(root):
-    box = root.evaluate(
-        "(root) => { const { height, width } = root.getBoundingClientRect(); return [width, height]; }"
-    )
-    assert box[1] <= 620  # beside menus, and the cell of two lines
-
-
 def test_recomputing_changes_the_attack_and_says_so(notebook, root):
     before = pixels(root, "attacked")
     button = root.get_by_role("button", name="recompute with PGD")
