@@ -65,7 +65,7 @@ def test_tasks_come_after_those_they_depend_on(tmp_path):
 def test_equal_tasks_of_other_studies_have_other_keys_on_a_scheduler(tmp_path):
     experiments = [open_experiment(tmp_path, replace(STUDY, seed=seed)) for seed in (0, 1)]
     for task in cluster.list_tasks(experiments[0], METHODS):
-        one, other = (cluster.SPECIFY[task[0]](each, task[1]) for each in experiments)
+        one, other = (cluster.TASKS[task[0]][1](each, task[1]) for each in experiments)
         assert one != other, task
 
 

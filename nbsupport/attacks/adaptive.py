@@ -22,11 +22,10 @@ from ..data.images import Images, Labels, Logits
 from ..denoisers.baselines import Baseline
 from ..denoisers.models import PAFilter, View
 from ..study import REL_STEP, STEPS
-from .pgd import full_precision, margin, per_pass, pgd, prepare
+from .pgd import LOSSES, full_precision, margin, per_pass, pgd, prepare
 
 Robust = Bool[Tensor, "b"]
 
-LOSSES = ("cross-entropy", "margin")
 REL_STEPS = (0.25, REL_STEP, 0.01)  # relative to ε; the middle one is Foolbox's and the paper's
 CONFIRMING = {"cross-entropy": 0.25, "margin": REL_STEP}  # PGD's losses and relative steps
 RESTART_STEPS = 40

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.benchmark import Timer
 from tqdm.auto import tqdm
 
 from .. import setup
@@ -62,7 +63,7 @@ def compute(
             after = [futures[each] for each in before]
             here = experiment.study, experiment.store.home.absolute(), call, task
             # the key distinguishes equal tasks of different studies on one scheduler
-            specification = SPECIFY[task[0]](experiment, task[1])
+            specification = TASKS[task[0]][1](experiment, task[1])
             name = "-".join((*map(str, task), key(specification)))
             futures[task] = client.submit(_run, *here, after, key=name)
         _watch(client, list(futures.values()))
@@ -143,29 +144,17 @@ def estimate(experiment: Experiment, methods: Sequence[str]) -> float:
 
 def _time(run: Callable[[], Any]) -> float:
     """Seconds of a call: the mean over one second, after a first call."""
-    run()
-    start, calls = time.monotonic(), 0
-    while (passed := time.monotonic() - start) < 1:
-        run()
-        calls += 1
-    return passed / calls
+    timer = Timer("run()", globals={"run": run}, num_threads=torch.get_num_threads())
+    return timer.blocked_autorange(min_run_time=1).mean
 
 
-DO: dict[str, Callable[..., Any]] = {
-    "classifier": Experiment.classifier,
-    "attacked": Experiment.attack_block,
-    "denoiser": Experiment.trained,
-    "measurement": measure,
-    "minimal": attack_block,
-    "audit": audit,
-}
-SPECIFY: dict[str, Callable[..., dict[str, Any]]] = {
-    "classifier": Experiment.classifier_specification,
-    "attacked": Experiment.attacked_specification,
-    "denoiser": Experiment.denoiser_specification,
-    "measurement": measurement_specification,
-    "minimal": minimal_specification,
-    "audit": audit_specification,
+TASKS: dict[str, tuple[Callable[..., Any], Callable[..., dict[str, Any]]]] = {
+    "classifier": (Experiment.classifier, Experiment.classifier_specification),
+    "attacked": (Experiment.attack_block, Experiment.attacked_specification),
+    "denoiser": (Experiment.trained, Experiment.denoiser_specification),
+    "measurement": (measure, measurement_specification),
+    "minimal": (attack_block, minimal_specification),
+    "audit": (audit, audit_specification),
 }
 """By kind of task, what carries it out, and the specification that tells its key."""
 
@@ -173,7 +162,7 @@ SPECIFY: dict[str, Callable[..., dict[str, Any]]] = {
 def _run(study: Study, home: Path, call: str, task: Task, after: list[None]) -> None:
     """Carry out a task in this worker. `after` only makes Dask wait for the tasks before it."""
     kind, *names = task
-    DO[kind](_experiment(study, home, call), *names)
+    TASKS[kind][0](_experiment(study, home, call), *names)
 
 
 @lru_cache(maxsize=1)

@@ -12,7 +12,7 @@ import logging
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -96,7 +96,7 @@ class Store:
         if self.frozen and not (folder / RECORD).is_file():
             name = f"{specification['kind']} {specification['name']!r}"
             raise ValueError(f"{self.home} has no such {name}; `compute` makes it")
-        with room(folder), _locked(folder):
+        with room(folder), _lock(folder):
             if found := _read(folder, specification):
                 return found
             scratch = folder / "scratch"
@@ -118,20 +118,14 @@ class Store:
             return load(content), record["report"]
 
 
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _lock(folder: Path) -> contextlib.AbstractContextManager[Any]:
     """Keep other processes out. The operating system releases the lock when a process dies."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / "artifact.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        logging.getLogger(__name__).warning("waiting for another process: %s", folder.name)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+    with contextlib.suppress(Timeout):
+        return lock.acquire(timeout=0)
+    logging.getLogger(__name__).warning("waiting for another process: %s", folder.name)
+    return lock.acquire()
 
 
 def _read(folder: Path, specification: Specification) -> Tensors | None:
