@@ -158,7 +158,8 @@ def draw_gains(rows: pd.DataFrame, methods: Sequence[str]) -> Figure:
         found = part.pivot(index="eps", columns="metric", values="value")
         axis.fill_between(found.index, found[GAIN[1]], found[GAIN[2]], color=COLOURS[method],
                           alpha=0.15, lw=0)  # fmt: skip
-        axis.plot(found.index, found[GAIN[0]], label=method, **_look(method))
+        dashes: Any = DASHES.get(method, (None, None))  # simple filters share a colour
+        axis.plot(found.index, found[GAIN[0]], label=method, dashes=dashes, **_look(method))
     axis.axhline(0, color="black", lw=1)
     eps_axis(axis, sorted(rows["eps"].dropna().unique()))
     axis.set_ylabel("gain in accuracy")
