@@ -332,3 +332,10 @@ def test_a_sound_attack_passes_and_a_hidden_gradient_or_too_few_steps_are_notice
 def test_saturated_logits_are_noticed(tmp_path):
     experiment = SmallExperiment(tmp_path, classifier=linear(scale=10_000))
     assert "saturation" in failed(evaluate_adaptively(experiment, "attacked"))
+
+
+def test_probabilities_are_refused(tmp_path):
+    softmax = SmallExperiment(tmp_path)
+    softmax.victim.network = nn.Sequential(softmax.victim.network, nn.Softmax(dim=1)).eval()
+    with pytest.raises(ValueError, match="probabilities"):
+        evaluate_adaptively(softmax, "attacked")

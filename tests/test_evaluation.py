@@ -27,6 +27,7 @@ from nbsupport.experiments.evaluation import (
     quality,
     strength_at_half,
     table,
+    worst_case,
 )  # fmt: skip
 from nbsupport.experiments.methods import AS_PUBLISHED, BOTH_LOSSES, TABLES
 from nbsupport.experiments.store import Store
@@ -152,6 +153,14 @@ def test_rounding_leaves_8_bit_images_equal_however_they_were_scaled():
 
 def worst_so_far(per_image):
     return [[min(column[: row + 1]) for column in per_image.T] for row in range(len(per_image))]
+
+
+def test_the_worst_case_is_that_of_this_and_all_weaker_attacks():
+    values = np.random.default_rng(0).random((6, 20))
+    for per_image in (values, values < 0.8):
+        worst = worst_case(per_image)
+        assert worst.dtype == per_image.dtype and worst.tolist() == worst_so_far(per_image)
+    assert worst_case(np.array([[np.inf], [3.0], [np.inf]])).tolist() == [[np.inf], [3.0], [3.0]]
 
 
 # -- any classifier, without a study -------------------------------------------------------------

@@ -3,6 +3,7 @@
 import copy
 import threading
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -130,6 +131,13 @@ def test_one_strength_per_image_is_one_call_per_strength(classifier, images, lab
     torch.testing.assert_close(together, torch.cat(one))
 
 
+def test_order_and_size_of_passes_do_not_matter(classifier, images, labels, monkeypatch):
+    whole, order = pgd(classifier, images, labels, 0.1, steps=5), torch.tensor([3, 0, 5, 1, 4, 2])
+    monkeypatch.setitem(CHUNK, "cpu", 4)
+    shuffled = pgd(classifier, images[order], labels[order], 0.1, steps=5)
+    torch.testing.assert_close(shuffled, whole[order])
+
+
 def test_the_seed_decides_and_the_global_random_state_does_not(classifier, images, labels):
     before = torch.get_rng_state()
     first, other = (pgd(classifier, images, labels, 0.1, steps=2, seed=seed) for seed in (0, 1))
@@ -145,6 +153,16 @@ def test_attacks_stay_in_float32_within_bfloat16_training():
     plain = pgd(classifier, images, labels, 0.1, steps=3)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(pgd(classifier, images, labels, 0.1, steps=3), plain)
+
+
+def test_the_margin_is_the_best_wrong_logit_minus_the_true_one():
+    rng, shape = np.random.default_rng(0), (50, 4)
+    logits, labels = rng.normal(size=shape), rng.integers(shape[1], size=shape[0])
+    rows = zip(logits, labels, strict=True)
+    expected = [max(np.delete(row, label)) - row[label] for row, label in rows]
+    found = margin(torch.tensor(logits), torch.tensor(labels))
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+    assert ((found > 0).numpy() == (logits.argmax(axis=1) != labels)).all()
 
 
 def linear(scale):
@@ -372,6 +390,11 @@ def test_at_gives_all_images_of_one_strength(eps, values, attacked_set):
     torch.testing.assert_close(attacked_set.at(eps, 2), expected[:2])
     with pytest.raises(ValueError, match=r"ε = 0\.2"):
         attacked_set.at(0.2)
+
+
+def test_pick_gives_every_image_its_own_strength(attacked_set):
+    picked = attacked_set.pick(torch.tensor([2, 0, 1, 1]), torch.tensor([1, 1, 2, 0]))
+    torch.testing.assert_close(picked[:, 0, 0, 0], torch.tensor([0.0, 0.5, 0.55, 0.6]))
 
 
 def test_ratios_keep_every_perturbation_to_a_2048th_of_its_strength(images, labels):

@@ -24,12 +24,8 @@ from nbsupport.study import (
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_a_scale_changes_sizes_only(name):
-    scales = [
-        "smoke",
-        "quick",
-        *(["standard"] if name in ("cifar10", "neurips2017dev") else []),
-        "paper",
-    ]
+    standard = ["standard"] * (name in ("cifar10", "neurips2017dev"))
+    scales = ["smoke", "quick", *standard, "paper"]
     assert list(STUDIES[name]) == scales
     specifications = [Study.named(name, scale).specification() for scale in scales]
     for specification in specifications:
