@@ -116,6 +116,11 @@ def _look(method: str) -> Any:
     return {"color": COLOURS[method], "marker": MARKERS[method]}
 
 
+def _stroke(method: str) -> Any:
+    """A line's look without marks: simple filters share a colour and differ in their dashes."""
+    return {"color": COLOURS[method], "dashes": DASHES.get(method, (None, None))}
+
+
 @sheet()
 def draw_defences(rows: pd.DataFrame, methods: Sequence[str]) -> Figure:
     """A panel per defence: its accuracy over ε under both attackers, and that without a filter.
@@ -158,8 +163,8 @@ def draw_gains(rows: pd.DataFrame, methods: Sequence[str]) -> Figure:
         found = part.pivot(index="eps", columns="metric", values="value")
         axis.fill_between(found.index, found[GAIN[1]], found[GAIN[2]], color=COLOURS[method],
                           alpha=0.15, lw=0)  # fmt: skip
-        dashes: Any = DASHES.get(method, (None, None))  # simple filters share a colour
-        axis.plot(found.index, found[GAIN[0]], label=method, dashes=dashes, **_look(method))
+        axis.plot(found.index, found[GAIN[0]], label=method, marker=MARKERS[method],
+                  **_stroke(method))  # fmt: skip
     axis.axhline(0, color="black", lw=1)
     eps_axis(axis, sorted(rows["eps"].dropna().unique()))
     axis.set_ylabel("gain in accuracy")
@@ -210,7 +215,7 @@ def draw_operating_points(rows: pd.DataFrame) -> Figure:
 
 def _add_sweep(axes: Axes, name: str, line: pd.DataFrame) -> None:
     what, method, below = SWEEPS.get(name, ("steps", "Filt(L_img)@32dB", 0))
-    look: Any = {"color": COLOURS[method], "dashes": DASHES.get(method, (None, None))}
+    look = _stroke(method)
     kept, lost = line[~line["artefact"]], line[line["artefact"]]
     axes.plot(kept["x"], kept["accuracy"], marker=".", label=f"{name}, over its {what}", **look)
     axes.plot(lost["x"], lost["accuracy"], "x", color=look["color"], ms=5)
