@@ -91,7 +91,7 @@ class Study:
     self_attack_images: int | None = None  # test images on which each is attacked; None: all
 
     # adaptive evaluation
-    adaptive_images: int
+    adaptive_images: int  # test images, as many as the tables have or not
     adaptive_steps: int = 100  # of the minimal-norm attacks
     adaptive_iterations: int = 30  # AutoAttack's parts
     adaptive_queries: int = 300  # Square

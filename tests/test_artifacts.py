@@ -53,6 +53,14 @@ def equal_weights(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_the_adaptive_evaluation_has_its_own_number_of_images(tmp_path):
+    sizes = dict(test_images=5, adaptive_images=9, audit_images=20, self_attack_images=None)
+    experiment = Experiment(Study.named("photographs", "smoke", **sizes), Store(tmp_path))
+    numbers = {split: len(experiment.images(split)) for split in ("test", "adaptive")}
+    assert numbers == {"test": 5, "adaptive": 9}
+    assert [len(experiment.images(split)) for split in ("audit", "self_attack")] == [9, 5]
+
+
 @pytest.mark.parametrize("recipe", ["Filt(L_img)", "Filt(L_img)_as_published"])
 def test_a_training_that_diverges_is_a_failed_training(recipe, untrained, monkeypatch):
     fit, infinite = denoiser_training.fit, lambda loss: lambda *batch: loss(*batch) * float("inf")

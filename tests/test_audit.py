@@ -127,7 +127,7 @@ def test_white_box_attacks_get_the_studys_effort(attacked, monkeypatch):
 def test_the_gray_box_worst_case_is_over_all_strengths_of_the_study(tmp_path, monkeypatch):
     correct = [[1, 1, 1, 1, 1, 0], [1, 0, 1, 1, 1, 1], [1, 1, 1, 1, 0, 1], [1, 1, 0, 1, 1, 1]]
     whole = np.concatenate([np.array(correct, dtype=bool), np.ones((4, 18), dtype=bool)], axis=1)
-    monkeypatch.setattr(module, "measure", lambda experiment, method: {"accuracy": whole})
+    monkeypatch.setattr(module, "measure", lambda *_, split: {"accuracy": whole})
     study = small(tmp_path, audit_eps=(0.1,), unseen_eps=())
     envelope = audit(study, "attacked").envelope
     assert envelope.tolist() == [[1, 1, 1, 1, 1, 0], [1, 0, 1, 1, 0, 0]]

@@ -55,7 +55,6 @@ def load(study: Study, split: str, number: int | None = None, skip: int = 0) -> 
 def fit_to_images(study: Study) -> Study:
     """Ask for no more images than there are, and name the source of the images for captions."""
     _load.cache_clear()
-    study = replace(study, adaptive_images=min(study.adaptive_images, study.test_images))
     if study.name == "photographs":
         return study
     tree = _find(study.name, _place(study))

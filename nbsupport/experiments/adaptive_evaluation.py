@@ -65,7 +65,8 @@ def aim(experiment: Experiment, method: str, split: str) -> Target:
 
 def transferred(experiment: Experiment) -> dict[str, AttackedSet]:
     """Attacks on the bare classifier and on a second one, at all strengths of the study."""
-    found = experiment.attacked("test"), experiment.attacked("adaptive", classifier="second")
+    names = "standard", "second"
+    found = (experiment.attacked("adaptive", classifier=name) for name in names)
     return dict(zip(TRANSFERRED, found, strict=True))
 
 
@@ -90,7 +91,7 @@ def evaluate_adaptively(experiment: Experiment, method: str) -> Minimal:
     found |= {name: bool(facts[name].all()) for name in ("deterministic", "logits")}
     return Minimal(
         method=method, eps=experiment.study.evaluated_eps, classes=int(facts["classes"].max()),
-        gray_box=measure(experiment, method)["accuracy"][:, :number], **found,
+        gray_box=measure(experiment, method, split="adaptive")["accuracy"], **found,
     )  # fmt: skip
 
 

@@ -102,9 +102,9 @@ class Experiment:
     def images(self, split: str) -> Split:
         """The images for one use of `SPLITS`."""
         number = getattr(self.study, f"{split}_images")
-        if SPLITS[split] == "test":  # no more than there are, and all where None is chosen
-            most = self.study.adaptive_images if split == "audit" else self.study.test_images
-            number = min(number or most, most, self.study.test_images)
+        whole = {"self_attack": self.study.test_images, "audit": self.study.adaptive_images}
+        if most := whole.get(split):  # all where None is chosen
+            number = min(number or most, most)
         if split == "validation":
             return load(self.study, "train", number, skip=self.study.train_images)
         return load(self.study, SPLITS[split], number)
@@ -204,7 +204,7 @@ class Experiment:
     def attacked(
         self, split: str, steps: Steps = None, eps: Strengths = None, classifier: str = "standard"
     ) -> AttackedSet:
-        """The ``train``, ``test`` or ``self_attack`` images under PGD(n, ε) on a bare classifier.
+        """The images of a split of `SPLITS` under PGD(n, ε) on a bare classifier.
 
         n and the strengths above 0 are the study's where None; of other `eps`, those that are the
         study's are not attacked again.

@@ -82,7 +82,7 @@ def audit(experiment: Experiment, method: str) -> Audit:
     attack = partial(_attack, experiment, method)
     tensors, report = experiment.store.tensors(specification, attack)
     found, eps = {name: tensor.numpy() for name, tensor in tensors.items()}, (0.0, *strengths)
-    gray_box = measure(experiment, method)["accuracy"][:, : study.audit_images]
+    gray_box = measure(experiment, method, split="adaptive")["accuracy"][:, : study.audit_images]
     return Audit(
         method=method,
         eps=eps,

@@ -153,6 +153,9 @@ def save_adaptive(
     curves = draw_defences(rows, [x for x in shown if x != "attacked"] or ["attacked"])
     gains = draw_gains(rows, [x for x in shown if x in gained])
     made_from = [minimal_specification(experiment, method) for method in found]
+    made_from += [
+        measurement_specification(experiment, method, split="adaptive") for method in found
+    ]
     write = partial(
         save, experiment, notebook="12_adaptive_attacks", methods=tuple(found),
         specifications=made_from, images=experiment.study.adaptive_images,
