@@ -123,6 +123,8 @@ def test_the_phases_of_fpd_train_what_they_should(fitted, tmp_path):
     assert changed(start, restored, "network.") and changed(start, restored, "decoder.")
     for before, after in ((restored, joint), (joint, robust)):
         assert changed(before, after, "head.") and changed(before, after, "network.")
+    updates = {int(x) for name, x in restored.items() if name.endswith("num_batches_tracked")}
+    assert updates == {2 * STUDY.classifier_epochs}  # both passes, in one batch per epoch
     for statistic in ("running_mean", "running_var", "num_batches_tracked"):
         assert changed(start, restored, statistic) and not changed(restored, robust, statistic)
 
