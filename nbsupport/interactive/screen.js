@@ -143,7 +143,7 @@ function explore(model, el) {
   const strip = make("div", { class: "nbs-strip", role: "group", "aria-label": "images" });
   const slider = make("input", { type: "range", min: 0, max: fixed.eps.length - 1, "aria-label": "attack strength ε",
     input: () => { pause(); choose({ strength: Number(slider.value) }); } });
-  const strength = make("output"), play = make("button", { type: "button", "aria-label": "play: sweep ε", click: () => (sweep ? pause() : sweepOn()) }, "▶");
+  const strength = make("data"), play = make("button", { type: "button", "aria-label": "play: sweep ε", click: () => (sweep ? pause() : sweepOn()) }, "▶");
   const method = make("select", { "aria-label": "method", change: () => choose({ method: method.value }) },
     ...Object.keys(fixed.methods).map((name) => make("option", { value: name }, titled(name))));
   const again = make("button", { type: "button", title: "PGD from another random start", click: () => {
@@ -170,7 +170,7 @@ function explore(model, el) {
   const slots = {}, pictures = make("div", { class: "nbs-pictures" });
   const most = Math.max(...Object.values(fixed.methods).map(({ maps }) => maps.length));
   for (const name of ["clean", "attacked", "perturbation", "denoised", ...Array.from({ length: most }, (_, i) => `map ${i}`)]) {
-    const canvas = make("canvas"), mark = make("i", { class: "nbs-mark" }), caption = make("span"), scale = make("div", { class: "nbs-scale" }), value = make("output");
+    const canvas = make("canvas"), mark = make("i", { class: "nbs-mark" }), caption = make("span"), scale = make("div", { class: "nbs-scale" }), value = make("data");
     const pad = make("div", { class: "nbs-pad", tabindex: 0, role: "application", click: pick, keydown: walk, dblclick: () => enlarge(name),
       pointermove: (event) => hover(under(event)), pointerleave: () => hover() }, canvas, mark);
     const wide = make("button", { type: "button", title: "enlarge", click: () => enlarge(name) }, "⤢");
@@ -198,7 +198,7 @@ function explore(model, el) {
     const [down, right] = way.map((each) => each * (live && !ended ? 1 : fixed.step));
     choose({ row: snap(chosen.row + down, height), column: snap(chosen.column + right, width) });
   }
-  const values = make("output", { class: "nbs-values" });
+  const values = make("data", { class: "nbs-values" });
   function valueAt({ bytes, channels, low, high, unit }, row, column) {
     const i = row * width + column;
     if (channels === 3) return [0, 1, 2].map((c) => (bytes[3 * i + c] / 255).toFixed(2).replace(/^0/, "")).join(" ");
@@ -220,7 +220,7 @@ function explore(model, el) {
   const owned = make("select", { "aria-label": "scale of the kernels", change: () => { own = owned.value === "own"; draw(); } },
     make("option", { value: "own" }, "own scale"), make("option", { value: "common" }, "common scale"));
   const curves = make("svg", { role: "img", pointermove: follow, pointerleave: () => (point.textContent = chosenPoint()) });
-  const point = make("output"), legend = make("div", { class: "nbs-legend" }), count = make("h4");
+  const point = make("data"), legend = make("div", { class: "nbs-legend" }), count = make("h4");
 
   function rank(list, top, truth) {
     list.replaceChildren(...top.map(([label, probability]) => make("div", label === truth ? { class: "true" } : {},
@@ -304,7 +304,7 @@ function explore(model, el) {
 
   // -- a larger picture --------------------------------------------------------------------------
 
-  const large = make("canvas"), largeMark = make("i", { class: "nbs-mark" }), largeTitle = make("b"), largeValues = make("output");
+  const large = make("canvas"), largeMark = make("i", { class: "nbs-mark" }), largeTitle = make("b"), largeValues = make("data");
   const largePad = make("div", { class: "nbs-pad", tabindex: 0, role: "application", click: pick, keydown: walk, pointermove: (event) => {
     const [row, column] = under(event);
     largeValues.textContent = `(${row}, ${column})  ${valueAt(slots[enlarged].drawn, row, column)}`;
@@ -487,18 +487,18 @@ function browse(model, el) {
       model.set("places", model.get("places").map((place, j) => (j === i ? Number(input.value) : place)));
       model.save_changes();
     } });
-    const output = make("output");
-    return { input, output, row: make("label", {}, make("span", {}, name), input, output) };
+    const readout = make("data");
+    return { input, readout, row: make("label", {}, make("span", {}, name), input, readout) };
   });
   function draw() {
     const places = model.get("places"), at = places.reduce((sum, place, i) => sum * sliders[i][1].length + place, 0);
     const values = sliders.map(([name, labels], i) => `${name} = ${labels[places[i]]}`);
     picture.src = addresses[at];
     picture.alt = [values.join(", "), model.get("texts")[at]].filter(Boolean).join(": ");
-    rows.forEach(({ input, output }, i) => {
+    rows.forEach(({ input, readout }, i) => {
       input.value = places[i];
       input.setAttribute("aria-valuetext", values[i]);
-      output.textContent = sliders[i][1][places[i]];
+      readout.textContent = sliders[i][1][places[i]];
     });
   }
   el.append(make("div", { class: "nbs nbs-sliders", "data-lm-suppress-shortcuts": "true", keydown: (event) => event.stopPropagation() }, ...rows.map(({ row }) => row), picture));

@@ -1,6 +1,7 @@
 """Explorer and sliders in pages without a kernel: an exported notebook and the static page, offline."""
 
 import io
+import re
 from contextlib import closing
 
 import numpy as np
@@ -15,10 +16,11 @@ from nbsupport.interactive import explorer as static
 from nbsupport.interactive.explorer import explore
 from nbsupport.interactive.widgets import embed
 from nbsupport.results import notebooks
-from nbsupport.study import eps_label
+from nbsupport.study import eps_label, short
 
 HOMES = ("static", "exported")
 WIDTHS = 272, 336, 588, 848
+TESTED = ("static", 272, "dark"), ("exported", 588, "light")  # the others in `make test-all`
 
 
 @pytest.fixture(scope="session")
@@ -106,10 +108,48 @@ def test_marker_values_and_kernels(opened, explorer):
     pad.press("ArrowUp")
     assert root.get_by_role("heading", name="kernels of pixel (16, 8)").count() == 1
     pad.hover(position={"x": box["width"] * 3.5 / 32, "y": box["height"] * 5.5 / 32})
-    value = root.locator(".nbs-pictures figure").nth(1).locator("output").inner_text()
+    value = root.locator(".nbs-pictures figure").nth(1).locator("data").inner_text()
     frame = exploration.frames[explorer.image, explorer.strength, "attacked"]
     wanted = frame.pictures["denoised"][:, 5, 3]
     assert np.allclose([float(each) for each in value.split()], wanted, atol=0.008)
+
+
+def test_curve_and_kernels_show_their_values_under_the_pointer(opened, explorer):
+    root, exploration = opened.locator(".nbs"), explorer.exploration
+    marks = root.locator(".nbs-plot > svg .curve").all()
+    assert len(marks) == len(exploration.denoisers)
+    for line in marks:
+        box = line.locator("polygon").nth(2).bounding_box()
+        opened.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        said = root.locator(".nbs-plot > data").inner_text()
+        name, share, eps = re.fullmatch(r"(.+): ([\d.]+) at ε = (.+)", said).groups()
+        assert eps == short(exploration.eps[2])
+        name = name.replace("no filter", "attacked")
+        answers = [exploration.frames[i, 2, name].probabilities.argmax() for i in range(4)]
+        right = np.mean([int(a) == int(exploration.labels[i]) for i, a in enumerate(answers)])
+        assert float(share) == pytest.approx(right, abs=0.006)
+    kernel = root.locator(".nbs-kernels canvas").first
+    box = kernel.bounding_box()
+    kernel.hover(position={"x": box["width"] / 2, "y": box["height"] / 2})
+    said = root.locator(".nbs-values").inner_text()
+    frame = exploration.frames[explorer.image, explorer.strength, explorer.method]
+    taps = next(iter(frame.kernels.values()))[:, 16, 16].float()
+    place = f"({', '.join(re.findall(r'-?[0-9]+', said.split('tap')[1])[:2])})"
+    assert place == "(0, 0)" and "red" in said
+    assert float(said.split()[-1]) == pytest.approx(float(taps[len(taps) // 6]), abs=0.01)
+
+
+def test_a_changed_verdict_is_announced(opened):
+    """Values under the pointer are not: they lie outside of the live regions."""
+    root = opened.locator(".nbs")
+    live = root.get_by_role("status").filter(has_text="true class")
+    assert live.get_attribute("aria-live") == "polite"
+    values = root.locator("data")
+    assert values.count() > 5 and values.and_(root.locator("[role=status] *")).count() == 0
+    node, before = live.element_handle(), live.inner_text()
+    root.get_by_role("slider").press("Home")
+    opened.wait_for_function("([node, text]) => node.textContent !== text", arg=[node, before])
+    assert node.evaluate("(node) => node.isConnected") and "ε = 0" in live.inner_text()
 
 
 def test_enlarging_saving_and_sweeping(opened):
@@ -131,14 +171,16 @@ def test_enlarging_saving_and_sweeping(opened):
 
 
 LOOKS = [pytest.param(("static", 588 // 2, "light", 2), marks=pytest.mark.matrix)]
-LOOKS += [pytest.param(("static", width, scheme), marks=[pytest.mark.matrix] * ((width, scheme) != (272, "dark")))
-         for width in WIDTHS for scheme in ("light", "dark")]  # fmt: skip
+LOOKS += [pytest.param((home, width, scheme), marks=[pytest.mark.matrix] * ((home, width, scheme) not in TESTED))
+         for home in HOMES for width in WIDTHS for scheme in ("light", "dark")]  # fmt: skip
 
 
 @pytest.mark.parametrize("opened", LOOKS, indirect=True, ids=str)
 def test_it_can_be_read_at_every_width_in_both_themes(opened, request):
-    root = opened.locator(".nbs")
-    width = request.node.callspec.params["opened"][1]
+    root = opened.locator(".nbs").first
+    home, width, *_ = request.node.callspec.params["opened"]
+    if home == "exported":  # whose page has margins
+        opened.set_viewport_size({"width": width + 100, "height": 800})
     root.evaluate("(root, width) => { root.style.width = `${width}px`; }", width)
     opened.evaluate("() => { document.body.style.margin = document.body.style.padding = 0; }")
     for method in root.get_by_role("combobox", name="method").locator("option").all_inner_texts():
