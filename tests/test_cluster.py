@@ -60,6 +60,9 @@ def test_tasks_come_after_those_they_depend_on(tmp_path):
         seen.add(task)
     assert ("attacked", "train", 1) in tasks
     assert ("denoiser", "Y-Net") in tasks["denoiser", "PA-Filt(L_img)"]
+    trained = [name for kind, name, *_ in cluster.list_tasks(
+        open_experiment(tmp_path), ("Filt(L_img)", "JPEG 40", "PA-Filt(L_img)")) if kind == "denoiser"]  # fmt: skip
+    assert trained == ["Y-Net", "PA-Filt(L_img)", "Filt(L_img)"]  # the longest chain first
 
 
 def test_equal_tasks_of_other_studies_have_other_keys_on_a_scheduler(tmp_path):

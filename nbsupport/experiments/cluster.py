@@ -94,7 +94,14 @@ def list_tasks(
         tasks["denoiser", recipe] = attack("train") + train(RECIPES[recipe].base)
         return [("denoiser", recipe)]
 
-    for method in dict.fromkeys((*methods, *adaptive)):
+    def trainings(method: str) -> int:
+        recipe, number = find_recipe(method)[0], 0
+        while recipe:
+            recipe, number = RECIPES[recipe].base, number + 1
+        return number
+
+    # tasks run in this order: the longest chains start first, lest one worker end alone
+    for method in sorted(dict.fromkeys((*methods, *adaptive)), key=trainings, reverse=True):
         classifier: Task = ("classifier", split_method(method)[1])
         tasks[classifier] = []
         before = [classifier, *attack("test"), *train(find_recipe(method)[0])]
