@@ -198,6 +198,15 @@ def test_a_cell_is_an_error_that(sources, reason, notebook):
         execute(notebook(*sources), "photographs", "smoke")
 
 
+def test_a_readers_own_figure_is_shown_after_one_of_the_packages(notebook):
+    """Though the package draws in a style of its own, which it leaves again."""
+    ours = "with plots.sheet():\n    figure, _ = plots.new_figure(1, 1, (1, 1))\nfigure"
+    theirs = "import matplotlib.pyplot as plt\nplt.plot([1, 2]);"
+    path = notebook("from nbsupport.results import plots", ours, theirs)
+    *_, first, second = execute(path, "photographs", "smoke").cells
+    assert all("image/png" in cell.outputs[0].data for cell in (first, second))
+
+
 def test_the_kernel_is_this_python_whatever_is_installed(notebook, tmp_path, monkeypatch):
     (tmp_path / "kernels/python3").mkdir(parents=True)
     kernel = json.dumps({"argv": ["false"], "display_name": "Python 3", "language": "python"})

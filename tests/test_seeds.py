@@ -62,8 +62,10 @@ def test_another_seed_is_another_denoiser_for_the_same_attacks(two, experiment):
     assert fusion["seed"] == fusion["base"]["seed"] == 1 and fusion["attacked"]["seed"] == 0
 
 
-def test_values_are_mean_differences_of_accuracy(two, fail):
+def test_values_are_mean_differences_of_accuracy(two, fail, monkeypatch):
     fail()
+    assert set(compare(two)["outcome"]) == {"undecided"}  # two trainings may agree by luck
+    monkeypatch.setattr(seeds, "FEWEST", 2)
     rows = compare(two)
     parts = rows.groupby(["method", "other"], sort=False)
     assert list(parts.groups) == list(COMPARISONS)

@@ -96,10 +96,11 @@ def test_fpd_restores_then_also_classifies(attacks, fitted, tmp_path):
         if phase == 2:
             ((network, in_training, _, _, inputs, _),) = attacks
             assert not (network.squashed or in_training)
-        fresh = untrained("FPD").train(phase == 0)
-        expected = (fresh.restoration(inputs) - IMAGES).square().mean()
+        fresh = untrained("FPD").train(phase < 2)
+        restored, logits = fresh.outputs(inputs)
+        expected = (restored - IMAGES).square().mean()
         if phase > 0:
-            expected = expected + F.cross_entropy(fresh(inputs), LABELS)
+            expected = expected + F.cross_entropy(logits.tanh(), LABELS)
         torch.testing.assert_close(value, expected)
         assert len(attacks) == (phase == 2)
 
@@ -110,7 +111,7 @@ def test_the_phases_of_fpd_train_what_they_should(fitted, tmp_path):
     every = {name for name, _ in untrained("FPD").named_parameters()}
     head = {name for name in every if name.startswith("head.")}
     assert [learning for _, learning, *_ in fitted] == [every - head, every, every]
-    assert [modes for _, _, modes, *_ in fitted] == [{True}, {False}, {False}]
+    assert [modes for _, _, modes, *_ in fitted] == [{True}, {True}, {False}]
     rates = [(options["clip_norm"], options["learning_rate"]) for *_, options, _ in fitted]
     assert rates == [(1.0, 2e-3), (1.0, 2e-3), (1.0, 1e-3)]
 
@@ -126,7 +127,8 @@ def test_the_phases_of_fpd_train_what_they_should(fitted, tmp_path):
     updates = {int(x) for name, x in restored.items() if name.endswith("num_batches_tracked")}
     assert updates == {2 * STUDY.classifier_epochs}  # both passes, in one batch per epoch
     for statistic in ("running_mean", "running_var", "num_batches_tracked"):
-        assert changed(start, restored, statistic) and not changed(restored, robust, statistic)
+        assert changed(start, restored, statistic) and changed(restored, joint, statistic)
+        assert not changed(joint, robust, statistic)
 
 
 @pytest.mark.parametrize("name", ["standard", "Adv"])

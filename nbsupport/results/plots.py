@@ -44,6 +44,7 @@ SWEEPS |= {"JPEG": ("quality", "JPEG 40", 25), BOTH_LOSSES: ("λ", BOTH_LOSSES, 
 
 sheet: Any = partial(plt.style.context, "nbsupport.results.style", after_reset=True)
 """The project's style whatever the user's settings are: a context manager and a decorator."""
+plt.draw_if_interactive()  # loads the backend, whose settings a style context would undo at its end
 
 
 def new_figure(

@@ -105,8 +105,8 @@ def findings(results: list[Result]) -> list[str]:
         found.append(f"White-box attacker, {images} images, {kept.name}: {text}.")
     if "seeds" in rows:
         mean = rows["seeds"][rows["seeds"]["eps"] == tables.MEAN]
-        text = "; ".join(f"{row.method} − {row.other}: {row.outcome}" for row in mean.itertuples())
-        found.append(f"Mean accuracy over ε, seeds {mean['seeds'].iloc[0]}: {text}.")
+        each = "{0.method} − {0.other}: {0.outcome} (seeds {0.seeds})".format
+        found.append(f"Mean accuracy over ε: {'; '.join(map(each, mean.itertuples()))}.")
     return [finding.replace("*", "\\*") for finding in found]
 
 

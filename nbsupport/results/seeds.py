@@ -13,6 +13,7 @@ from ..training.denoisers import training_seed
 from .tables import MEAN
 
 SEEDS = (0, 1, 2)
+FEWEST = 3  # trainings for a decision: two may agree by luck, and then the interval collapses
 COMPARISONS = (
     ("Filt(L_img)", "Add(L_img)"),
     ("Filt(L_sem)", "Add(L_sem)"),
@@ -50,8 +51,8 @@ def compare(experiments: Sequence[Experiment]) -> pd.DataFrame:
     """One row per comparison and ε, and one for the mean over ε, of the experiments of `retrain`.
 
     `value` is the accuracy of `method` minus that of `other`, `low` to `high` its 95 % interval;
-    `outcome` is *better* or *worse* where 0 lies outside of it, otherwise *undecided*. Failed
-    trainings are left out; `seeds` names the others.
+    `outcome` is *better* or *worse* where 0 lies outside of it and `FEWEST` trainings are left,
+    otherwise *undecided*. Failed trainings are left out; `seeds` names the others.
     """
     rows = []
     for method, other in COMPARISONS:
@@ -68,6 +69,7 @@ def compare(experiments: Sequence[Experiment]) -> pd.DataFrame:
             mean, low, high = estimate(values)
             each = " ".join(f"{value:+.4f}" for value in values.mean(axis=1))
             outcome = "better" if low > 0 else "worse" if high < 0 else "undecided"
+            outcome = outcome if len(sound) >= FEWEST else "undecided"
             found = {"eps": eps, "value": mean, "low": low, "high": high, "per_seed": each}
             rows.append(same | found | {"outcome": outcome})
     return pd.DataFrame(rows)

@@ -437,10 +437,9 @@ def caption(name: str, study: Study) -> str:
         few=f" on the first {few} images" if few else "",
         paper=paper,
     )
+    fits = {"copies": study.images_from == "JPEG copies", "overlap": study.name == "photographs"}
     for phrase, text in TEXTS["phrases"].items():
-        fields[phrase] = text.format(**fields)
-    if study.images_from != "JPEG copies":
-        fields["copies"] = ""
+        fields[phrase] = text.format(**fields) if fits.get(phrase, True) else ""
     return TEXTS["captions"].get(name, name + ": {subject}, {seed}.").format(**fields)
 
 

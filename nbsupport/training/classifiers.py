@@ -68,15 +68,15 @@ def train(
 ) -> dict[str, list[float]]:
     """Train a classifier of `KINDS` in place; return the mean loss of each epoch by phase.
 
-    Checkpoints lie in `scratch`, see `fit`. The batch norms of FPD keep the statistics of its first
-    phase. Both passes share them, so that phase runs both: with statistics of the first pass alone,
-    the features of the second grow a thousandfold, and the tanh leaves them no gradient.
+    Checkpoints lie in `scratch`, see `fit`. FPD's two passes share their batch norms. With the
+    statistics of the first pass alone, the features of the second grow a thousandfold, and the tanh
+    leaves them no gradient. So all phases run both passes, and the last one keeps the statistics.
     """
     kind, device, history = KINDS[name], classifier.mean.device, {}
     augment = {"shift": _shift, "crop": _crop}[study.augmentation]
     for number, (phase, learning_rate) in enumerate(kind.phases.items()):
         pyramid = isinstance(classifier, FeaturePyramidDecoder)
-        classifier.train(not pyramid or phase == "restoration").requires_grad_(True)
+        classifier.train(not pyramid or phase != "adversarial").requires_grad_(True)
         if phase == "restoration":
             classifier.get_submodule("head").requires_grad_(False)
         folder = scratch / f"phase{number}"
