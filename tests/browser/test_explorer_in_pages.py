@@ -116,10 +116,14 @@ def test_marker_values_and_kernels(opened, explorer):
 
 def test_curve_and_kernels_show_their_values_under_the_pointer(opened, explorer):
     root, exploration = opened.locator(".nbs"), explorer.exploration
-    marks = root.locator(".nbs-plot > svg .curve").all()
-    assert len(marks) == len(exploration.denoisers)
-    for line in marks:
-        box = line.locator("polygon").nth(2).bounding_box()
+    root.get_by_role("heading", name="accuracy on 4 images").scroll_into_view_if_needed()
+    third = root.locator(".nbs-plot > svg .curve polygon:nth-of-type(3)")
+    opened.wait_for_function(
+        "() => document.querySelectorAll('.nbs-plot > svg .curve').length === 4"
+    )
+    places = third.evaluate_all("(all) => all.map((mark) => mark.getBoundingClientRect().toJSON())")
+    assert len(places) == len(exploration.denoisers) == 4
+    for box in places:
         opened.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
         said = root.locator(".nbs-plot > data").inner_text()
         name, share, eps = re.fullmatch(r"(.+): ([\d.]+) at ε = (.+)", said).groups()
