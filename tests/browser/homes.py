@@ -13,6 +13,7 @@ from nbsupport.interactive.explorer import explore
 from nbsupport.study import eps_label, short
 
 EPS = (0.0, 0.003, 0.01, 0.3)
+WIDTHS = 272, 336, 588, 848  # pixels
 NAMES = ("PA-Filt(L_img)", "Filt(L_img)")
 
 
@@ -62,6 +63,16 @@ def pixels(root, name):
     figure = root.locator(".nbs-pictures figure").filter(has=title)
     height, width, data = figure.locator("canvas").evaluate(CANVAS)
     return np.array(data, np.uint8).reshape(height, width, 4)[..., :3]
+
+
+def check_layout(root):
+    """Nothing cut, text of at least 11 px, pictures of at least 96 px, and enough contrast."""
+    assert root.evaluate("cut") == []
+    assert root.evaluate("smallest") >= 11
+    pictures = root.locator(".nbs-pictures canvas").all()
+    assert min(each.bounding_box()["width"] for each in pictures) >= 96
+    assert [each for each in root.evaluate("contrasts") if each[1] < 4.5] == []
+    assert [each for each in root.evaluate("lines") if each[1] < 3] == []
 
 
 def agrees(root, exploration, classes, image, strength, method):
