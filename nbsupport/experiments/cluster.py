@@ -26,13 +26,13 @@ from ..attacks.pgd import AttackedSet, pgd
 from ..denoisers.models import Filtering
 from ..study import Study
 from ..training.classifiers import KINDS
-from ..training.denoisers import RECIPES, semantic_loss, specify_training
+from ..training.denoisers import semantic_loss, specify_training
 from ..training.loop import choose_precision
 from .adaptive_evaluation import BLOCK, attack_block, minimal_specification
 from .artifacts import Experiment
 from .audit import audit, audit_specification
 from .evaluation import measure, measure_images, measurement_specification
-from .methods import AUDITED, find_recipe, split_method
+from .methods import AUDITED, split_method, trainings
 from .store import Store, key
 
 Task = tuple[Any, ...]
@@ -88,24 +88,19 @@ def list_tasks(
         tasks.update({block: [standard] for block in blocks})
         return blocks
 
-    def train(recipe: str | None) -> list[Task]:
-        if recipe is None:
-            return []
-        tasks["denoiser", recipe] = attack("train") + train(RECIPES[recipe].base)
-        return [("denoiser", recipe)]
-
-    def trainings(method: str) -> int:
-        recipe, number = find_recipe(method)[0], 0
-        while recipe:
-            recipe, number = RECIPES[recipe].base, number + 1
-        return number
+    def train(method: str) -> list[Task]:
+        before = list[Task]()
+        for recipe in reversed(trainings(method)):
+            tasks["denoiser", recipe] = attack("train") + before
+            before = [("denoiser", recipe)]
+        return before
 
     # tasks run in this order: the longest chains start first, lest one worker end alone
-    for method in sorted(dict.fromkeys((*methods, *adaptive)), key=trainings, reverse=True):
+    every = dict.fromkeys((*methods, *adaptive))
+    for method in sorted(every, key=lambda method: len(trainings(method)), reverse=True):
         classifier: Task = ("classifier", split_method(method)[1])
         tasks[classifier] = []
-        before = [classifier, *attack("test"), *train(find_recipe(method)[0])]
-        tasks["measurement", method] = before
+        tasks["measurement", method] = [classifier, *attack("test"), *train(method)]
     for method in adaptive:
         second: Task = ("classifier", "second")
         tasks[second] = []

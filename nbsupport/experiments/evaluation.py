@@ -37,6 +37,7 @@ from .methods import (
     TABLES,
     find_recipe,
     split_method,
+    trainings,
 )
 from .store import Tensors, depend_on
 
@@ -267,11 +268,11 @@ def _denoiser_failure(experiment: Experiment, method: str) -> str | None:
         if abs(psnr - PUBLISHED_PSNR) <= NEAR:
             return None
         return f"{method}: its training has no checkpoint near it; the nearest has {psnr:.1f} dB."
-    while recipe:
-        if reason := find_collapse(experiment.trained(recipe).report):
-            return f"{recipe}: training failed. {reason}"
-        # a checkpoint on the way is from before a collapse
-        recipe = None if RECIPES[recipe].at_operating_point else RECIPES[recipe].base
+    for each in trainings(method):
+        if reason := find_collapse(experiment.trained(each).report):
+            return f"{each}: training failed. {reason}"
+        if RECIPES[each].at_operating_point:  # its base's checkpoint is from before a collapse
+            break
     return None
 
 

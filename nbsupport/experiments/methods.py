@@ -80,6 +80,15 @@ def find_recipe(method: str) -> tuple[str | None, int | str | None]:
     raise ValueError(f"no method named {method!r}; there are: {names}")
 
 
+def trainings(method: str) -> list[str]:
+    """The recipes that train a method's denoiser: its own, that of its base, and so on."""
+    recipe, found = find_recipe(method)[0], list[str]()
+    while recipe:
+        found.append(recipe)
+        recipe = RECIPES[recipe].base
+    return found
+
+
 # -- the attacks, as the columns `attack` of tidy rows name them ----------------------------------
 
 ENVELOPE, ITSELF = "pgd-envelope", "pgd-on-itself"
