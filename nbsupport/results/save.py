@@ -83,7 +83,7 @@ def save(
     *,
     notebook: str | None = None,
     methods: tuple[str, ...],
-    specifications: Sequence[dict[str, Any]] = (),
+    specifications: Sequence[dict[str, Any]] | None = None,
     images: int | None = None,
     rows: pd.DataFrame | None = None,
 ) -> Path | None:
@@ -91,14 +91,16 @@ def save(
 
     Frames are pixels and their index; `rows` are the numbers in a figure, for a CSV beside it.
     `name` is one of those in captions.toml, `notebook` shows the result (None: the command line
-    made it), `methods` are in it, `specifications` name what else it was made from, and `images` is
-    its number of test images, the study's if None. The record has all that is needed to make the
-    result again. Returns the file, or None at ``smoke`` scale, whose numbers mean nothing.
+    made it), `methods` are in it, `specifications` name what it was made from (None: measurements
+    of the methods on the study's test images), and `images` is its number of test images, the
+    study's if None. The record has all that is needed to make the result again. Returns the file,
+    or None at ``smoke`` scale, whose numbers mean nothing.
     """
     study, cuda = experiment.study, experiment.device.type == "cuda"
     if study.scale == "smoke":
         return None
-    measured = [measurement_specification(experiment, method) for method in methods]
+    if specifications is None:
+        specifications = [measurement_specification(experiment, method) for method in methods]
     record = {
         "caption": caption(name, study),
         "notebook": notebook,
@@ -110,7 +112,7 @@ def save(
         "images": images or study.test_images,
         "device": torch.cuda.get_device_name() if cuda else f"{os.cpu_count()} CPUs",
         "versions": {"python": platform.python_version()} | {x: version(x) for x in LIBRARIES},
-        "specifications": [*measured, *specifications],
+        "specifications": [*specifications],
     }
     rows = content if isinstance(content, pd.DataFrame) else rows
     path = folder(study.name) / f"{name}.{'csv' if rows is content else 'png'}"
