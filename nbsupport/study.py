@@ -64,7 +64,7 @@ class Study:
     fusion_epochs: int
     fusion_learning_rate: float = 5e-4
     # how the fusion's losses at different ε are weighed, see `weigh_fusion_losses`
-    fusion: Literal["mean", "balanced", "kl", "regret"] = "mean"
+    fusion: Literal["mean", "balanced", "kl", "regret"] = "balanced"
     fusion_inputs: Literal["maps", "all"] = "maps"  # of C, see `PAFilter`
     fusion_start: Literal["half", "default"] = "half"  # of W: ½, or from PyTorch's initialisation
     adaptive_epochs: int  # PA-Filt(L_adv), trained against PGD through denoiser and classifier

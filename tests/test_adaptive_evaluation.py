@@ -101,10 +101,19 @@ def test_a_gain_is_paired_over_images():
     smallest = rng.exponential(0.05, 400)
     better = smallest * rng.choice([1.0, 2.0], 400)
     one, other = (x > np.array([0.0, 0.03, 0.1, 0.5])[:, None] for x in (better, smallest))
-    value, low, high = gain(one, other)
+    value, low, high = gain(one, other, np.arange(400))
     for row, difference in enumerate(one.astype(float) - other):
         assert value[row] == pytest.approx(difference.mean())
         won, lost = ((sign * difference > 0).sum() + 1 for sign in (1, -1))
         center, number = (won - lost) / 402, 402  # Bonett and Price 2012, equation (5)
         half = 1.96 * ((won + lost) / number - center**2) ** 0.5 / number**0.5
         assert (low[row], high[row]) == pytest.approx((center - half, center + half), abs=0.006)
+
+
+def test_images_of_one_group_carry_no_more_than_one_of_them():
+    rng = np.random.default_rng(0)
+    one, other = (rng.random((3, 30)) > share for share in (0.3, 0.6))
+    alone = gain(one, other, np.arange(30))
+    copies = gain(*(np.repeat(x, 9, axis=1) for x in (one, other)), np.repeat(np.arange(30), 9))
+    np.testing.assert_allclose(copies[0], alone[0])
+    np.testing.assert_allclose(copies[1:], alone[1:], atol=0.06)  # two images more, of 32 or 272

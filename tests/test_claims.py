@@ -186,7 +186,15 @@ def craft(monkeypatch):
     """An experiment of given results: which images each method gets right, (strengths, images)."""
 
     def make(
-        correct=None, *, failures=None, over_steps=None, seed=0, eps=EPS, unseen_eps=(), **measured
+        correct=None,
+        *,
+        failures=None,
+        over_steps=None,
+        seed=0,
+        eps=EPS,
+        unseen_eps=(),
+        groups=None,
+        **measured,
     ):
         given = {name: np.asarray(values, dtype=float) for name, values in measured.items()}
         number = np.shape([*(correct or {}).values(), *given.values()][0])[1]
@@ -196,6 +204,8 @@ def craft(monkeypatch):
             return {"accuracy": np.array(right, dtype=bool), **given}
 
         monkeypatch.setattr(claims, "measure", measure)
+        alike = np.arange(number) if groups is None else groups
+        monkeypatch.setattr(claims, "groups", lambda _: alike)
         monkeypatch.setattr(claims, "failure", lambda _, method: (failures or {}).get(method))
         monkeypatch.setattr(claims, "curve_over_steps", lambda _, method, eps: over_steps[method])
         experiment = object.__new__(Experiment)
@@ -241,6 +251,13 @@ def test_support_and_interval_are_over_test_sets_of_the_same_images(more, craft)
     interval = [row["low"], row["margin"], row["high"]]
     assert interval == pytest.approx([low, more / 40, high], abs=0.03)
     assert row["support"] == pytest.approx((won > lost).mean(), abs=0.03)
+
+
+@pytest.mark.parametrize(("size", "outcome"), [(1, "holds"), (10, "inconclusive")])
+def test_a_gain_on_patches_of_one_photograph_is_no_gain_on_others(size, outcome, craft):
+    groups = np.arange(40) // size
+    experiment = craft({"attacked": right(20), "Filt(L_img)": right(30)}, groups=groups)
+    assert judged(experiment, "C2")["outcome"] == outcome
 
 
 def test_a_claim_about_all_columns_is_not_lost_to_the_luck_of_one(craft):

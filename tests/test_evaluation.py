@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 import skimage.metrics
 import torch
+from scipy.stats import sem
 from small import Call, SmallExperiment, disturbed, linear, pictures, radii, rand, rows
 from torch import nn
 
@@ -14,17 +15,20 @@ from nbsupport.classifiers.models import Classifier
 from nbsupport.denoisers.baselines import Baseline
 from nbsupport.denoisers.models import Additive, Filtering, MultiHead, PAFilter, View
 from nbsupport.experiments import evaluation
-from nbsupport.experiments.artifacts import Trained
+from nbsupport.experiments.artifacts import Experiment, Trained
 from nbsupport.experiments.evaluation import (
     COLUMNS,
     attack_itself,
     evaluate,
     failure,
     failures,
+    groups,
     measure,
     measure_images,
     measurement_specification,
     quality,
+    resample,
+    standard_error,
     strength_at_half,
     table,
     worst_case,
@@ -474,3 +478,29 @@ def test_a_measurement_with_other_weights_is_not_used(tmp_path):
     second.split = first.split
     one, other = (measure(each, "attacked")["accuracy"] for each in (first, second))
     assert (one != other).any()
+
+
+def test_the_standard_error_counts_a_group_as_one_image():
+    values, alone = np.random.default_rng(0).normal(size=(2, 40)), np.arange(40)
+    np.testing.assert_allclose(standard_error(values, alone), sem(values, axis=1))
+    means = values.reshape(2, 8, 5).mean(axis=2)
+    found = standard_error(values, np.repeat(np.arange(8), 5))
+    np.testing.assert_allclose(found, sem(means, axis=1))
+
+
+def test_a_resample_draws_whole_groups():
+    labels = np.array([0, 1, 0, 2, 1, 0])
+    drawn = resample(labels, resamples=4000)[:-2]
+    for group in range(3):
+        assert (drawn[labels == group] == drawn[labels == group][0]).all()
+    per_group = drawn[[0, 1, 3]]  # multinomial: three draws from three groups
+    assert (per_group.sum(axis=0) == 3).all()
+    assert per_group.var(axis=1) == pytest.approx([2 / 3] * 3, abs=0.05)
+
+
+def test_patches_of_one_photograph_are_a_group(tmp_path):
+    experiment = Experiment(Study.named("photographs", "smoke"), Store(tmp_path))
+    found, labels = groups(experiment), experiment.images("test").labels.numpy()
+    np.testing.assert_array_equal(found, labels)
+    other = SmallExperiment(tmp_path, Study.named("cifar10", "smoke"))
+    assert len(set(groups(other))) == len(other.images("test"))

@@ -10,6 +10,7 @@ from nbsupport.results import seeds
 from nbsupport.results.seeds import COMPARISONS, MEAN, compare, estimate, retrain
 
 DRAWN = np.random.default_rng(0).integers(-1, 2, (3, 40)).astype(float)
+ALONE = np.arange(40)
 FUSED = "PA-Filt(L_img)"
 
 
@@ -36,17 +37,23 @@ def test_the_interval_is_over_images_over_seeds_or_over_both():
     alike = np.tile(DRAWN[:1], (3, 1)), np.tile(over_seeds[:, None], (1, 40))
     for differences, values in zip(alike, (DRAWN[0], over_seeds), strict=True):
         expected = stats.ttest_1samp(values, 0).confidence_interval()
-        assert estimate(differences) == pytest.approx((values.mean(), *expected))
+        assert estimate(differences, ALONE) == pytest.approx((values.mean(), *expected))
     # a mean over seeds and one over images, each with its own error: two samples of Welch's
     welch = stats.ttest_ind(over_seeds, -over_images, equal_var=False).confidence_interval()
     low, high = (limit - DRAWN.mean() for limit in welch)
-    assert estimate(DRAWN) == pytest.approx((DRAWN.mean(), low, high))
+    assert estimate(DRAWN, ALONE) == pytest.approx((DRAWN.mean(), low, high))
+
+
+def test_groups_of_images_count_as_one_image_each():
+    groups = np.repeat(np.arange(8), 5)
+    means = DRAWN.reshape(3, 8, 5).mean(axis=2)
+    assert estimate(DRAWN, groups) == pytest.approx(estimate(means, np.arange(8)))
 
 
 def test_one_seed_has_no_interval_and_no_difference_at_all_is_certain():
-    mean, *interval = estimate(DRAWN[:1])
+    mean, *interval = estimate(DRAWN[:1], ALONE)
     assert mean == pytest.approx(DRAWN[0].mean()) and np.isnan(interval).all()
-    assert estimate(np.zeros((3, 5))) == (0, 0, 0)
+    assert estimate(np.zeros((3, 5)), np.arange(5)) == (0, 0, 0)
 
 
 def test_another_seed_is_another_denoiser_for_the_same_attacks(two, experiment):

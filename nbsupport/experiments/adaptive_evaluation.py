@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -176,15 +176,15 @@ def _attack(experiment: Experiment, method: str, start: int, scratch: Path) -> T
 
 def gain(
     robust: Bool[np.ndarray, "strengths n"], bare: Bool[np.ndarray, "strengths n"],
-    *, seed: int = 0, resamples: int = 2000,
+    groups: Int[np.ndarray, "n"], *, seed: int = 0, resamples: int = 2000,
 ) -> Float[np.ndarray, "3 strengths"]:  # fmt: skip
     """By how much a defence is above the bare classifier at each ε, and the 95 % interval of that.
 
-    Paired: both are measured on the same images, which are resampled together (`resample`).
+    Paired: both are measured on the same images, whose groups are resampled together (`resample`).
     """
     measured = robust.astype(float) - bare
     extra = np.broadcast_to([1.0, -1.0], (len(measured), 2))
     difference = np.concatenate([measured, extra], axis=1)
-    shares = resample(measured.shape[1], seed, resamples) / difference.shape[1]
-    low, high = np.quantile(difference @ shares, (0.025, 0.975), axis=1)
+    drawn = resample(groups, seed, resamples)
+    low, high = np.quantile(difference @ (drawn / drawn.sum(axis=0)), (0.025, 0.975), axis=1)
     return np.stack([measured.mean(axis=1), low, high])

@@ -27,7 +27,7 @@ from ..classifiers.custom import SATURATED
 from ..data.images import write_atomically
 from .adaptive_evaluation import Minimal, aim, gain, transferred
 from .artifacts import VERSION, Experiment, once
-from .evaluation import COLUMNS, measure, worst_case
+from .evaluation import COLUMNS, groups, measure, worst_case
 from .methods import COSTS, GAIN, TRANSFERRED, UNSEEN, WHITE_BOX, WORST, split_method
 from .store import Tensors, depend_on
 
@@ -272,7 +272,8 @@ def rows(
                 "envelope": (worst_case(each.gray_box), worst_case(other.gray_box)),
             }
             for attack, pair in pairs.items():
-                for metric, values in zip(GAIN, gain(*pair, seed=study.seed), strict=True):
+                gains = gain(*pair, groups(experiment, "adaptive"), seed=study.seed)
+                for metric, values in zip(GAIN, gains, strict=True):
                     add(attack, metric, values, each.eps)
         costs = (each.gradients, each.forwards, each.seconds)
         for metric, value in zip(COSTS, costs, strict=True):

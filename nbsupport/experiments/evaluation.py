@@ -229,16 +229,45 @@ def attack_itself(experiment: Experiment, classifier: str) -> Bool[np.ndarray, "
     return measure(experiment, classifier, victim=classifier)["accuracy"]
 
 
-def resample(
-    number: int, seed: int = 0, resamples: int = 2000
-) -> Int[np.ndarray, "more resamples"]:
-    """How often resamples draw each of so many images, and of two more: one won, one lost.
+def groups(experiment: Experiment, split: str = "test") -> Int[np.ndarray, "n"]:
+    """A number per image; images with the same one are not independent.
 
-    No resample has a loss that was not seen. Without the two (Bonett and Price 2012), a few images
-    won, and none lost, would always look like a gain.
+    In `photographs` these are patches of one photograph, which overlap.
     """
-    chances = np.full(number + 2, 1 / (number + 2))
-    return np.random.default_rng(seed).multinomial(number + 2, chances, resamples).T
+    part = experiment.images(split)
+    overlap = experiment.study.name == "photographs"
+    return part.labels.numpy() if overlap else np.arange(len(part))
+
+
+def standard_error(
+    values: Float[np.ndarray, "*rows n"], groups: Int[np.ndarray, "n"]
+) -> Float[np.ndarray, "*rows"]:
+    """The standard error of the mean over images, which may depend on each other within a group.
+
+    Of images that are all independent, `scipy.stats.sem`.
+    """
+    names, places = np.unique(groups, return_inverse=True)
+    deviations = (values - values.mean(axis=-1, keepdims=True)) @ np.eye(len(names))[places]
+    variance = (deviations**2).sum(axis=-1) * len(names) / (len(names) - 1)
+    return np.asarray(variance**0.5 / values.shape[-1])
+
+
+def resample(
+    groups: Int[np.ndarray, "n"], seed: int = 0, resamples: int = 2000
+) -> Int[np.ndarray, "more resamples"]:
+    """How often resamples draw each image, and two more: one won, one lost.
+
+    Images of one group are drawn together. No resample has a loss that was not seen: without the
+    two (Bonett and Price 2012), a few images won, and none lost, would always look like a gain.
+    """
+    number, (names, places) = len(groups), np.unique(groups, return_inverse=True)
+    draw = np.random.default_rng(seed).multinomial
+    if len(names) == number:
+        drawn = draw(number + 2, np.full(number + 2, 1 / (number + 2)), resamples).T
+        return drawn[[*places, -2, -1]]
+    drawn = draw(len(names), np.full(len(names), 1 / len(names)), resamples).T[places]
+    others = draw(number + 2, np.array([1, 1, number]) / (number + 2), resamples).T[:2]
+    return np.concatenate([drawn, others])
 
 
 def failure(experiment: Experiment, method: str) -> str | None:

@@ -17,7 +17,14 @@ import pandas as pd
 from jaxtyping import Bool, Float
 
 from ..experiments.artifacts import Experiment
-from ..experiments.evaluation import curve_over_steps, failure, measure, resample, worst_case
+from ..experiments.evaluation import (
+    curve_over_steps,
+    failure,
+    groups,
+    measure,
+    resample,
+    worst_case,
+)
 from ..study import EPS
 from .tables import NAMES, WORST_CASE, published
 
@@ -183,7 +190,7 @@ def judge(experiment: Experiment, *names: str, resamples: int = 2000) -> pd.Data
     plain reading. Raises `KeyError` if there is no such claim.
     """
     study, number = experiment.study, experiment.study.test_images
-    weights = resample(number, study.seed, resamples)
+    weights = resample(groups(experiment), study.seed, resamples)
     images = cache(lambda which: per_image(experiment, *which))
     means = cache(lambda which: images(which).mean(axis=1))
     # whole numbers until the division, so that equal accuracies stay exactly equal

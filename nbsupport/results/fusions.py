@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from ..experiments.artifacts import Experiment
-from ..experiments.evaluation import measure
+from ..experiments.evaluation import groups, measure, standard_error
 from ..training.denoisers import find_collapse, training_seed
 from .seeds import SEEDS, retrain
 
@@ -64,7 +64,8 @@ def compare(experiment: Experiment, seeds: Sequence[int] = SEEDS) -> pd.DataFram
             rows.append({
                 "variant": variant, "seed": training_seed(start.study),
                 "accuracy": fused.mean(), "gain": gain.mean(),
-                "error": gain.std(ddof=1) / len(gain) ** 0.5, "weight_std": report["weight_std"],
+                "error": float(standard_error(gain, groups(changed, "validation"))),
+                "weight_std": report["weight_std"],
                 "collapsed": find_collapse(report) is not None, "n": len(gain),
             })  # fmt: skip
     return pd.DataFrame(rows)

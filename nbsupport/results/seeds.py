@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy.stats import t as student
 
 from ..experiments.artifacts import Experiment
-from ..experiments.evaluation import failure, measure
+from ..experiments.evaluation import failure, groups, measure, standard_error
 from ..training.denoisers import training_seed
 from .tables import MEAN
 
@@ -30,16 +30,21 @@ def retrain(experiment: Experiment, seeds: Sequence[int] = SEEDS) -> list[Experi
     return [experiment.changed(denoiser_seed=None if seed == first else seed) for seed in seeds]
 
 
-def estimate(differences: Float[np.ndarray, "seeds n"]) -> tuple[float, float, float]:
+def estimate(
+    differences: Float[np.ndarray, "seeds n"], groups: Int[np.ndarray, "n"]
+) -> tuple[float, float, float]:
     """The mean of paired differences and its 95 % interval, over other trainings and test images.
 
     Both vary, so the variances of the two means add up; Student's t takes the degrees of freedom of
-    Welch and Satterthwaite. With few seeds that disagree the interval is wide; with one it is NaN.
+    Welch and Satterthwaite, one less than the seeds or the groups of images. With few seeds that
+    disagree the interval is wide; with one it is NaN.
     """
-    mean, sizes = float(differences.mean()), np.array(differences.shape)
+    mean = float(differences.mean())
+    sizes = np.array([len(differences), len(np.unique(groups))])
     if sizes.min() < 2:
         return mean, float("nan"), float("nan")
-    variances = np.array([differences.mean(axis=axis).var(ddof=1) for axis in (1, 0)]) / sizes
+    over_seeds = standard_error(differences.mean(axis=1), np.arange(len(differences)))
+    variances = np.array([over_seeds, standard_error(differences.mean(axis=0), groups)]) ** 2
     if not variances.any():
         return mean, mean, mean
     freedom = variances.sum() ** 2 / (variances**2 / (sizes - 1)).sum()
@@ -66,7 +71,7 @@ def compare(experiments: Sequence[Experiment]) -> pd.DataFrame:
         mean = difference[:, np.isin(study.evaluated_eps, study.eps)].mean(axis=1)
         curves = [mean, *difference.swapaxes(0, 1)]
         for eps, values in zip([MEAN, *study.evaluated_eps], curves, strict=True):
-            mean, low, high = estimate(values)
+            mean, low, high = estimate(values, groups(sound[0]))
             each = " ".join(f"{value:+.4f}" for value in values.mean(axis=1))
             outcome = "better" if low > 0 else "worse" if high < 0 else "undecided"
             outcome = outcome if len(sound) >= FEWEST else "undecided"

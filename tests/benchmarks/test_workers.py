@@ -1,10 +1,17 @@
-"""Two workers of one thread beside one, and beside one process with all threads, on CIFAR-10's core."""
+"""Two workers of one thread beside one, and beside one process with all threads, on CIFAR-10's core.
+
+Cores may share a power budget, caches or execution units. What two processes with nothing in common
+reach together, beside one alone, is the most that two workers can.
+"""
 
 import json
 import os
 import shutil
+import time
+from concurrent.futures import ProcessPoolExecutor
 from datetime import datetime
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +20,8 @@ import torch
 from distributed import Client
 from PIL import Image
 
+from nbsupport.attacks.pgd import pgd
+from nbsupport.classifiers.models import build
 from nbsupport.data.benchmarks import OBJECTS
 from nbsupport.experiments import cluster
 from nbsupport.experiments.artifacts import Experiment
@@ -61,6 +70,31 @@ def time_phases(experiment, home, do):
     return seconds
 
 
+def attack_for(seconds):
+    """How many attacks of one step a process with one thread makes, on a network of its own."""
+    torch.set_num_threads(1)
+    network, images = (
+        build("resnet20", 10, 32).eval().requires_grad_(False),
+        torch.rand(64, 3, 32, 32),
+    )
+    labels, number = torch.zeros(64, dtype=torch.long), 0
+    end = time.monotonic() + 1 + seconds
+    while time.monotonic() < end:
+        pgd(network, images, labels, 0.01, steps=1)
+        number += time.monotonic() > end - seconds  # after a second to begin together
+    return number
+
+
+def measure_limit(seconds=10):
+    """Attacks of two processes together that share nothing, as a multiple of those of one alone."""
+    numbers = []
+    for processes in (1, 2):
+        with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+            list(pool.map(attack_for, [0.0] * processes))  # imports
+            numbers.append(sum(pool.map(attack_for, [seconds] * processes)))
+    return numbers[1] / numbers[0]
+
+
 def measure_all(experiment, methods):
     for method in methods:
         measure(experiment, method)
@@ -80,12 +114,14 @@ def test_workers(benchmark, way, experiment, tmp_path, monkeypatch):
                     with Client(local) as client:  # imports everything
                         client.run(cluster._experiment, experiment.study, home, "")
                     found[f"{workers} × 1 thread"] = time_phases(experiment, home, do)
+        found["limit"] = measure_limit()
         torch.set_num_threads(os.cpu_count() or 1)
         found["all threads"] = time_phases(experiment, tmp_path / "alone", measure_all)
 
     benchmark.group = "workers"
     benchmark.pedantic(run, rounds=1)
-    one = found["1 × 1 thread"]
+    one, limit = found["1 × 1 thread"], found.pop("limit")
+    print(f"\ntwo processes that share nothing attack {limit:.2f} times as much as one")
     print(f"\n{'':16}" + "".join(f"{phase:>24}" for phase in PHASES))
     for name, seconds in found.items():
         cells = (f"{s:8.1f} s, {one[phase] / s:5.2f} times" for phase, s in seconds.items())
