@@ -126,7 +126,7 @@ def test_the_sentences_compare_worst_cases_and_group_by_clean_psnr():
     first, second, third = tables.describe(pd.concat([rows, pd.DataFrame(clean)]))
     assert "1e-2" in first and "0.40" in first and "0.90" in first
     assert "Filt(L_img)" in second and "0.70" in second and "0.50" in second
-    assert f"{(0.3 + 0.2) / 2:+.2f}" in third and "+0.04" in third
+    assert "+0.20 to +0.30" in third and "+0.04" in third
 
 
 # -- the adaptive evaluation ---------------------------------------------------------------------
@@ -141,7 +141,9 @@ BARE = dataclasses.replace(BARE, gray_box=rows(90, 84, 55, 30))
 def adaptive(tmp_path_factory):
     experiment = SmallExperiment(tmp_path_factory.mktemp("tables"), study=STUDY)
     found = {each.method: each for each in (BARE, SOUND, BROKEN)}
-    return audit.rows(experiment, found, {SOUND.method: audited()})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(audit, "groups", lambda *_: np.arange(len(SOUND.smallest)))
+        return audit.rows(experiment, found, {SOUND.method: audited()})
 
 
 def test_every_number_of_the_adaptive_evaluation_stands_where_it_belongs(adaptive):

@@ -296,7 +296,8 @@ def _denoiser_failure(experiment: Experiment, method: str) -> str | None:
         psnr = curve[str(experiment.find_step(method))]
         if abs(psnr - PUBLISHED_PSNR) <= NEAR:
             return None
-        return f"{method}: its training has no checkpoint near it; the nearest has {psnr:.1f} dB."
+        there = f"the nearest has {psnr:.1f} dB"
+        return f"{method}: no checkpoint is near the published {PUBLISHED_PSNR:g} dB; {there}."
     for each in trainings(method):
         if reason := find_collapse(experiment.trained(each).report):
             return f"{each}: training failed. {reason}"

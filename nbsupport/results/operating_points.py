@@ -50,7 +50,13 @@ def list_points(experiment: Experiment) -> Iterator[Point]:
 
 
 def list_dial(experiment: Experiment) -> Iterator[Point]:
-    """PA-Filt(L_img+KL) over λ: each value is a training, and a failed one is no point."""
+    """PA-Filt(L_img+KL) over λ beside no filter and the blur.
+
+    Each λ is a training, and a failed one is no point.
+    """
+    yield experiment, "methods", "attacked", np.nan
+    for sigma in SWEEPS["Gaussian blur"]:
+        yield experiment, "Gaussian blur", f"Gaussian blur {sigma:g}", sigma
     for weight in DIAL:
         changed = experiment.changed(image_weight=weight)
         if not failure(changed, BOTH_LOSSES):
@@ -90,7 +96,9 @@ def curve(
             for each in eps:
                 accuracy = correct[strengths.index(each)].mean()
                 rows.append(point | {"attack": attack, "eps": each, "accuracy": accuracy})
+    shown = {row["method"] for row in rows}
     paper = _read_paper(*compared(1, study.classifier_name, study.name), eps)
+    paper = [row for row in paper if row["method"] in shown]
     return pd.DataFrame(rows + paper, columns=COLUMNS).astype({"n": "Int64", "seed": "Int64"})
 
 

@@ -37,6 +37,8 @@ Panel = tuple[Float[Tensor, "3 _ _"] | Float[Tensor, "_ _"], str, dict[str, Any]
 SIGNED: Any = {"cmap": "RdBu_r", "vmin": -1.2, "vmax": 1.2}  # of kernels' weights
 SHARES: Any = {"cmap": "cividis", "vmin": 0, "vmax": 1}  # of W
 
+CHARACTERS = 120  # of one point that fit into an inch
+
 UNCHANGED = 50  # dB of clean PSNR, above which a denoiser leaves clean images alone
 SWEEPS = {"Gaussian blur": ("σ in pixels", "Gaussian blur", 16)}
 SWEEPS |= {"JPEG": ("quality", "JPEG 40", 25), BOTH_LOSSES: ("λ", BOTH_LOSSES, 0)}
@@ -90,7 +92,9 @@ def draw_curves(rows: pd.DataFrame, *, attack: str = "pgd", metrics: Sequence[st
         axis.get_legend().remove()
         eps_axis(axis)
         axis.set_ylabel(METRICS[metric])
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right upper")
+    handles, names = axes[0, 0].get_legend_handles_labels()
+    names = ["no filter" if name == "attacked" else name for name in names]
+    figure.legend(handles, names, loc="outside right upper")
     return figure
 
 
@@ -206,7 +210,7 @@ def draw_operating_points(rows: pd.DataFrame) -> Figure:
         marks = range(10, UNCHANGED + 1, 10)
         axis.set_xticks(marks, [*map(str, marks[:-1]), f"≥ {UNCHANGED}"])
         axis.set_xlim(part["x"].min() - 1, UNCHANGED + 1.5)
-        axis.set(title=f"ε = {short(eps)}", xlabel="PSNR of denoised clean images (dB)")
+        axis.set(title=f"ε = {short(eps)}", xlabel="clean PSNR (dB)")
     axes[0, 0].set_ylabel("accuracy under the gray-box attack")
     entries = dict(zip(*axes[0, 0].get_legend_handles_labels()[::-1], strict=True))
     named = {name: entries[name] for name in entries if name not in BASELINES}
@@ -279,7 +283,9 @@ def draw_panels(
                 pixels = image.detach().cpu().numpy()
                 pixels = pixels.transpose(1, 2, 0).clip(0, 1) if pixels.ndim == 3 else pixels
                 axis.imshow(pixels, **look)
-                axis.set(xticks=[], yticks=[], title=title)
+                axis.set(xticks=[], yticks=[])
+                longest = max(map(len, title.splitlines()), default=1)
+                axis.set_title(title, fontsize=min(9, CHARACTERS * size[0] / longest))
                 axis.grid(False)
                 axis.spines[:].set_visible(False)
     for line, label in zip(axes, labels, strict=False):

@@ -57,7 +57,9 @@ SUMMARISED = (
 SMOOTHING = 20.0, 36.0  # dB of clean PSNR: filters that smooth every image, but not beyond use
 VERDICTS = ("holds", "fails", "inconclusive", "unreliable")
 LOOKS: Any = [
-    {"selector": "td", "props": "white-space: nowrap"},
+    {"selector": "caption", "props": "text-align: left; max-width: 58em"},
+    {"selector": "th, td", "props": "padding: 0.3em 0.35em; font-size: 12px"},
+    {"selector": "td.measured, td.published", "props": "white-space: nowrap"},
     {"selector": "td.measured", "props": "font-weight: bold"},
     {"selector": "td.published, tr:has(td.unreliable) td", "props": "opacity: 0.65"},
 ]
@@ -355,7 +357,8 @@ def describe(rows: pd.DataFrame) -> list[str]:
     simple: Any = means.reindex([*BASELINES]).idxmax()
     psnr = rows[rows["metric"] == CLEAN_PSNR].drop_duplicates("method").set_index("method")["value"]
     sentences = [
-        f"Without a filter, PGD at ε = {short(half)} leaves {bare[half]:.2f} of {bare[0.0]:.2f}.",
+        f"Without a filter, PGD at ε = {short(half)} lowers the accuracy from {bare[0.0]:.2f} to "
+        f"{bare[half]:.2f}.",
         f"On average over ε, {SHOWN.get(best, best)} keeps the most accuracy of all trained "
         f"denoisers, {means[best]:.3f}; the bare classifier keeps {means['attacked']:.3f}, and "
         f"{simple}, which needs no training, keeps {means[simple]:.3f}.",
@@ -363,10 +366,11 @@ def describe(rows: pd.DataFrame) -> list[str]:
     smooth = curves.index.intersection(psnr[psnr.between(*SMOOTHING)].index)
     near = curves.index.intersection(psnr[psnr > SMOOTHING[1]].index).drop("attacked")
     if len(smooth) and len(near):
-        gains = [(curves.loc[group, half] - bare[half]).mean() for group in (smooth, near)]
+        gains = [curves.loc[group, half] - bare[half] for group in (smooth, near)]
+        spelled = [f"{gain.min():+.2f} to {gain.max():+.2f}" for gain in gains]
         sentences.append(
-            "Methods that change every image (clean PSNR of {:g} to {:g} dB) gain {:+.2f} on "
-            "average at that ε, those above {:+.2f}.".format(*SMOOTHING, *gains)
+            "Methods that change every image (clean PSNR of {:g} to {:g} dB) gain {} at that ε; "
+            "methods with a higher clean PSNR gain {}.".format(*SMOOTHING, *spelled)
         )
     return sentences
 

@@ -357,5 +357,5 @@ def find_collapse(report: dict[str, Any]) -> str | None:
     spread = report.get("weight_std", np.inf)
     if not spread >= CONSTANT:
         what = f"Its W is constant (standard deviation {spread:.1e} over pixels, images and ε)"
-        return f"{what}, so it repeats one mixture of its parts."
+        return f"{what}, so it mixes its parts alike everywhere."
     return None
