@@ -142,7 +142,7 @@ _LOOKS = {
     **dict.fromkeys(("Add+Adv", "Add+FPD", "Add+FD"), ("#cc6677", "P")),
     **dict.fromkeys(("Filt+Adv", "Filt+FPD", "Filt+FD"), ("#6699cc", "X")),
     "PA-Filt+Adv": ("#004d40", "d"),
-    **dict.fromkeys(BASELINES, ("#6b6b6b", "o")),
+    **{name: ("#6b6b6b", marker) for name, marker in zip(BASELINES, "oXPhd", strict=True)},
 }  # fmt: skip
 CLEAN_PSNR = "clean PSNR"  # of denoised clean images: the operating point of a row
 METRICS = {"accuracy": "accuracy", "psnr": "PSNR (dB)", "ssim": "SSIM"}

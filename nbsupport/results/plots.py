@@ -14,7 +14,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ..denoisers.baselines import BASELINES
 from ..experiments.methods import (
     BOTH_LOSSES,
     CLEAN_PSNR,
@@ -203,8 +202,6 @@ def draw_operating_points(rows: pd.DataFrame) -> Figure:
                 axis.axhline(row.accuracy, color=look["color"], lw=1, ls=":", label=group)
             elif row.series == "methods":
                 axis.plot(row.x, row.accuracy, ls="", ms=7, label=row.method, **look)
-                if row.method in BASELINES:  # which share a look
-                    _note(axis, row.method, row.x, row.accuracy, -6)
             else:
                 axis.plot(row.x, row.accuracy, ls="", ms=7, mfc="none", label=group, **look)
         marks = range(10, UNCHANGED + 1, 10)
@@ -213,8 +210,7 @@ def draw_operating_points(rows: pd.DataFrame) -> Figure:
         axis.set(title=f"ε = {short(eps)}", xlabel="clean PSNR (dB)")
     axes[0, 0].set_ylabel("accuracy under the gray-box attack")
     entries = dict(zip(*axes[0, 0].get_legend_handles_labels()[::-1], strict=True))
-    named = {name: entries[name] for name in entries if name not in BASELINES}
-    figure.legend(named.values(), named, loc="outside right upper")
+    figure.legend(entries.values(), entries, loc="outside right upper")
     return figure
 
 
