@@ -10,7 +10,7 @@ from small import Call, SmallExperiment, disturbed, linear, pictures, radii, ran
 from torch import nn
 
 from nbsupport.attacks.pgd import AttackedSet, pgd
-from nbsupport.classifiers.feature_pyramid import attack_target
+from nbsupport.classifiers.feature_pyramid import attack_target, build
 from nbsupport.classifiers.models import Classifier
 from nbsupport.denoisers.baselines import Baseline
 from nbsupport.denoisers.models import Additive, Filtering, MultiHead, PAFilter, View
@@ -504,3 +504,16 @@ def test_patches_of_one_photograph_are_a_group(tmp_path):
     np.testing.assert_array_equal(found, labels)
     other = SmallExperiment(tmp_path, Study.named("cifar10", "smoke"))
     assert len(set(groups(other))) == len(other.images("test"))
+
+
+def test_an_fpd_whose_features_overflow_is_wrong(tmp_path):
+    """Also about images of class 0, which argmax returns for NaN."""
+    torch.manual_seed(0)
+    fpd = build("small_resnet_fpd", CLASSES, 8).eval()
+    images, labels = pictures(4), torch.zeros(4, dtype=torch.long)
+    attacked = AttackedSet(images, labels, torch.zeros(1, *images.shape).half(), (0.0, 0.1))
+    assert torch.isfinite(fpd(images)).all()
+    with torch.no_grad():
+        fpd.decoder.enlarge[-1].weight.mul_(1e20)
+    assert torch.isnan(fpd(images)).all()
+    assert not measure_images(fpd, nn.Identity().eval(), attacked)["accuracy"].any()
