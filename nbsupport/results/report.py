@@ -103,7 +103,8 @@ def findings(results: list[Result]) -> list[str]:
         table, images = tables.headline(rows["adaptive"]), rows["adaptive"]["n"].iloc[0]
         kept, eps = table.iloc[:, -1], table.columns[1].partition(", ")[2]
         text = ", ".join(f"{name} {gain}" for name, gain in kept.items() if gain)
-        found.append(f"White-box attacker, {eps}, {images} images, {kept.name}: {text}.")
+        if text:
+            found.append(f"White-box attacker, {eps}, {images} images, {kept.name}: {text}.")
     if "seeds" in rows:
         mean = rows["seeds"][rows["seeds"]["eps"] == tables.MEAN]
         each = "{0.method} − {0.other}: {0.outcome} (seeds {0.seeds})".format

@@ -241,7 +241,7 @@ def headline(rows: pd.DataFrame) -> pd.DataFrame:
             "clean": table["", "clean"],
             f"gray-box, ε = {short(eps)}": table[at, ATTACKS["oblivious"]],
             f"adaptive, ε = {short(eps)} (95 % interval)": adaptive,
-            "adaptive gain over no filter (paired)": table[at, "gain"],
+            "adaptive gain over no filter (paired)": table.get((at, "gain"), ""),
         }
     )
 
