@@ -96,9 +96,10 @@ def curve(
             for each in eps:
                 accuracy = correct[strengths.index(each)].mean()
                 rows.append(point | {"attack": attack, "eps": each, "accuracy": accuracy})
-    shown = {row["method"] for row in rows}
     paper = _read_paper(*compared(1, study.classifier_name, study.name), eps)
-    paper = [row for row in paper if row["method"] in shown]
+    shown = {row["method"] for row in paper} & {row["method"] for row in rows}
+    # the published row without a filter alone would compare with nothing
+    paper = [row for row in paper if row["method"] in shown and len(shown) > 1]
     return pd.DataFrame(rows + paper, columns=COLUMNS).astype({"n": "Int64", "seed": "Int64"})
 
 
