@@ -87,7 +87,7 @@ test-all: test
 
 browser: $(READY)
 	@test -n "$(CHROMIUM)" || { echo "$(NO_CHROMIUM)"; exit 1; }
-	CHROMIUM="$(CHROMIUM)" $(BIN)/python -m pytest tests/browser -o addopts="-ra --strict-markers" -m "$(MATRIX)"
+	CHROMIUM="$(CHROMIUM)" $(BIN)/python -m pytest tests/browser -o addopts="-ra --strict-markers" -m "$(MATRIX)" --numprocesses 2 --dist loadfile
 
 bench: $(READY)
 	$(BIN)/python -m pytest tests/benchmarks -o addopts= --benchmark-only --benchmark-disable-gc -rP
