@@ -502,7 +502,8 @@ def style(frame: pd.DataFrame, caption: str = "", classes: pd.DataFrame | None =
     if classes is None:
         first = text.map(lambda cell: cell.replace(":", " ").partition(" ")[0])
         classes = first.where(first.isin(VERDICTS), "")
-    rows = [f"{np.atleast_1d(place)[-1]} " for place in frame.index]
+    sourced = "source" in frame.index.names  # not a claim's lines, which are long
+    rows = [f"{place[-1]} " if sourced else "" for place in frame.index]
     styler = Styler(text, cell_ids=False).format(escape="html")
     styler = styler.set_td_classes(classes.radd(rows, axis=0)).set_table_styles(LOOKS)
     return styler.set_caption(escape(without_marks(caption)))
