@@ -240,8 +240,9 @@ def test_a_committed_result_is_complete_and_rendered_from_its_numbers(path, monk
         checks = {check: text for check, text in CHECKS.items() if f"check: {check}" in made}
         monkeypatch.setattr(tables, "CHECKS", checks)
     assert record["clean"] is True and len(record["commit"]) == 40
-    name_of_study = path.parent.name.partition("-")[0]  # after it, another robust classifier
+    name_of_study, _, robust = path.parent.name.partition("-")
     assert record["scale"] == study.scale != "smoke" and study.name == name_of_study
+    assert robust in study.robust and bool(robust) == bool(study.robust)
     # before claims were judged in the worst case, and before all ε were attacked at once
     news = {"claims": "plain_margin", "claims_robust": "plain_margin", "adaptive": "gap"}
     table = path.parent / f"{name.removesuffix('_curves')}.csv"

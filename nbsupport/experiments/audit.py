@@ -266,13 +266,13 @@ def rows(
         _, classifier = split_method(method)
         bare = "attacked" if classifier == "standard" else classifier
         if bare in found and bare != method:
-            other = found[bare]
+            other, alike = found[bare], groups(experiment, "adaptive")
             pairs = {
                 WORST: (each.robust(), other.robust()),
                 "envelope": (worst_case(each.gray_box), worst_case(other.gray_box)),
             }
             for attack, pair in pairs.items():
-                gains = gain(*pair, groups(experiment, "adaptive"), seed=study.seed)
+                gains = gain(*pair, alike, seed=study.seed)
                 for metric, values in zip(GAIN, gains, strict=True):
                     add(attack, metric, values, each.eps)
         costs = (each.gradients, each.forwards, each.seconds)

@@ -265,8 +265,7 @@ def resample(
     number, (names, places) = len(groups), np.unique(groups, return_inverse=True)
     draw = np.random.default_rng(seed).multinomial
     if len(names) == number:
-        drawn = draw(number + 2, np.full(number + 2, 1 / (number + 2)), resamples).T
-        return drawn[[*places, -2, -1]]
+        return draw(number + 2, np.full(number + 2, 1 / (number + 2)), resamples).T
     drawn = draw(len(names), np.full(len(names), 1 / len(names)), resamples).T[places]
     others = draw(number + 2, np.array([1, 1, number]) / (number + 2), resamples).T[:2]
     return np.concatenate([drawn, others])

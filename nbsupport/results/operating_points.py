@@ -42,11 +42,15 @@ def list_points(experiment: Experiment) -> Iterator[Point]:
     kept = experiment.trained(TRAINED).report["clean_psnr"]["kernels"].items()
     for step in sorted(int(step) for step, psnr in kept if psnr >= VISIBLE):
         yield experiment, TRAINED, f"{TRAINED}@{step}", step
-    for name, values in SWEEPS.items():
-        yield from ((experiment, name, f"{name} {value:g}", value) for value in values)
+    for name in SWEEPS:
+        yield from _sweep(experiment, name)
     for method in METHODS:
         if not failure(experiment, method):
             yield experiment, "methods", method, np.nan
+
+
+def _sweep(experiment: Experiment, name: str) -> Iterator[Point]:
+    return ((experiment, name, f"{name} {value:g}", value) for value in SWEEPS[name])
 
 
 def list_dial(experiment: Experiment) -> Iterator[Point]:
@@ -55,8 +59,7 @@ def list_dial(experiment: Experiment) -> Iterator[Point]:
     Each λ is a training, and a failed one is no point.
     """
     yield experiment, "methods", "attacked", np.nan
-    for sigma in SWEEPS["Gaussian blur"]:
-        yield experiment, "Gaussian blur", f"Gaussian blur {sigma:g}", sigma
+    yield from _sweep(experiment, BLUR)
     for weight in DIAL:
         changed = experiment.changed(image_weight=weight)
         if not failure(changed, BOTH_LOSSES):

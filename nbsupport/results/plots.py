@@ -25,6 +25,7 @@ from ..experiments.methods import (
     WORST,
 )
 from ..study import EPS, short
+from .tables import SHOWN
 
 Image = Float[Tensor, "3 h w"]
 Map = Float[Tensor, "h w"]
@@ -92,8 +93,7 @@ def draw_curves(rows: pd.DataFrame, *, attack: str = "pgd", metrics: Sequence[st
         eps_axis(axis)
         axis.set_ylabel(METRICS[metric])
     handles, names = axes[0, 0].get_legend_handles_labels()
-    names = ["no filter" if name == "attacked" else name for name in names]
-    figure.legend(handles, names, loc="outside right upper")
+    figure.legend(handles, [SHOWN.get(name, name) for name in names], loc="outside right upper")
     return figure
 
 
