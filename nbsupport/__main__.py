@@ -371,7 +371,7 @@ def _describe(study: Study) -> None:
         accuracy = (logits.argmax(dim=1) == test.labels).float().mean()
         label = f"{'classifier' if kind == 'standard' else kind:16} {experiment.architecture(kind)}"
         print(f"{label}: {logits.shape[1]} logits, clean accuracy {accuracy:.3f}")
-    from .experiments.cluster import estimate
+    from .experiments.tasks import estimate
 
     torch.set_num_threads(1)  # as each worker has
     minutes = estimate(experiment, _methods(NUMBERS[:4])) / WORKERS / 60

@@ -118,7 +118,7 @@ def complete(tmp_path, monkeypatch):
     extension.mkdir(parents=True)
     monkeypatch.setattr(sys, "prefix", str(tmp_path / "prefix"))
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "1.0")
-    monkeypatch.setattr("nbsupport.experiments.cluster._time", lambda run: (run(), 60)[1])
+    monkeypatch.setattr("nbsupport.experiments.tasks._time", lambda run: (run(), 60)[1])
     return extension
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from nbsupport.experiments import cluster
+from nbsupport.experiments import cluster, tasks
 from nbsupport.experiments.artifacts import Experiment
 from nbsupport.experiments.evaluation import measure
 from nbsupport.experiments.store import Store
@@ -53,22 +53,22 @@ def assert_equal(experiment, alone):
 
 
 def test_tasks_come_after_those_they_depend_on(tmp_path):
-    tasks = cluster.list_tasks(open_experiment(tmp_path), METHODS)
+    every = tasks.list_tasks(open_experiment(tmp_path), METHODS)
     seen = set()
-    for task, before in tasks.items():
+    for task, before in every.items():
         assert set(before) <= seen, task
         seen.add(task)
-    assert ("attacked", "train", 1) in tasks
-    assert ("denoiser", "Y-Net") in tasks["denoiser", "PA-Filt(L_img)"]
-    trained = [name for kind, name, *_ in cluster.list_tasks(
+    assert ("attacked", "train", 1) in every
+    assert ("denoiser", "Y-Net") in every["denoiser", "PA-Filt(L_img)"]
+    trained = [name for kind, name, *_ in tasks.list_tasks(
         open_experiment(tmp_path), ("Filt(L_img)", "JPEG 40", "PA-Filt(L_img)")) if kind == "denoiser"]  # fmt: skip
     assert trained == ["Y-Net", "PA-Filt(L_img)", "Filt(L_img)"]  # the longest chain first
 
 
 def test_equal_tasks_of_other_studies_have_other_keys_on_a_scheduler(tmp_path):
     experiments = [open_experiment(tmp_path, replace(STUDY, seed=seed)) for seed in (0, 1)]
-    for task in cluster.list_tasks(experiments[0], METHODS):
-        one, other = (cluster.TASKS[task[0]][1](each, task[1]) for each in experiments)
+    for task in tasks.list_tasks(experiments[0], METHODS):
+        one, other = (tasks.TASKS[task[0]][1](each, task[1]) for each in experiments)
         assert one != other, task
 
 
