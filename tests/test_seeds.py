@@ -71,7 +71,7 @@ def test_another_seed_is_another_denoiser_for_the_same_attacks(two, experiment):
 
 def test_values_are_mean_differences_of_accuracy(two, fail, monkeypatch):
     fail()
-    assert set(compare(two)["outcome"]) == {"undecided"}  # two trainings may agree by luck
+    assert set(compare(two)["outcome"]) == {"inconclusive"}  # two trainings may agree by luck
     monkeypatch.setattr(seeds, "FEWEST", 2)
     rows = compare(two)
     parts = rows.groupby(["method", "other"], sort=False)
@@ -86,7 +86,7 @@ def test_values_are_mean_differences_of_accuracy(two, fail, monkeypatch):
         each = [float(text) for text in part.loc[MEAN, "per_seed"].split()]
         assert each == pytest.approx(difference.mean(axis=1), abs=1e-4)
     for row in rows.itertuples():
-        expected = "better" if row.low > 0 else "worse" if row.high < 0 else "undecided"
+        expected = "better" if row.low > 0 else "worse" if row.high < 0 else "inconclusive"
         assert row.outcome == expected
 
 

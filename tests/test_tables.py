@@ -213,7 +213,7 @@ def test_other_projects_get_each_defence_at_8_of_255():
 
 DIFFERENCES = pd.DataFrame(
     [("mean", 0.02, 0.01, 0.03, "better"), ("0.0", 0.02, 0.01, 0.03, "better"),
-     ("0.001", -0.02, -0.05, 0.01, "undecided"), ("0.1", -0.02, -0.03, -0.01, "worse")],
+     ("0.001", -0.02, -0.05, 0.01, "inconclusive"), ("0.1", -0.02, -0.03, -0.01, "worse")],
     columns=["eps", "value", "low", "high", "outcome"],
 )  # fmt: skip
 DIFFERENCES[["method", "other"]] = "Filt(L_img)", "Add(L_img)"

@@ -57,7 +57,7 @@ def compare(experiments: Sequence[Experiment]) -> pd.DataFrame:
 
     `value` is the accuracy of `method` minus that of `other`, `low` to `high` its 95 % interval;
     `outcome` is *better* or *worse* where 0 lies outside of it and `FEWEST` trainings are left,
-    otherwise *undecided*. Failed trainings are left out; `seeds` names the others.
+    otherwise *inconclusive*. Failed trainings are left out; `seeds` names the others.
     """
     rows = []
     for method, other in COMPARISONS:
@@ -73,8 +73,8 @@ def compare(experiments: Sequence[Experiment]) -> pd.DataFrame:
         for eps, values in zip([MEAN, *study.evaluated_eps], curves, strict=True):
             mean, low, high = estimate(values, groups(sound[0]))
             each = " ".join(f"{value:+.4f}" for value in values.mean(axis=1))
-            outcome = "better" if low > 0 else "worse" if high < 0 else "undecided"
-            outcome = outcome if len(sound) >= FEWEST else "undecided"
+            outcome = "better" if low > 0 else "worse" if high < 0 else "inconclusive"
+            outcome = outcome if len(sound) >= FEWEST else "inconclusive"
             found = {"eps": eps, "value": mean, "low": low, "high": high, "per_seed": each}
             rows.append(same | found | {"outcome": outcome})
     return pd.DataFrame(rows)

@@ -459,9 +459,12 @@ def formatted(frame: pd.DataFrame) -> pd.DataFrame:
     """The numbers of a wide table as text: PSNR with two digits, everything else with three."""
 
     def spell(line: pd.Series) -> pd.Series:
-        number = f"{{:.{2 if 'PSNR (dB)' in str(line.name) else 3}f}}".format
-        text = line.map(lambda cell: number(cell) if isinstance(cell, float) else str(cell))
-        return text.replace({"inf": "∞", "nan": ""})
+        psnr = (line.index == CLEAN_PSNR) | (METRICS["psnr"] in str(line.name))
+        cells = [
+            f"{cell:.{digits}f}" if isinstance(cell, float) else str(cell)
+            for cell, digits in zip(line, np.where(psnr, 2, 3), strict=True)
+        ]
+        return pd.Series(cells, line.index).replace({"inf": "∞", "nan": ""})
 
     return frame.astype(object).apply(spell, axis=1)
 
