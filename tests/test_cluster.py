@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from distributed.utils import open_port
 
 from nbsupport.experiments import cluster, tasks
 from nbsupport.experiments.artifacts import Experiment
@@ -107,7 +107,7 @@ def test_a_worker_that_is_killed_changes_nothing(tmp_path, alone, moment):
 
 @pytest.mark.matrix
 def test_a_scheduler_that_is_killed_ends_the_command_and_the_next_one_goes_on(tmp_path, alone):
-    address = f"tcp://127.0.0.1:{free_port()}"
+    address = f"tcp://127.0.0.1:{open_port()}"
     start = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--no-dashboard"]
     scheduler = subprocess.Popen([*start, "--host", address], stderr=subprocess.DEVNULL)
     start = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--nthreads=1"]
@@ -124,12 +124,6 @@ def test_a_scheduler_that_is_killed_ends_the_command_and_the_next_one_goes_on(tm
             process.wait()
     cluster.compute(experiment, METHODS, workers=1)
     assert_equal(experiment, alone)
-
-
-def free_port():
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return listening.getsockname()[1]
 
 
 def worker_holding(path):

@@ -8,7 +8,6 @@ import torch
 from small import disturbed
 from torch import nn
 
-import nbsupport
 from nbsupport.attacks import pgd
 from nbsupport.classifiers.models import build
 from nbsupport.denoisers.defended import defend, export
@@ -19,13 +18,6 @@ from nbsupport.denoisers.models import Additive, Filtering, MultiHead, PAFilter
 def classifier():
     torch.manual_seed(0)
     return build("small_resnet", 10, 16).eval().requires_grad_(False)
-
-
-def test_the_classifier_sees_denoised_images(classifier):
-    denoiser, images = disturbed(Filtering), torch.rand(3, 3, 17, 19)
-    defended = nbsupport.defend(classifier, denoiser)
-    assert torch.equal(defended(images), classifier(denoiser(images)))
-    assert not any(part.training for part in defended.modules())
 
 
 def test_a_white_box_attacker_gets_through_it(classifier):

@@ -46,15 +46,6 @@ def test_filtering_is_the_loop_over_pixels(shape, size):
     torch.testing.assert_close(filter_pixels(images, kernels), expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_identity_kernels_do_not_change_images(size):
-    images = torch.rand(2, 3, 4, 6)
-    kernels = identity_kernels(images, size)
-    assert torch.equal(filter_pixels(images, kernels), images)
-    assert (distance_from_identity(kernels) == 0).all()
-    assert (uncertainty_map(kernels) == 1).all()
-
-
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_gradients_are_finite_differences(shape):
     assert torch.autograd.gradcheck(filter_pixels, pair(shape, 3, images=True, kernels=True))

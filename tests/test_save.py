@@ -77,12 +77,6 @@ def test_results_go_below_build_unless_figures_are_asked_for(place, monkeypatch,
     assert folder("photographs") == Path.cwd() / "build" / "results" / "photographs"
 
 
-def test_smoke_writes_nothing(experiment, place):
-    smoke = Experiment(dataclasses.replace(experiment.study, scale="smoke"), experiment.store)
-    assert write(smoke, "any", tidy()) is None
-    assert written(place) == []
-
-
 # -- what ----------------------------------------------------------------------------------------
 
 

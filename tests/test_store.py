@@ -128,14 +128,6 @@ def test_any_name_makes_one_folder_below_its_kind(store, name):
 # -- stored, and not made twice ------------------------------------------------------------------
 
 
-@every_job
-def test_a_stored_artifact_is_not_made_again(store, job):
-    first, calls = JOBS[job](store), []
-    assert has(store, SPECIFICATION)
-    assert same(JOBS[job](Store(store.home), calls=calls), first)
-    assert calls == []
-
-
 def test_tensors_may_share_memory_lie_in_any_order_and_have_any_type(store):
     image = torch.rand(1, 3, 4, 4).to(memory_format=torch.channels_last)
     tensors = {"image": image, "tied": image, "part": image[:, 1:], "half": image.bfloat16()}

@@ -224,11 +224,6 @@ CLAIMS = pd.DataFrame(
 )  # fmt: skip
 
 
-def test_the_headline_of_a_study_without_a_gain_has_an_empty_column(adaptive):
-    table = tables.headline(adaptive[adaptive["method"] == "attacked"])
-    assert list(table.index) == ["no filter"] and list(table.iloc[:, -1]) == [""]
-
-
 @pytest.fixture(params=["table1", "table2", "table5", "adaptive", "seeds", "claims"])
 def any_rows(request, adaptive):
     found = {

@@ -1,28 +1,16 @@
-"""Two workers of one thread beside one, and beside one process with all threads, on CIFAR-10's core.
-
-Cores may share a power budget, caches or execution units. What two processes with nothing in common
-reach together, beside one alone, is the most that two workers can.
-"""
+"""Two workers of one thread beside one, and beside one process with all threads."""
 
 import json
 import os
 import shutil
-import time
-from concurrent.futures import ProcessPoolExecutor
 from datetime import datetime
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from distributed import Client
-from PIL import Image
 
-from nbsupport.attacks.pgd import pgd
-from nbsupport.classifiers.models import build
-from nbsupport.data.benchmarks import OBJECTS
 from nbsupport.experiments import cluster
 from nbsupport.experiments.artifacts import Experiment
 from nbsupport.experiments.evaluation import measure
@@ -38,19 +26,12 @@ PHASES = {
 
 
 @pytest.fixture
-def experiment(tmp_path, monkeypatch):
-    """CIFAR-10 at a small size, of noise, with a classifier and attacked training images."""
-    rng = np.random.default_rng(0)
-    for split, number in (("train", 7), ("test", 39)):
-        for name in OBJECTS:
-            folder = tmp_path / "data" / "cifar10" / split / name
-            folder.mkdir(parents=True)
-            for i in range(number):
-                pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(folder / f"{i}.png")
-    monkeypatch.setenv("NBSUPPORT_DATA", str(tmp_path / "data"))
-    sizes = dict(train_images=56, test_images=384, epochs=2, classifier_epochs=1, steps=3)
-    made = Experiment(Study.named("cifar10", "quick", **sizes), Store(tmp_path / "base"))
+def experiment(tmp_path):
+    """The core of CIFAR-10 at a small size, on photographs, with attacked training images."""
+    sizes = dict(train_images=56, test_images=384, classifier_images=70, width=12, kernel_size=5)
+    sizes |= dict(batch_size=24, epochs=2, classifier_epochs=1, steps=3)
+    study = Study.named("photographs", "quick", classifier="resnet20", **sizes)
+    made = Experiment(study, Store(tmp_path / "base"))
     made.attacked("train")
     return made
 
@@ -68,31 +49,6 @@ def time_phases(experiment, home, do):
         starts = [end - x["seconds"] for end, x in zip(ends, records, strict=True)]
         seconds[kind] = max(ends) - min(starts)
     return seconds
-
-
-def attack_for(seconds):
-    """How many attacks of one step a process with one thread makes, on a network of its own."""
-    torch.set_num_threads(1)
-    network, images = (
-        build("resnet20", 10, 32).eval().requires_grad_(False),
-        torch.rand(64, 3, 32, 32),
-    )
-    labels, number = torch.zeros(64, dtype=torch.long), 0
-    end = time.monotonic() + 1 + seconds
-    while time.monotonic() < end:
-        pgd(network, images, labels, 0.01, steps=1)
-        number += time.monotonic() > end - seconds  # after a second to begin together
-    return number
-
-
-def measure_limit(seconds=10):
-    """Attacks of two processes together that share nothing, as a multiple of those of one alone."""
-    numbers = []
-    for processes in (1, 2):
-        with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
-            list(pool.map(attack_for, [0.0] * processes))  # imports
-            numbers.append(sum(pool.map(attack_for, [seconds] * processes)))
-    return numbers[1] / numbers[0]
 
 
 def measure_all(experiment, methods):
@@ -114,14 +70,12 @@ def test_workers(benchmark, way, experiment, tmp_path, monkeypatch):
                     with Client(local) as client:  # imports everything
                         client.run(cluster._experiment, experiment.study, home, "")
                     found[f"{workers} × 1 thread"] = time_phases(experiment, home, do)
-        found["limit"] = measure_limit()
         torch.set_num_threads(os.cpu_count() or 1)
         found["all threads"] = time_phases(experiment, tmp_path / "alone", measure_all)
 
     benchmark.group = "workers"
     benchmark.pedantic(run, rounds=1)
-    one, limit = found["1 × 1 thread"], found.pop("limit")
-    print(f"\ntwo processes that share nothing attack {limit:.2f} times as much as one")
+    one = found["1 × 1 thread"]
     print(f"\n{'':16}" + "".join(f"{phase:>24}" for phase in PHASES))
     for name, seconds in found.items():
         cells = (f"{s:8.1f} s, {one[phase] / s:5.2f} times" for phase, s in seconds.items())
