@@ -39,16 +39,16 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "robust": {"metavar": "REF", "help": "FILE.py:FACTORY, robustbench:NAME, fd:FILE, fpd:FILE"},
     "data": {
         "metavar": "DIR",
-        "help": "of the data sets; for --study folder, of {train,test}/<class>",
+        "help": "folder of the data sets; for --study folder, the one with {train,test}/<class>",
     },
     "image-size": {"metavar": "PIXELS", "help": "images are resized and cropped to this square"},
 }
 """The options of every command. The environment variable NBSUPPORT_… gives a default for each."""
-VARIABLES = """Options stand after the command: `compute --help` lists them. Environment variables:
+VARIABLES = """Options come after the command: `compute --help` lists them. Environment variables:
   NBSUPPORT_HOME     the store (else nbsupport in the user's cache folder)
   NBSUPPORT_DATA     the data sets (else data in the store)
   NBSUPPORT_FIGURES  where results are written and read (else build/results, and figures)
-  NBSUPPORT_STUDY, _SCALE, _CLASSIFIER, _ROBUST, _IMAGE_SIZE: defaults of these options"""
+  NBSUPPORT_STUDY, _SCALE, _CLASSIFIER, _ROBUST, _IMAGE_SIZE: defaults for these options"""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -119,13 +119,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("notebooks", nargs="*", metavar="NOTEBOOK", help="such as 07")
     compute = add("compute", _compute, "make tables and train what they need, without Jupyter")
-    adaptive = "also the adaptive evaluation of these methods, or of all in the tables: hours"
+    adaptive = "also evaluate these methods adaptively (none named: all in the tables); takes hours"
     compute.add_argument("--adaptive", nargs="*", metavar="METHOD", help=adaptive)
     compute.add_argument(
         "--workers", type=_positive, help="how many processes; needs the extra cluster"
     )
-    compute.add_argument("--scheduler", help="of a running Dask cluster: tcp://host:8786")
-    report = add("report", _report, "print a summary, or tables and claims; write all as a page")
+    compute.add_argument("--scheduler", help="address of a running Dask cluster: tcp://host:8786")
+    report = add("report", _report, "print a summary or the tables and claims, or write a web page")
     page = "write the results of all studies as one web page (build/report.html)"
     report.add_argument("--html", nargs="?", type=Path, metavar="FILE", const=Path(), help=page)
     for command, default in ((compute, NUMBERS), (report, [])):
