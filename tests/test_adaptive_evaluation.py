@@ -110,6 +110,13 @@ def test_a_gain_is_paired_over_images():
         assert (low[row], high[row]) == pytest.approx((center - half, center + half), abs=0.006)
 
 
+def test_the_interval_of_no_difference_is_symmetric():
+    same = np.random.default_rng(0).random((3, 160)) > 0.5
+    _, low, high = gain(same, same, np.arange(160) % 10)
+    np.testing.assert_array_equal(low, -high)
+    assert (high > 0).all()
+
+
 def test_images_of_one_group_carry_no_more_than_one_of_them():
     rng = np.random.default_rng(0)
     one, other = (rng.random((3, 30)) > share for share in (0.3, 0.6))

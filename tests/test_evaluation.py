@@ -6,6 +6,7 @@ import pytest
 import skimage.metrics
 import torch
 from scipy.stats import sem
+from scipy.stats import t as student
 from small import Call, SmallExperiment, disturbed, linear, pictures, radii, rand, rows
 from torch import nn
 
@@ -470,12 +471,18 @@ def test_the_standard_error_counts_a_group_as_one_image():
 
 def test_a_resample_draws_whole_groups():
     labels = np.array([0, 1, 0, 2, 1, 0])
-    drawn = resample(labels, resamples=4000)[:-2]
+    drawn = resample(labels, resamples=100)[:-2]
     for group in range(3):
         assert (drawn[labels == group] == drawn[labels == group][0]).all()
-    per_group = drawn[[0, 1, 3]]  # multinomial: three draws from three groups
-    assert (per_group.sum(axis=0) == 3).all()
-    assert per_group.var(axis=1) == pytest.approx([2 / 3] * 3, abs=0.05)
+
+
+@pytest.mark.parametrize("number", [10, 200])
+def test_the_interval_of_a_mean_over_groups_is_students(number):
+    means = np.random.default_rng(0).normal(size=number)
+    drawn = resample(np.repeat(np.arange(number), 3), resamples=20_000)[:-2:3]
+    found = np.quantile(means @ drawn / drawn.sum(axis=0), (0.025, 0.975))
+    expected = student.interval(0.95, number - 1, means.mean(), sem(means))
+    np.testing.assert_allclose(found, expected, atol=0.05 * np.ptp(expected))
 
 
 def test_patches_of_one_photograph_are_a_group(tmp_path):

@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
+from scipy.stats import norm
+from scipy.stats import t as student
 from torch import Tensor, nn
 from torchmetrics.functional.image import (
     peak_signal_noise_ratio,
@@ -259,16 +261,20 @@ def resample(
 ) -> Int[np.ndarray, "more resamples"]:
     """How often resamples draw each image, and two more: one won, one lost.
 
-    Images of one group are drawn together. No resample has a loss that was not seen: without the
-    two (Bonett and Price 2012), a few images won, and none lost, would always look like a gain.
+    Images of one group are drawn together. A plain bootstrap over few groups is too narrow (of ten,
+    its 95 % interval covers 89 %), so fewer are drawn: as many as give a mean Student's interval.
+    No resample has a loss that was not seen: without the two images (Bonett and Price 2012), a few
+    images won, and none lost, would always look like a gain. Half of the resamples mirror those two
+    of the others, so that the interval of no difference at all is symmetric.
     """
     number, (names, places) = len(groups), np.unique(groups, return_inverse=True)
-    draw = np.random.default_rng(seed).multinomial
-    if len(names) == number:
-        return draw(number + 2, np.full(number + 2, 1 / (number + 2)), resamples).T
-    drawn = draw(len(names), np.full(len(names), 1 / len(names)), resamples).T[places]
-    others = draw(number + 2, np.array([1, 1, number]) / (number + 2), resamples).T[:2]
-    return np.concatenate([drawn, others])
+    freedom = max(len(names) - 1, 1)
+    few = max(round(freedom * (norm.ppf(0.975) / student.ppf(0.975, freedom)) ** 2), 1)
+    draw, images = np.random.default_rng(seed).multinomial, round(number * few / len(names))
+    drawn = draw(few, np.full(len(names), 1 / len(names)), resamples).T[places]
+    more = draw(images, np.array([1, 1, number]) / (number + 2), -(-resamples // 2)).T[:2]
+    more = np.concatenate([more, more[::-1]], axis=1)[:, :resamples]
+    return np.concatenate([drawn, more])
 
 
 def failure(experiment: Experiment, method: str) -> str | None:
@@ -298,7 +304,7 @@ def _denoiser_failure(experiment: Experiment, method: str) -> str | None:
         if abs(psnr - PUBLISHED_PSNR) <= NEAR:
             return None
         there = f"the nearest has {psnr:.1f} dB"
-        return f"{method}: no checkpoint is near the published {PUBLISHED_PSNR:g} dB; {there}."
+        return f"{method}: no checkpoint is near {PUBLISHED_PSNR:g} dB, as published for Filt; {there}."
     for each in trainings(method):
         if reason := find_collapse(experiment.trained(each).report):
             return f"{each}: training failed. {reason}"

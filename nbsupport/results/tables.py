@@ -54,7 +54,7 @@ SUMMARISED = (
     "attacked", "Add(L_img)", "Filt(L_img)", "Filt(L_sem)", "HGD", "PA-Filt(L_img)",
     "PA-Filt(L_img+KL)", "JPEG 40",
 )  # fmt: skip
-SMOOTHING = 20.0, 36.0  # dB of clean PSNR: filters that smooth every image, but not beyond use
+SMOOTHING = 36.0  # dB of clean PSNR: denoisers that change every image have less
 VERDICTS = ("holds", "fails", "inconclusive", "unreliable")
 LOOKS: Any = [
     {"selector": "caption", "props": "text-align: left; max-width: 58em"},
@@ -363,14 +363,14 @@ def describe(rows: pd.DataFrame) -> list[str]:
         f"denoisers, {means[best]:.3f}; the bare classifier keeps {means['attacked']:.3f}, and "
         f"{simple}, which needs no training, keeps {means[simple]:.3f}.",
     ]
-    smooth = curves.index.intersection(psnr[psnr.between(*SMOOTHING)].index)
-    near = curves.index.intersection(psnr[psnr > SMOOTHING[1]].index).drop("attacked")
+    smooth = curves.index.intersection(psnr[psnr <= SMOOTHING].index)
+    near = curves.index.intersection(psnr[psnr > SMOOTHING].index).drop("attacked")
     if len(smooth) and len(near):
         gains = [curves.loc[group, half] - bare[half] for group in (smooth, near)]
         spelled = [f"{gain.min():+.2f} to {gain.max():+.2f}" for gain in gains]
         sentences.append(
-            "Methods that change every image (clean PSNR of {:g} to {:g} dB) gain {} at that ε; "
-            "methods with a higher clean PSNR gain {}.".format(*SMOOTHING, *spelled)
+            f"At ε = {short(half)}, methods that change every image (clean PSNR up to "
+            "{:g} dB) gain {}; methods with a higher one gain {}.".format(SMOOTHING, *spelled)
         )
     return sentences
 
