@@ -406,7 +406,7 @@ def views(rows: pd.DataFrame, study: Study) -> dict[str, pd.DataFrame]:
         found["Both attackers over ε"] = _place(rows[rows["metric"] == "accuracy"], places)
         if (audits := rows[rows["metric"] == "gap"]).empty:
             return found
-        title = f"The audit: every attack at each ε from scratch, {audits['n'].iloc[0]} images"
+        title = f"The audit: every attack at some ε from scratch, {audits['n'].iloc[0]} images"
         return found | {title: audit_table(rows, study.audit_trace_eps)}
     title, swept = "Over the number n of PGD steps, at ε = ", rows["steps"] != rows["steps"].iloc[0]
     over_n = {title + short(eps): wide_table(rows, eps) for eps in rows[swept]["eps"].unique()}
@@ -436,6 +436,7 @@ def caption(name: str, study: Study) -> str:
         study=study,
         subject=subject(study),
         restart_steps=min(RESTART_STEPS, study.audit_steps),
+        audit_eps=", ".join(map(short, study.audit_eps)),
         radii=", ".join(f"{radius:g}" for radius in L2_RADII),
         checks="; ".join(f"*{check}*: {expected}" for check, expected in CHECKS.items()),
         few=f" on the first {few} images" if few else "",
