@@ -88,11 +88,10 @@ def test_each_defence_has_a_panel_with_both_attackers_and_no_filter():
     figure = draw_defences(rows, methods)
     assert [axis.get_title() for axis in figure.axes] == methods
     for axis, method in zip(figure.axes, methods, strict=True):
-        bare, dashed, solid = axis.lines
-        assert np.array_equal(bare.get_ydata(), values(rows, "attacked", "worst", "accuracy"))
-        assert np.array_equal(dashed.get_ydata(), values(rows, method, "envelope", "accuracy"))
-        assert np.array_equal(solid.get_ydata(), values(rows, method, "worst", "accuracy"))
-        assert (dashed.get_linestyle(), solid.get_linestyle()) == ("--", "-")
+        expected = itertools.product(("envelope", "worst"), ("attacked", method))
+        for line, (attack, name) in zip(axis.lines, expected, strict=True):
+            assert np.array_equal(line.get_ydata(), values(rows, name, attack, "accuracy"))
+            assert line.get_linestyle() == ("--" if attack == "envelope" else "-")
 
 
 def test_gains_are_curves_with_their_intervals():

@@ -129,13 +129,13 @@ def _stroke(method: str) -> Any:
 def draw_defences(rows: pd.DataFrame, methods: Sequence[str]) -> Figure:
     """A panel per defence: its accuracy over ε under both attackers, and that without a filter.
 
-    `rows` are those of the adaptive evaluation.
+    `rows` are those of the adaptive evaluation. Without a filter, they may lack the gray-box curve.
     """
     found = rows[rows["metric"] == "accuracy"].set_index(["method", "attack", "eps"])["value"]
     curves: dict[Any, Any] = {
         key: part.droplevel([0, 1]) for key, part in found.groupby(level=[0, 1])
     }
-    bare = curves["attacked", WORST]
+    strengths = list(curves["attacked", WORST].index)
     columns = min(4, len(methods))
     lines = -(-len(methods) // columns)
     size = 2.9 * columns, 2.3 * lines + 0.4
@@ -144,16 +144,18 @@ def draw_defences(rows: pd.DataFrame, methods: Sequence[str]) -> Figure:
         if method is None:
             axis.remove()
             continue
-        axis.plot(bare.index, bare, color="#999999", lw=1, label="no filter, adaptive")
         for attack, style, label in (("envelope", "--", "gray-box"), (WORST, "-", "adaptive")):
-            curve, colour = curves[method, attack], COLOURS[method]
-            axis.plot(curve.index, curve, style, label=label, color=colour)
-        eps_axis(axis, list(bare.index))
+            if ("attacked", attack) in curves:
+                bare, grey = curves["attacked", attack], {"color": "#999999", "lw": 1}
+                axis.plot(bare.index, bare, style, label=f"no filter, {label}", **grey)
+            curve = curves[method, attack]
+            axis.plot(curve.index, curve, style, label=label, color=COLOURS[method])
+        eps_axis(axis, strengths)
         axis.set(title=method, xlabel="", ylim=(-0.03, 1.03))
         axis.tick_params(labelbottom=methods.index(method) + columns >= len(methods))
     figure.supxlabel("attack strength ε (images in [0, 1])")
     figure.supylabel("accuracy")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper right", ncols=3)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper right", ncols=2)
     return figure
 
 
