@@ -303,8 +303,8 @@ def _denoiser_failure(experiment: Experiment, method: str) -> str | None:
         psnr = curve[str(experiment.find_step(method))]
         if abs(psnr - PUBLISHED_PSNR) <= NEAR:
             return None
-        there = f"the nearest has {psnr:.1f} dB"
-        return f"{method}: no checkpoint is near {PUBLISHED_PSNR:g} dB, as published for Filt; {there}."
+        missing = f"no checkpoint is near {PUBLISHED_PSNR:g} dB, as published for Filt"
+        return f"{method}: {missing}; the nearest has {psnr:.1f} dB."
     for each in trainings(method):
         if reason := find_collapse(experiment.trained(each).report):
             return f"{each}: training failed. {reason}"
