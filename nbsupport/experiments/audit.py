@@ -207,9 +207,10 @@ def _check_audit(minimal: Minimal, audit: Audit) -> dict[str, Verdict]:
     flat += f"n = {audit.steps[-2]} to {audit.steps[-1]}"
     gap, number = max(find_gaps(minimal, audit)), len(audit.envelope[0])
     most = float(stats.beta.ppf(0.95, gap + 1, max(number - gap, 1)))  # Clopper-Pearson
-    missed = f"at most {gap} of {number} images fall to the audit only, so up to {most:.0%} of all"
+    missed = f"at any ε at most {gap} of {number} images fall to the audit only; "
+    missed += f"with 95 % confidence at most {most:.0%} of all images would"
     return {
-        "audit": (gap <= MISSED_IMAGES, f"{missed} (95 %)"),
+        "audit": (gap <= MISSED_IMAGES, missed),
         "ε": _never_come_back(robust, "fall at one ε and withstand the next"),
         "n": _never_come_back(trace, f"fall at one n and withstand the next; {over_n}"),
         "oblivious": _no_weaker_than(audit, "oblivious", "gray-box"),

@@ -93,7 +93,7 @@ def show_both_attackers(experiment: Experiment, method: str, image: int, eps: fl
         images[name] = pgd(network, clean, label, eps, steps=study.steps, seed=study.seed)
         images[f"{name}, denoised"] = denoiser(images[name])
     panels = [picture.panel for picture in _predict(experiment, images)]
-    return draw_panels([panels], [f"ε = {short(eps)}"])
+    return draw_panels([panels], [f"ε = {short(eps)}"], size=(1.95, 2.35))
 
 
 @torch.no_grad()

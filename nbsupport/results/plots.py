@@ -251,7 +251,7 @@ def draw_differences(rows: pd.DataFrame) -> Figure:
         axis.set(xlabel="ε", title=f"{method}\nminus {other}\nseeds {seeds}")
         axis.tick_params(axis="x", labelsize=7)
     axes[0, 0].set_ylabel("difference in accuracy")
-    figure.suptitle(f"95 % intervals over trainings and {rows['n'].iloc[0]} test images")
+    figure.suptitle("Mean and 95 % interval; thin: each training")
     return figure
 
 
