@@ -480,6 +480,7 @@ def test_a_resample_draws_whole_groups():
 def test_the_interval_of_a_mean_over_groups_is_students(number):
     means = np.random.default_rng(0).normal(size=number)
     drawn = resample(np.repeat(np.arange(number), 3), resamples=20_000)[:-2:3]
+    assert len({*drawn.sum(axis=0)}) == 1  # multinomial: the same number of groups each time
     found = np.quantile(means @ drawn / drawn.sum(axis=0), (0.025, 0.975))
     expected = student.interval(0.95, number - 1, means.mean(), sem(means))
     np.testing.assert_allclose(found, expected, atol=0.05 * np.ptp(expected))

@@ -14,7 +14,7 @@ from nbsupport.results import report, tables
 from nbsupport.results.claims import published_claims
 from nbsupport.results.report import build, studies, update_readme
 from nbsupport.results.save import REPOSITORY, RESULTS
-from nbsupport.study import eps_label
+from nbsupport.study import EPS, eps_label
 
 FIGURES = REPOSITORY / "figures"
 
@@ -81,6 +81,13 @@ def test_the_claims_that_differ_are_those_that_no_published_network_decides_so(p
             if outcome in ("holds", "fails") and outcome not in published:
                 differing.add(row["claim"])
     assert {words(row.th) for row in rows} == differing
+
+
+def test_the_first_finding_averages_accuracy_over_the_papers_strengths():
+    rows = pd.read_csv(FIGURES / "cifar10" / "table1.csv").query("method == 'attacked'")
+    bare = rows.query("attack == 'pgd' and metric == 'accuracy'").set_index("eps")["value"][[*EPS]]
+    first, *_ = report.findings(studies([FIGURES])["cifar10"])
+    assert len(bare) == 13 and f"no filter {sum(bare) / 13:.3f};" in first
 
 
 def test_in_a_folder_of_pages_it_leads_to_them_and_has_the_explorer(figures, tmp_path, monkeypatch):

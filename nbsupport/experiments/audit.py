@@ -1,7 +1,7 @@
-"""The audit of the adaptive evaluation: every attack at every ε for itself, and sanity checks.
+"""The audit of the adaptive evaluation: every attack at some ε from scratch, and sanity checks.
 
 It is far more expensive than `adaptive_evaluation`, so it looks at fewer images. It shares no step
-with it: each ε is attacked from nothing, by the whole plan.
+with it: each ε of `audit_eps` is attacked from nothing, by the whole plan.
 """
 
 import json

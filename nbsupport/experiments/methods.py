@@ -54,7 +54,7 @@ DEFENCES = (*_TRAINED, *BASELINES, "PA-Filt(L_adv)")
 """The methods of the adaptive evaluation: those of Tables 1 to 5, and PA-Filt(L_adv)."""
 AUDITED: tuple[str, ...] = ("attacked", "Filt(L_img)", "Filt(L_sem)", "PA-Filt(L_img)", BOTH_LOSSES)
 AUDITED += ("JPEG 40", "Adv", "Filt+Adv")
-"""The defences for which every ε is also attacked from scratch."""
+"""The defences for which some ε are also attacked from scratch."""
 
 
 def split_method(method: str) -> tuple[str, str]:

@@ -146,8 +146,8 @@ def draw_defences(rows: pd.DataFrame, methods: Sequence[str]) -> Figure:
             continue
         for attack, style, label in (("envelope", "--", "gray-box"), (WORST, "-", "adaptive")):
             if ("attacked", attack) in curves:
-                bare, grey = curves["attacked", attack], {"color": "#999999", "lw": 1}
-                axis.plot(bare.index, bare, style, label=f"no filter, {label}", **grey)
+                bare, name = curves["attacked", attack], f"no filter, {label}"
+                axis.plot(bare.index, bare, style, color="#999999", lw=1, label=name)
             curve = curves[method, attack]
             axis.plot(curve.index, curve, style, label=label, color=COLOURS[method])
         eps_axis(axis, strengths)

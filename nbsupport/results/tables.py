@@ -367,10 +367,10 @@ def describe(rows: pd.DataFrame) -> list[str]:
     near = curves.index.intersection(psnr[psnr > SMOOTHING].index).drop("attacked")
     if len(smooth) and len(near):
         gains = [curves.loc[group, half] - bare[half] for group in (smooth, near)]
-        spelled = [f"{gain.min():+.2f} to {gain.max():+.2f}" for gain in gains]
+        some, others = (f"{gain.min():+.2f} to {gain.max():+.2f}" for gain in gains)
         sentences.append(
             f"At ε = {short(half)}, methods that change every image (clean PSNR up to "
-            "{:g} dB) gain {}; methods with a higher one gain {}.".format(SMOOTHING, *spelled)
+            f"{SMOOTHING:g} dB) gain {some}; methods with a higher one gain {others}."
         )
     return sentences
 
