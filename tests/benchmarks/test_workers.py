@@ -19,17 +19,22 @@ from nbsupport.study import Study
 
 PHASES = {
     "attacked": ("attacked",),
-    "denoiser": ("Add(L_img)", "Add(L_sem)", "Filt(L_img)", "Filt(L_sem)"),
+    "denoiser": (
+        "Add(L_img)",
+        "Add(L_img)_as_published",
+        "Filt(L_img)",
+        "Filt(L_img)_as_published",
+    ),
     "measurement": ("8-bit", "JPEG 40", "median 3x3", "Gaussian blur"),
 }
-"""Kinds of artifacts, and the methods that need them."""
+"""Kinds of artifacts, and the methods that need them; the trainings are pairs of equal length."""
 
 
 @pytest.fixture
 def experiment(tmp_path):
     """The core of CIFAR-10 at a small size, on photographs, with attacked training images."""
     sizes = dict(train_images=56, test_images=384, classifier_images=70, width=12, kernel_size=5)
-    sizes |= dict(batch_size=24, epochs=2, classifier_epochs=1, steps=3)
+    sizes |= dict(batch_size=24, epochs=1, classifier_epochs=1, steps=3)
     study = Study.named("photographs", "quick", classifier="resnet20", **sizes)
     made = Experiment(study, Store(tmp_path / "base"))
     made.attacked("train")

@@ -2,7 +2,8 @@
 
 import os
 import shutil
-from contextlib import closing
+from contextlib import ExitStack, closing
+from pathlib import Path
 
 import pytest
 from homes import small
@@ -30,6 +31,32 @@ def browser():
         chromium = playwright.chromium.launch(executable_path=shutil.which(CHROMIUM))
         yield chromium.new_context(viewport={"width": 1280, "height": 800})
         chromium.close()
+
+
+@pytest.fixture
+def open_offline(browser):
+    """Opens a file without a network; whatever it asks for beside files, and reports, is an error."""
+    errors, local = [], ("file:", "data:", "blob:")
+    with ExitStack() as contexts:
+
+        def open_file(path, **options):
+            context = contexts.enter_context(
+                closing(browser.browser.new_context(offline=True, **options))
+            )
+            page = context.new_page()
+            page.add_init_script(path=Path(__file__).with_name("probes.js"))
+            page.on("pageerror", lambda error: errors.append(str(error)))
+            page.on(
+                "console", lambda message: message.type == "error" and errors.append(message.text)
+            )
+            page.on(
+                "request", lambda asked: asked.url.startswith(local) or errors.append(asked.url)
+            )
+            page.goto(path.as_uri())
+            return page
+
+        yield open_file
+    assert errors == []
 
 
 @pytest.fixture(scope="session", params=NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])

@@ -2,7 +2,6 @@
 
 import io
 import re
-from contextlib import closing
 
 import numpy as np
 import pytest
@@ -40,29 +39,13 @@ def pages(explorer, tmp_path_factory):
     return {home: folder / name for home, name in zip(HOMES, names, strict=True)}
 
 
-@pytest.fixture(scope="session")
-def contexts(browser):
-    return browser.browser
-
-
 @pytest.fixture
-def opened(contexts, pages, request):
-    """A page without a network, of a width, theme and zoom; whatever it asks for is an error."""
+def opened(open_offline, pages, request):
+    """A page of a width, theme and zoom."""
     home, width, scheme, zoom = (*getattr(request, "param", ("static", 900, "light")), 1)[:4]
-    context = contexts.new_context(
-        viewport={"width": width, "height": 800 // zoom}, color_scheme=scheme,
-        device_scale_factor=zoom, offline=True,
-    )  # fmt: skip
-    page, errors = context.new_page(), []
-    page.add_init_script(path=str(__file__).rpartition("/")[0] + "/probes.js")
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.on("console", lambda message: message.type == "error" and errors.append(message.text))
-    local = ("file:", "data:", "blob:")
-    page.on("request", lambda asked: asked.url.startswith(local) or errors.append(asked.url))
-    page.goto(pages[home].as_uri())
-    with closing(context):
-        yield page
-        assert errors == []
+    size = {"width": width, "height": 800 // zoom}
+    look = dict(viewport=size, color_scheme=scheme, device_scale_factor=zoom)
+    return open_offline(pages[home], **look)
 
 
 @pytest.mark.parametrize("opened", [(home, 900, "light") for home in HOMES], indirect=True)
@@ -210,17 +193,15 @@ def test_the_scale_of_kernels_shows_them(opened):
     assert kernel.evaluate(spread) < own and own > 60
 
 
-def test_large_images_are_enlarged_pixel_by_pixel(contexts, tmp_path):
+def test_large_images_are_enlarged_pixel_by_pixel(open_offline, tmp_path):
     layer = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 3))
     images = torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     explorer = explore(Classifier(layer).eval(), {}, images, torch.tensor([0]), eps=(0.0, 0.1))
     (tmp_path / "large.html").write_text(embed(explorer), encoding="utf-8")
-    with closing(contexts.new_context()) as context:
-        page = context.new_page()
-        page.goto((tmp_path / "large.html").as_uri())
-        page.get_by_role("button", name="enlarge clean").click()
-        canvas = page.locator("dialog canvas")
-        assert canvas.evaluate("(c) => c.width") == 224 <= canvas.bounding_box()["width"]
+    page = open_offline(tmp_path / "large.html")
+    page.get_by_role("button", name="enlarge clean").click()
+    canvas = page.locator("dialog canvas")
+    assert canvas.evaluate("(c) => c.width") == 224 <= canvas.bounding_box()["width"]
 
 
 def test_the_methods_differ_by_dash_or_marker(opened, explorer):

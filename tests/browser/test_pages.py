@@ -1,7 +1,6 @@
 """The report and a notebook's page, read from files without a network, on a phone and on a desk."""
 
 import re
-from contextlib import closing
 
 import pytest
 from lab import REPOSITORY
@@ -53,29 +52,10 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(params=[390, 1280])
-def opened(request, folder, browser):
-    """Opens a page at a width; it may ask for nothing, and nothing may fail."""
-    size = {"width": request.param, "height": 800}
-    context = browser.browser.new_context(viewport=size, offline=True)
-    asked = []
-
-    def open_page(name):
-        page = context.new_page()
-        page.on("request", lambda request: asked.append(request.url))
-        page.on("pageerror", lambda error: asked.append(str(error)))
-        page.on("console", lambda m: m.type == "error" and asked.append(m.text))
-        page.goto(f"file://{folder}/{name}")
-        return page
-
-    with closing(context):
-        yield open_page
-    assert [each for each in asked if not re.match("file:|data:|blob:", each)] == []
-
-
+@pytest.mark.parametrize("width", [390, 1280])
 @pytest.mark.parametrize("name", ["index.html", "07_pa_filt.html"])
-def test_it_can_be_read_without_a_network(name, opened, folder):
-    page = opened(name)
+def test_it_can_be_read_without_a_network(name, width, open_offline, folder):
+    page = open_offline(folder / name, viewport={"width": width, "height": 800})
     closed = "document.querySelectorAll('main details')"
     page.evaluate(f"{closed}.forEach((each) => {{ each.open = true; }})")
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
