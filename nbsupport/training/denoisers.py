@@ -276,13 +276,15 @@ def weigh_fusion_losses(
     clean, *_ = batches = _batches(attacked, denoiser)
     if kind == "mean":
         return torch.ones(len(batches)).to(clean)
-    every, loss = [denoiser.parts(x) for x in batches], partial(fusion_loss, classifier)
-    if kind == "regret":
-        losses = [(loss(parts.sl, clean) - loss(parts.m, clean)).abs() for parts in every]
-    else:
-        loss = loss if kind == "balanced" else partial(logit_divergence, classifier)
-        losses = [loss((parts.sl + parts.m) / 2, clean) for parts in every]
-    scale = torch.stack(losses)
+    loss = partial(logit_divergence if kind == "kl" else fusion_loss, classifier)
+
+    def cost(images: Images) -> Scalar:
+        parts = denoiser.parts(images)  # with all kernels: too large to keep for every strength
+        if kind == "regret":
+            return (loss(parts.sl, clean) - loss(parts.m, clean)).abs()
+        return loss((parts.sl + parts.m) / 2, clean)
+
+    scale = torch.stack([cost(images) for images in batches])
     return 1 / scale.clamp(min=scale.max() / 100)
 
 
