@@ -462,7 +462,7 @@ def formatted(frame: pd.DataFrame) -> pd.DataFrame:
     def spell(line: pd.Series) -> pd.Series:
         psnr = (line.index == CLEAN_PSNR) | (METRICS["psnr"] in str(line.name))
         cells = [
-            f"{cell:.{digits}f}" if isinstance(cell, float) else str(cell)
+            f"{cell:z.{digits}f}" if isinstance(cell, float) else str(cell)
             for cell, digits in zip(line, np.where(psnr, 2, 3), strict=True)
         ]
         return pd.Series(cells, line.index).replace({"inf": "∞", "nan": ""})
