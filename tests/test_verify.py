@@ -4,10 +4,13 @@ import dataclasses
 
 import pandas as pd
 import pytest
+import torch
 
+from nbsupport.denoisers import pretrained
 from nbsupport.experiments import audit
 from nbsupport.experiments.adaptive_evaluation import evaluate_adaptively
 from nbsupport.experiments.artifacts import Experiment
+from nbsupport.results import verify as module
 from nbsupport.results.save import save_adaptive
 from nbsupport.results.verify import verify
 from nbsupport.study import Study
@@ -38,8 +41,7 @@ def test_an_image_that_falls_elsewhere_is_named(recorded):
     table.to_csv(recorded, index=False)
     found = verify("photographs", "8-bit", images=2)
     assert found[:2] == (2, 1)
-    _, line = found.report.splitlines()
-    assert "image 1: recorded withstands every ε, now " in line
+    assert "image 1: recorded withstands every ε, now " in found.report
 
 
 def test_what_is_missing_is_refused_and_not_made(recorded, tmp_path, monkeypatch):
@@ -60,14 +62,16 @@ def test_what_is_missing_is_refused_and_not_made(recorded, tmp_path, monkeypatch
 
 
 def test_a_pretrained_network_stands_in_for_a_stored_one_of_the_same_training(monkeypatch):
-    from nbsupport.denoisers import pretrained
-    from nbsupport.results import verify as module
-
-    experiment, name = Experiment(Study.named("cifar10", "smoke")), "cifar10-Filt(L_img)"
-    about, classifier = pretrained.about(name), pretrained.about("cifar10-classifier")
-    trained = about["specification"]["trained"], classifier["specification"]
-    monkeypatch.setattr(Experiment, "denoiser_specification", lambda *_: trained[0])
-    monkeypatch.setattr(Experiment, "classifier_specification", lambda *_: trained[1])
-    found, behind = module._load(experiment, "Filt(L_img)")
-    assert type(found) is type(pretrained.load_pretrained(name))
-    assert str(behind) == str(pretrained.load_pretrained("cifar10-classifier"))
+    monkeypatch.setattr(
+        Experiment, "denoiser_specification",
+        lambda _, recipe: pretrained.about(f"cifar10-{recipe}")["specification"]["trained"],
+    )  # fmt: skip
+    classifier = pretrained.about("cifar10-classifier")["specification"]
+    monkeypatch.setattr(Experiment, "classifier_specification", lambda *_: classifier)
+    images, load = pretrained.samples().images[:2], pretrained.load_pretrained
+    filt, pa_filter = load("cifar10-Filt(L_img)"), load("cifar10-PA-Filt(L_img)")
+    expected = {"Filt(L_img)": filt(images), "PA-Filt(L_img)_m": pa_filter.parts(images).m}
+    for method, filtered in expected.items():
+        found, behind = module._load(Experiment(Study.named("cifar10", "smoke")), method)
+        assert torch.equal(found(images), filtered)
+        assert str(behind) == str(load("cifar10-classifier"))

@@ -1,7 +1,7 @@
 """Measure a row of a stored adaptive evaluation again, on a few of its images."""
 
 import json
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -84,14 +84,15 @@ def _load(experiment: Experiment, method: str) -> tuple[nn.Module, nn.Module]:
         pretrained.about(name)["specification"], specification
     )
     classifier = pretrained.load_pretrained(name) if same else experiment.classifier(kind)
-    name = f"{experiment.study.name}-{recipe}"
-    if recipe is None or name not in pretrained.names():
+    whole = "PA-Filt(L_img)" if recipe == "Y-Net" else recipe  # which contains it, unchanged
+    name = f"{experiment.study.name}-{whole}"
+    if whole is None or name not in pretrained.names():
         return experiment.denoiser(method), classifier
     about = pretrained.about(name)["specification"]["trained"]
-    if not _equal(about, experiment.denoiser_specification(recipe)):
+    if not _equal(about, experiment.denoiser_specification(whole)):
         return experiment.denoiser(method), classifier
-    denoiser = pretrained.load_pretrained(name)
-    return (View(denoiser, output).eval() if output else denoiser), classifier  # type: ignore[arg-type]
+    denoiser: Any = pretrained.load_pretrained(name)
+    return denoiser if output is None else View(denoiser.ynet, output).eval(), classifier
 
 
 def _equal(stored: object, specification: dict[str, object]) -> bool:
