@@ -75,7 +75,7 @@ def test_the_claims_that_differ_are_those_that_no_published_network_decides_so(p
     rows, paper = page.find(id="differences").table.tbody.find_all("tr"), published_claims()
     differing = set()
     for path in FIGURES.glob("*/claims*.csv"):
-        for row in pd.read_csv(path).fillna("").to_dict("records"):
+        for row in pd.read_csv(path, dtype=str).fillna("").to_dict("records"):
             outcome = row.get("outcome") or row["plain_outcome"]
             published = {*paper[paper["claim"] == row["claim"]]["outcome"]} or {"holds"}
             if outcome in ("holds", "fails") and outcome not in published:
