@@ -117,12 +117,13 @@ def add_bands(axes: Axes, eps: Sequence[float], curves: Mapping[str, PerImage], 
 
 
 def _look(method: str) -> Any:
-    return {"color": COLOURS[method], "marker": MARKERS[method]}
+    """A line's look; a baseline at another strength, as `Gaussian blur 0.8`, has none of its own."""
+    return {"color": COLOURS.get(method, "#999999"), "marker": MARKERS.get(method, ".")}
 
 
 def _stroke(method: str) -> Any:
     """A line's look without marks: simple filters share a colour and differ in their dashes."""
-    return {"color": COLOURS[method], "dashes": DASHES.get(method, (None, None))}
+    return {"color": _look(method)["color"], "dashes": DASHES.get(method, (None, None))}
 
 
 @sheet()
@@ -149,7 +150,7 @@ def draw_defences(rows: pd.DataFrame, methods: Sequence[str]) -> Figure:
                 bare, name = curves["attacked", attack], f"no filter, {label}"
                 axis.plot(bare.index, bare, style, color="#999999", lw=1, label=name)
             curve = curves[method, attack]
-            axis.plot(curve.index, curve, style, label=label, color=COLOURS[method])
+            axis.plot(curve.index, curve, style, label=label, color=_look(method)["color"])
         eps_axis(axis, strengths)
         axis.set(title=method, xlabel="", ylim=(-0.03, 1.03))
         axis.tick_params(labelbottom=methods.index(method) + columns >= len(methods))
@@ -167,10 +168,10 @@ def draw_gains(rows: pd.DataFrame, methods: Sequence[str]) -> Figure:
     for method in methods:
         part = rows[(rows["method"] == method) & (rows["attack"] == WORST)]
         found = part.pivot(index="eps", columns="metric", values="value")
-        axis.fill_between(found.index, found[GAIN[1]], found[GAIN[2]], color=COLOURS[method],
+        look = _look(method) | _stroke(method)
+        axis.fill_between(found.index, found[GAIN[1]], found[GAIN[2]], color=look["color"],
                           alpha=0.15, lw=0)  # fmt: skip
-        axis.plot(found.index, found[GAIN[0]], label=method, marker=MARKERS[method],
-                  **_stroke(method))  # fmt: skip
+        axis.plot(found.index, found[GAIN[0]], label=method, **look)
     axis.axhline(0, color="black", lw=1)
     eps_axis(axis, sorted(rows["eps"].dropna().unique()))
     axis.set_ylabel("gain in accuracy")
