@@ -31,7 +31,8 @@ def recorded(experiment, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_same_networks_fall_at_the_same_strengths(recorded, method):
-    assert verify("photographs", method)[:2] == (4, 4)
+    found = verify("photographs", method)
+    assert found[:2] == (4, 4) and "4 of 4 images" in found.report
 
 
 def test_an_image_that_falls_elsewhere_is_named(recorded):
@@ -62,11 +63,10 @@ def test_what_is_missing_is_refused_and_not_made(recorded, tmp_path, monkeypatch
 
 
 def test_a_pretrained_network_stands_in_for_a_stored_one_of_the_same_training(monkeypatch):
-    monkeypatch.setattr(
-        Experiment, "denoiser_specification",
-        lambda _, recipe: pretrained.about(f"cifar10-{recipe}")["specification"]["trained"],
-    )  # fmt: skip
-    classifier = pretrained.about("cifar10-classifier")["specification"]
+    about = pretrained.about
+    monkeypatch.setattr(Experiment, "denoiser_specification",
+                        lambda _, x: about(f"cifar10-{x}")["specification"]["trained"])  # fmt: skip
+    classifier = about("cifar10-classifier")["specification"]
     monkeypatch.setattr(Experiment, "classifier_specification", lambda *_: classifier)
     images, load = pretrained.samples().images[:2], pretrained.load_pretrained
     filt, pa_filter = load("cifar10-Filt(L_img)"), load("cifar10-PA-Filt(L_img)")

@@ -117,8 +117,8 @@ def add_bands(axes: Axes, eps: Sequence[float], curves: Mapping[str, PerImage], 
 
 
 def _look(method: str) -> Any:
-    """A line's look; a baseline of another strength, as `JPEG 20`, has none of its own."""
-    return {"color": COLOURS.get(method, "#6b6b6b"), "marker": MARKERS.get(method, ".")}
+    """A line's look; a baseline of another strength, as `JPEG 20`, has the baselines' colour."""
+    return {"color": COLOURS.get(method, COLOURS["JPEG 40"]), "marker": MARKERS.get(method, ".")}
 
 
 def _stroke(method: str) -> Any:
